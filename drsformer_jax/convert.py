@@ -1,0 +1,245 @@
+"""Parameters of the official PyTorch programs into ours, and back.
+
+One table: each rule names leaves of ours, the official key that fills them, and how the axes lie.
+`{i}` in a key counts along the leaf's first axis, the stack of blocks or steps; `{j}` along its
+last, the branches of the sparse attention, from 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from drsformer_jax.config import ModelConfig
+from drsformer_jax.errors import InputError
+from drsformer_jax.nn import DRSformer
+from drsformer_jax.nn.experts import DILATED_SIZES, SEPARABLE_SIZES
+from drsformer_jax.nn.feedforward import hidden_order
+from drsformer_jax.nn.functional import Params, abstract_params, build
+
+
+class _Layout(NamedTuple):
+    """How an official array's axes become ours, and back."""
+
+    ours: Callable[[np.ndarray], np.ndarray]
+    official: Callable[[np.ndarray], np.ndarray]
+
+
+_SAME = _Layout(lambda w: w, lambda w: w)
+_LINEAR = _Layout(lambda w: w.T, lambda w: w.T)
+_CONV = _Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
+_POINTWISE = _Layout(lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])
+_DEPTHWISE = _Layout(lambda w: w[:, 0].transpose(1, 2, 0), lambda w: w.transpose(2, 0, 1)[:, None])
+_HEADS = _Layout(lambda w: w[:, 0, 0], lambda w: w[:, None, None])
+_SCALAR = _Layout(lambda w: w[0], lambda w: w[None])
+
+_STAGE = r"(\w+)\.layers\."
+_STEP = r"(\w+)\.steps\.layers\."
+_STEP_KEY = r"\1.layers.1._ops.{i}."
+
+_RULES: tuple[tuple[str, str, _Layout], ...] = (
+    (r"patch_embed\.kernel", r"patch_embed.proj.weight", _CONV),
+    (r"((?:down|up)\d_\d)\.kernel", r"\1.body.0.weight", _CONV),
+    (r"output\.kernel", r"output.weight", _CONV),
+    (r"(reduce_chan_level\d)\.kernel", r"\1.weight", _POINTWISE),
+    (r"(output|reduce_chan_level\d)\.bias", r"\1.bias", _SAME),
+    (_STAGE + r"(norm[12])\.(weight|bias)", r"\1.{i}.\2.body.\3", _SAME),
+    (_STAGE + r"attn\.temperature", r"\1.{i}.attn.temperature", _HEADS),
+    (_STAGE + r"attn\.branches", r"\1.{i}.attn.attn{j}", _SCALAR),
+    (_STAGE + r"attn\.(qkv|project_out)\.kernel", r"\1.{i}.attn.\2.weight", _POINTWISE),
+    (_STAGE + r"attn\.qkv_dwconv\.kernel", r"\1.{i}.attn.qkv_dwconv.weight", _DEPTHWISE),
+    (_STAGE + r"ffn\.(project_in|project_out)\.kernel", r"\1.{i}.ffn.\2.weight", _POINTWISE),
+    (_STAGE + r"ffn\.(dwconv|dwconv3x3|dwconv5x5)\.kernel", r"\1.{i}.ffn.\2.weight", _DEPTHWISE),
+    (_STAGE + r"ffn\.(dwconv\dx\d_1)\.kernel", r"\1.{i}.ffn.\2.weight", _CONV),
+    (_STAGE + r"(attn|ffn)\.(\w+)\.bias", r"\1.{i}.\2.\3.bias", _SAME),
+    (r"(\w+)\.gate_in\.kernel", r"\1.layers.0.ca_fc.0.weight", _LINEAR),
+    (r"(\w+)\.gate_in\.bias", r"\1.layers.0.ca_fc.0.bias", _SAME),
+    (r"(\w+)\.gate_out\.kernel", r"\1.layers.0.ca_fc.2.weight", _LINEAR),
+    (r"(\w+)\.gate_out\.bias", r"\1.layers.0.ca_fc.2.bias", _SAME),
+    (r"(\w+)\.preprocess\.kernel", r"\1.layers.1.preprocess.op.0.weight", _POINTWISE),
+    (_STEP + r"join\.kernel", _STEP_KEY + r"_out.0.weight", _POINTWISE),
+    *(
+        (_STEP + rf"{expert}\.{part}\.kernel", _STEP_KEY + f"_ops.{x}.op.{place}.weight", layout)
+        for x, (expert, parts) in enumerate(
+            [(f"separable{size}", (0, 1, 3, 4)) for size in SEPARABLE_SIZES]
+            + [(f"dilated{size}", (0, 1)) for size in DILATED_SIZES]
+        )
+        for place, (part, layout) in zip(
+            parts,
+            (
+                [("depthwise_first", _DEPTHWISE), ("pointwise_first", _POINTWISE)]
+                + [("depthwise_last", _DEPTHWISE), ("pointwise_last", _POINTWISE)]
+                if len(parts) == 4
+                else [("depthwise", _DEPTHWISE), ("pointwise_last", _POINTWISE)]
+            ),
+            strict=True,
+        )
+    ),
+)
+# Leaves whose last axis holds the hidden channels in the order of `MixedScale`.
+_REORDERED = re.compile(_STAGE + r"ffn\.(project_in|dwconv3x3|dwconv5x5)\.(kernel|bias)")
+
+
+class _Entry(NamedTuple):
+    """One official key: the place it fills in a leaf, and how."""
+
+    leaf: str
+    place: tuple[Any, ...]
+    layout: _Layout
+    order: np.ndarray | None
+
+    def to_ours(self, value: np.ndarray) -> np.ndarray:
+        value = self.layout.ours(value)
+        return value if self.order is None else value[..., self.order]
+
+    def to_official(self, value: np.ndarray) -> np.ndarray:
+        return self.layout.official(
+            value if self.order is None else value[..., np.argsort(self.order)]
+        )
+
+
+def _entries(config: ModelConfig) -> dict[str, _Entry]:
+    """Every official key of the architecture."""
+    entries: dict[str, _Entry] = {}
+    for leaf, abstract in _flat(abstract_params(config)).items():
+        template, layout = _rule(leaf)
+        reordered = config.feed_forward == "msfn" and _REORDERED.fullmatch(leaf)
+        order = np.array(hidden_order(abstract.shape[-1] // 2)) if reordered else None
+        for key, place in _places(template, abstract.shape):
+            entries[key] = _Entry(leaf, place, layout, order)
+    return entries
+
+
+def _rule(leaf: str) -> tuple[str, _Layout]:
+    found = [
+        (match.expand(key), layout)
+        for pattern, key, layout in _RULES
+        if (match := re.fullmatch(pattern, leaf))
+    ]
+    if len(found) != 1:
+        raise AssertionError(f"{len(found)} rules of the conversion table match {leaf}")
+    return found[0]
+
+
+def _places(template: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    for i in range(shape[0]) if "{i}" in template else [None]:
+        stack = () if i is None else (i,)
+        for j in range(shape[-1]) if "{j}" in template else [None]:
+            key = template.replace("{i}", str(i)).replace("{j}", str(j and j + 1 or 1))
+            yield key, stack if j is None else (*stack, ..., j)
+
+
+def _flat(tree: Params) -> dict[str, Any]:
+    return traverse_util.flatten_dict(tree, sep=".")
+
+
+def from_torch(state: Mapping[str, Any], config: ModelConfig | None = None) -> DRSformer:
+    """Builds the network from an official state dict.
+
+    Args:
+        state: official keys to arrays, channels first as PyTorch has them.
+        config: the architecture; read off the keys and shapes where it is not given.
+
+    Raises:
+        InputError: names every missing, unused and wrongly shaped key.
+    """
+    config = config or infer_config({key: np.shape(value) for key, value in state.items()})
+    return build(config, params_from_torch(state, config))
+
+
+def params_from_torch(state: Mapping[str, Any], config: ModelConfig) -> Params:
+    """The parameters of `config` from an official state dict; raises as `from_torch` does."""
+    entries = _entries(config)
+    abstract = _flat(abstract_params(config))
+    problems = [f"{key} is missing" for key in entries if key not in state]
+    problems += [f"{key} is not used" for key in state if key not in entries]
+    leaves = {leaf: np.zeros(value.shape, value.dtype) for leaf, value in abstract.items()}
+    for key in entries.keys() & state.keys():
+        entry = entries[key]
+        value, target = np.asarray(state[key]), leaves[entry.leaf][entry.place]
+        expected = entry.to_official(np.asarray(target)).shape
+        if value.shape == expected:
+            leaves[entry.leaf][entry.place] = entry.to_ours(value)
+        else:
+            problems.append(f"{key} has shape {value.shape}, expected {expected}")
+    if problems:
+        raise InputError("the checkpoint does not fit the network: " + "; ".join(problems))
+    params = {leaf: jax.numpy.asarray(value) for leaf, value in leaves.items()}
+    return traverse_util.unflatten_dict(params, sep=".")
+
+
+def params_to_torch(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
+    """The official state dict of parameters, or of anything of their structure (gradients)."""
+    leaves = {leaf: np.asarray(value) for leaf, value in _flat(params).items()}
+    return {
+        key: np.ascontiguousarray(entry.to_official(leaves[entry.leaf][entry.place]))
+        for key, entry in _entries(config).items()
+    }
+
+
+def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
+    """Reads the architecture off the keys and shapes of an official state dict.
+
+    The fractions of the top-k attention leave no trace in a checkpoint: the published four are
+    taken.
+
+    Raises:
+        InputError: if the keys belong to no network of this family.
+    """
+    levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
+    first = "encoder_level1.0"
+    try:
+        dim = shapes["patch_embed.proj.weight"][0]
+        heads = tuple(shapes[f"{level}.0.attn.temperature"][0] for level in levels)
+        hidden = [shapes[f"{level}.0.ffn.project_out.weight"][1] for level in levels]
+        widened = shapes[f"{first}.ffn.project_in.weight"][0]
+    except (KeyError, IndexError) as error:
+        raise InputError(
+            f"the checkpoint has no usable {error}; expected the keys of DRSformer or Restormer"
+        ) from None
+    if f"{first}.ffn.dwconv3x3.weight" in shapes:
+        feed_forward, hidden = "msfn", [width // 2 for width in hidden]
+    elif f"{first}.ffn.dwconv.weight" in shapes:
+        feed_forward = "gdfn" if widened == 2 * hidden[0] else "dfn"
+    else:
+        feed_forward = "fn"
+    refinement_blocks = _count(shapes, "refinement")
+    has_experts = any(key.startswith("refinement.layers.") for key in shapes)
+    config = ModelConfig(
+        dim=dim,
+        blocks=tuple(_count(shapes, level) for level in levels),  # type: ignore[arg-type]
+        heads=heads,  # type: ignore[arg-type]
+        encoder_level0=(
+            "mefc" if any(key.startswith("encoder_level0.") for key in shapes) else "none"
+        ),
+        refinement="mefc" if has_experts else "blocks" if refinement_blocks else "none",
+        refinement_blocks=refinement_blocks or ModelConfig.refinement_blocks,
+        attention="topk" if f"{first}.attn.attn1" in shapes else "dense",
+        feed_forward=feed_forward,  # type: ignore[arg-type]
+        norm="with_bias" if f"{first}.norm1.body.bias" in shapes else "bias_free",
+        bias=f"{first}.attn.qkv.bias" in shapes,
+    )
+    return dataclasses.replace(config, expansion=_expansion(config, hidden))
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], stage: str) -> int:
+    pattern = re.compile(rf"{stage}\.(\d+)\..*")
+    return len({match[1] for key in shapes if (match := pattern.fullmatch(key))})
+
+
+def _expansion(config: ModelConfig, hidden: list[int]) -> float:
+    """The expansion that gives the hidden channels found; the published one where it does."""
+    widths = [config.channels(level) for level in range(4)]
+    if [config.hidden(width) for width in widths] == hidden:
+        return config.expansion
+    low = max(found / width for found, width in zip(hidden, widths, strict=True))
+    high = min((found + 1) / width for found, width in zip(hidden, widths, strict=True))
+    if low >= high:
+        raise InputError(f"hidden channels are {hidden} for {widths}; expected one ratio")
+    return (low + high) / 2

@@ -1,0 +1,20 @@
+"""How a wrong input is told: one line that names the thing, what was found and what would be right."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong. The message is one line: what, found, expected."""
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends a program with one line and exit status 1 on wrong input or a failing file system."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")

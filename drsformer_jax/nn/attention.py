@@ -1,0 +1,54 @@
+"""TKSA, the top-k sparse attention across channels (paper, Sec. 3.2)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.linear import DepthwiseConv, pointwise
+from drsformer_jax.ops.attention import channel_scores, sparse_softmax
+from drsformer_jax.types import Array, Float
+
+
+class Attention(nnx.Module):
+    """Multi-head attention whose scores relate channels, so that its cost is linear in pixels.
+
+    `attention="topk"` sums a softmax over the largest scores of each row for every fraction, with
+    learned weights; `"dense"` is one softmax over all scores (Restormer's MDTA).
+    """
+
+    def __init__(
+        self, channels: int, heads: int, config: ModelConfig, *, rngs: nnx.Rngs
+    ) -> None:
+        self.heads = heads
+        self.qkv = pointwise(channels, 3 * channels, config, bias=config.bias, rngs=rngs)
+        self.qkv_dwconv = DepthwiseConv(3 * channels, 3, config, bias=config.bias, rngs=rngs)
+        self.project_out = pointwise(channels, channels, config, bias=config.bias, rngs=rngs)
+        self.temperature = nnx.Param(jnp.ones((heads,), config.param_dtype))
+        sparse = config.attention == "topk"
+        self.kept = config.kept_scores(channels // heads) if sparse else ()
+        weights = jnp.full((len(self.kept),), 0.2, config.param_dtype)
+        self.branches = nnx.Param(weights) if sparse else None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Attends and projects."""
+        batch, height, width, channels = x.shape
+        qkv = self.qkv_dwconv(self.qkv(x))
+        query, key, value = jnp.split(qkv.reshape(batch, height * width, -1), 3, axis=-1)
+        per_head = (batch, height * width, self.heads, channels // self.heads)
+        scores = channel_scores(
+            query.reshape(per_head), key.reshape(per_head), self.temperature[...]
+        )
+        if self.branches is None:
+            attention = jax.nn.softmax(scores, axis=-1)
+        else:
+            attention = sparse_softmax(scores, self.kept, self.branches[...])
+        # The projection is linear: folded into the small d x d maps, the value is read only once.
+        projection = self.project_out.kernel[...].reshape(self.heads, -1, channels)
+        folded = jnp.einsum("bmde,mdo->bmeo", attention, projection)
+        folded = folded.reshape(batch, channels, channels).astype(x.dtype)
+        y = jnp.einsum("bpc,bco->bpo", value, folded).reshape(x.shape)
+        bias = self.project_out.bias
+        return y if bias is None else y + bias[...].astype(y.dtype)

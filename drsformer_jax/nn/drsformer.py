@@ -1,0 +1,139 @@
+"""The U-Net of sparse transformer blocks (paper, Fig. 2)."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.attention import Attention
+from drsformer_jax.nn.experts import ExpertCompensator
+from drsformer_jax.nn.feedforward import FEED_FORWARD
+from drsformer_jax.nn.linear import conv3x3, pointwise
+from drsformer_jax.nn.norm import LayerNorm
+from drsformer_jax.nn.stack import Stack
+from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
+from drsformer_jax.types import Array, Float
+
+SIZE_MULTIPLE = 8
+"""Height and width of what the network reads are multiples of this."""
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward network, each on normalised input and added to it (Eq. 1, 2)."""
+
+    def __init__(self, channels: int, heads: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.norm1 = LayerNorm(channels, config, rngs=rngs)
+        self.attn = Attention(channels, heads, config, rngs=rngs)
+        self.norm2 = LayerNorm(channels, config, rngs=rngs)
+        self.ffn = FEED_FORWARD[config.feed_forward](channels, config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Applies the block."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
+
+
+def _stage(
+    channels: int, heads: int, count: int, config: ModelConfig, *, rngs: nnx.Rngs
+) -> Stack:
+    return Stack(
+        lambda rngs: Block(channels, heads, config, rngs=rngs),
+        count,
+        remat=config.remat,
+        rngs=rngs,
+    )
+
+
+class DRSformer(nnx.Module):
+    """Restores rainy pictures; the submodules carry the names of the official checkpoints.
+
+    Args:
+        config: the architecture; `drsformer_jax.config.PRESETS` has the published ones.
+        rngs: random keys of the initial parameters.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        c1, c2, c3, c4 = (config.channels(level) for level in range(4))
+        h1, h2, h3, h4 = config.heads
+        n1, n2, n3, n4 = config.blocks
+        bias = config.bias
+        self.patch_embed = conv3x3(3, c1, config, rngs=rngs)
+        if config.encoder_level0 == "mefc":
+            self.encoder_level0 = ExpertCompensator(c1, config, rngs=rngs)
+        self.encoder_level1 = _stage(c1, h1, n1, config, rngs=rngs)
+        self.down1_2 = conv3x3(c1, c1 // 2, config, rngs=rngs)
+        self.encoder_level2 = _stage(c2, h2, n2, config, rngs=rngs)
+        self.down2_3 = conv3x3(c2, c2 // 2, config, rngs=rngs)
+        self.encoder_level3 = _stage(c3, h3, n3, config, rngs=rngs)
+        self.down3_4 = conv3x3(c3, c3 // 2, config, rngs=rngs)
+        self.latent = _stage(c4, h4, n4, config, rngs=rngs)
+        self.up4_3 = conv3x3(c4, 2 * c4, config, rngs=rngs)
+        self.reduce_chan_level3 = pointwise(2 * c3, c3, config, bias=bias, rngs=rngs)
+        self.decoder_level3 = _stage(c3, h3, n3, config, rngs=rngs)
+        self.up3_2 = conv3x3(c3, 2 * c3, config, rngs=rngs)
+        self.reduce_chan_level2 = pointwise(2 * c2, c2, config, bias=bias, rngs=rngs)
+        self.decoder_level2 = _stage(c2, h2, n2, config, rngs=rngs)
+        self.up2_1 = conv3x3(c2, 2 * c2, config, rngs=rngs)
+        # The last level joins decoder and skip without reducing them: twice the channels.
+        self.decoder_level1 = _stage(2 * c1, h1, n1, config, rngs=rngs)
+        if config.refinement == "mefc":
+            self.refinement = ExpertCompensator(2 * c1, config, rngs=rngs)
+        elif config.refinement == "blocks":
+            self.refinement = _stage(2 * c1, h1, config.refinement_blocks, config, rngs=rngs)
+        self.output = conv3x3(2 * c1, 3, config, bias=bias, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        """Removes rain.
+
+        Args:
+            x: rainy pictures in [0, 1], height and width multiples of 8.
+
+        Returns:
+            The pictures without rain, in the type of `x`, not clamped to [0, 1].
+
+        Raises:
+            ValueError: if height or width is no multiple of 8.
+        """
+        return x + self.stages(x)["output"].astype(x.dtype)
+
+    def stages(self, x: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b _ _ _"]]:
+        """What each submodule makes of `x`, by its name; "output" lacks the addition of `x`."""
+        height, width = x.shape[1:3]
+        if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+            raise ValueError(f"x is {height}x{width}; height and width must be multiples of 8")
+        # A float32 network is one: without this, TPUs and GPUs multiply with fewer bits.
+        precision = "default" if self.config.dtype == "bfloat16" else "highest"
+        with jax.default_matmul_precision(precision):
+            return self._stages(x.astype(self.config.dtype))
+
+    def _stages(self, x: Array) -> dict[str, Array]:
+        done: dict[str, Array] = {}
+
+        def run(name: str, x: Array) -> Array:
+            done[name] = getattr(self, name)(x)
+            return done[name]
+
+        def down(name: str, x: Array) -> Array:
+            done[name] = pixel_unshuffle(getattr(self, name)(x))
+            return done[name]
+
+        def up(name: str, x: Array, skip: Array) -> Array:
+            done[name] = pixel_shuffle(getattr(self, name)(x))
+            return jax.numpy.concatenate([done[name], skip], axis=-1)
+
+        x = run("patch_embed", x)
+        if self.config.encoder_level0 != "none":
+            x = run("encoder_level0", x)
+        skip1 = run("encoder_level1", x)
+        skip2 = run("encoder_level2", down("down1_2", skip1))
+        skip3 = run("encoder_level3", down("down2_3", skip2))
+        x = run("latent", down("down3_4", skip3))
+        x = run("decoder_level3", run("reduce_chan_level3", up("up4_3", x, skip3)))
+        x = run("decoder_level2", run("reduce_chan_level2", up("up3_2", x, skip2)))
+        x = run("decoder_level1", up("up2_1", x, skip1))
+        if self.config.refinement != "none":
+            x = run("refinement", x)
+        run("output", x)
+        return done

@@ -1,0 +1,98 @@
+"""MEFC, the mixture of experts feature compensator (paper, Sec. 3.4)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import relu
+
+from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.linear import DepthwiseConv, pointwise
+from drsformer_jax.nn.stack import Stack
+from drsformer_jax.ops.depthwise import average_pool
+from drsformer_jax.types import Array, Float
+
+STEPS = 4
+SEPARABLE_SIZES = (1, 3, 5, 7)
+DILATED_SIZES = (3, 5, 7)
+EXPERTS = len(SEPARABLE_SIZES) + len(DILATED_SIZES) + 1
+GATE_WIDTH = 64
+
+
+class ExpertCompensator(nnx.Module):
+    """Four steps of eight gated experts: separable and dilated convolutions and a pool."""
+
+    def __init__(self, channels: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.gate_in = pointwise(channels, GATE_WIDTH, config, bias=True, rngs=rngs)
+        self.gate_out = pointwise(GATE_WIDTH, STEPS * EXPERTS, config, bias=True, rngs=rngs)
+        self.preprocess = pointwise(channels, channels, config, bias=False, rngs=rngs)
+        self.steps = Stack(
+            lambda rngs: Step(channels, config, rngs=rngs), STEPS, remat=config.remat, rngs=rngs
+        )
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Compensates features; the gates look at the mean of the whole picture."""
+        accumulator = jnp.promote_types(x.dtype, jnp.float32)
+        mean = jnp.mean(x, axis=(1, 2), dtype=accumulator)
+        logits = self.gate_out(relu(self.gate_in(mean))).astype(accumulator)
+        gates = jax.nn.softmax(logits.reshape(-1, STEPS, EXPERTS), axis=-1)
+        return self.steps(relu(self.preprocess(x)), gates.swapaxes(0, 1))
+
+
+class Step(nnx.Module):
+    """One step: s + relu(W concat[gate_i * expert_i(s)]).
+
+    Each expert ends in a 1x1 convolution with nothing between it and the one that joins the
+    experts, so the two and the gate are multiplied into one matrix for each picture first. The
+    official relu around the sum changes nothing, since both of its terms are at least 0.
+    """
+
+    def __init__(self, channels: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        for size in SEPARABLE_SIZES:
+            setattr(self, f"separable{size}", Separable(channels, size, config, rngs=rngs))
+        for size in DILATED_SIZES:
+            setattr(self, f"dilated{size}", Dilated(channels, size, config, rngs=rngs))
+        self.join = pointwise(EXPERTS * channels, channels, config, bias=False, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], gates: Float[Array, "b x"]
+    ) -> Float[Array, "b h w c"]:
+        """Applies one step, x at least 0."""
+        channels = x.shape[-1]
+        experts = [getattr(self, f"separable{size}") for size in SEPARABLE_SIZES]
+        experts += [getattr(self, f"dilated{size}") for size in DILATED_SIZES]
+        features = [expert(x) for expert in experts] + [average_pool(x)]
+        last = [expert.pointwise_last.kernel[...] for expert in experts]
+        last.append(jnp.eye(channels, dtype=last[0].dtype))  # The pool has no 1x1 convolution.
+        join = self.join.kernel[...].reshape(EXPERTS, channels, channels)
+        folded = jnp.einsum("bx,xic,xco->bxio", gates, jnp.stack(last), join)
+        folded = folded.reshape(-1, EXPERTS * channels, channels).astype(x.dtype)
+        joined = jnp.einsum("bhwi,bio->bhwo", jnp.concatenate(features, axis=-1), folded)
+        return x + relu(joined)
+
+
+class Separable(nnx.Module):
+    """Depthwise, 1x1, relu, depthwise; the last 1x1 convolution is applied by `Step`."""
+
+    def __init__(self, channels: int, size: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.depthwise_first = DepthwiseConv(channels, size, config, rngs=rngs)
+        self.pointwise_first = pointwise(channels, channels, config, bias=False, rngs=rngs)
+        self.depthwise_last = DepthwiseConv(channels, size, config, rngs=rngs)
+        self.pointwise_last = pointwise(channels, channels, config, bias=False, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns what goes into the last 1x1 convolution."""
+        return self.depthwise_last(relu(self.pointwise_first(self.depthwise_first(x))))
+
+
+class Dilated(nnx.Module):
+    """Depthwise with dilation 2; the 1x1 convolution after it is applied by `Step`."""
+
+    def __init__(self, channels: int, size: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.depthwise = DepthwiseConv(channels, size, config, dilation=2, rngs=rngs)
+        self.pointwise_last = pointwise(channels, channels, config, bias=False, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns what goes into the 1x1 convolution."""
+        return self.depthwise(x)

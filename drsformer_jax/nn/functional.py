@@ -1,0 +1,46 @@
+"""The network as functions of a plain dict of parameters: the border between NNX and the rest."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+from flax import nnx
+
+from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.drsformer import DRSformer
+from drsformer_jax.types import Array, Float
+
+Params = dict[str, Any]
+"""Nested dict of arrays, keyed by the names of the modules."""
+
+
+@functools.cache
+def _abstract(config: ModelConfig) -> tuple[Any, Params]:
+    definition, state = nnx.split(
+        nnx.eval_shape(lambda: DRSformer(config, rngs=nnx.Rngs(params=0)))
+    )
+    return definition, nnx.to_pure_dict(state)
+
+
+def abstract_params(config: ModelConfig) -> Params:
+    """Shapes and types of the parameters, as `jax.ShapeDtypeStruct`."""
+    return jax.tree.map(lambda leaf: leaf, _abstract(config)[1])
+
+
+def init_params(config: ModelConfig, key: Array) -> Params:
+    """Draws initial parameters: uniform within 1 / sqrt(fan_in) as in PyTorch."""
+    return nnx.to_pure_dict(nnx.state(DRSformer(config, rngs=nnx.Rngs(params=key))))
+
+
+def build(config: ModelConfig, params: Params) -> DRSformer:
+    """Puts parameters into a module."""
+    return nnx.merge(_abstract(config)[0], params)
+
+
+def apply(
+    config: ModelConfig, params: Params, x: Float[Array, "b h w 3"]
+) -> Float[Array, "b h w 3"]:
+    """Removes rain: `DRSformer.__call__` with these parameters."""
+    return build(config, params)(x)

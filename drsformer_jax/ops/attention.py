@@ -1,0 +1,51 @@
+"""Attention across channels: its cost is linear in the number of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from drsformer_jax.types import Array, Float
+
+
+def channel_scores(
+    query: Float[Array, "b p m d"], key: Float[Array, "b p m e"], temperature: Float[Array, "m"]
+) -> Float[Array, "b m d e"]:
+    """Cosine of every query channel with every key channel, times the head's temperature.
+
+    Equal to normalising queries and keys over the pixels first (floor of the norm 1e-12), without
+    writing them again. In float32 or wider. An all-zero channel has cosine 0 and gradient 0.
+    """
+    accumulator = jnp.promote_types(query.dtype, jnp.float32)
+    gram = jnp.einsum("bpmd,bpme->bmde", query, key, preferred_element_type=accumulator)
+    scale_query = _inverse_norm(query.astype(accumulator))[..., :, None]
+    scale_key = _inverse_norm(key.astype(accumulator))[..., None, :]
+    return gram * scale_query * scale_key * temperature.astype(accumulator)[:, None, None]
+
+
+def sparse_softmax(
+    scores: Float[Array, "b m d e"], kept: Sequence[int], weights: Float[Array, "n"]
+) -> Float[Array, "b m d e"]:
+    """Sum over i of weights[i] * softmax of each row's kept[i] largest scores (paper, Eq. 5 and 6).
+
+    The mask is the one of the authors' slides: a score stays where it reaches the k-th largest of
+    its row. On exact ties at the k-th place all tied scores stay, where the official program keeps
+    k of them in no stated order; without ties the two are equal. The choice of scores has no
+    gradient.
+
+    One sort gives every threshold and one exponential every softmax.
+    """
+    ordered = jnp.sort(jax.lax.stop_gradient(scores), axis=-1)
+    exponentials = jnp.exp(scores - ordered[..., -1:])
+    total = jnp.zeros_like(scores)
+    for index, count in enumerate(kept):
+        chosen = jnp.where(scores >= ordered[..., -count, None], exponentials, 0)
+        total += weights[index] * chosen / jnp.sum(chosen, axis=-1, keepdims=True)
+    return total
+
+
+def _inverse_norm(x: Float[Array, "b p m d"]) -> Float[Array, "b m d"]:
+    # The floor stands inside the root: dividing by max(norm, eps) has a NaN gradient on zeros.
+    return jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=1), 1e-24))

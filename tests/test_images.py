@@ -1,0 +1,465 @@
+from __future__ import annotations
+
+import io
+import re
+import stat
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drsformer_jax.data import images
+from drsformer_jax.errors import InputError
+
+FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF"]
+LOSSLESS = [".png", ".webp", ".bmp", ".tif", ".tiff"]
+
+
+def noise(h: int, w: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+
+
+def smooth(h: int, w: int) -> np.ndarray:
+    y, x = np.mgrid[:h, :w]
+    return np.stack([255 * y / h, 255 * x / w, 255 * (x + y) / (h + w)], -1).astype(np.uint8)
+
+
+def encoded(picture: np.ndarray, format_name: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format_name, **options)
+    return stream.getvalue()
+
+
+def refused(path: Path, reason: str) -> str:
+    return (
+        f"^{re.escape(str(path))} is no picture that can be read \\({reason}\\); "
+        "expected PNG, JPEG, WebP, BMP or TIFF$"
+    )
+
+
+@pytest.mark.parametrize("extension", LOSSLESS)
+@pytest.mark.parametrize("size", [(1, 1), (7, 13), (1, 50)])
+def test_lossless_formats_return_every_pixel(tmp_path, extension, size):
+    picture = noise(*size)
+    images.write_picture(tmp_path / f"a{extension}", picture)
+    read = images.read_picture(str(tmp_path / f"a{extension}"))
+    np.testing.assert_array_equal(read, picture)
+    assert read.dtype == np.uint8
+    assert read.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("extension", "format_name"),
+    [(".JPG", "JPEG"), (".jpeg", "JPEG"), (".Png", "PNG"), (".webp", "WEBP"), (".TIF", "TIFF")],
+)
+def test_the_extension_chooses_the_format(tmp_path, extension, format_name):
+    images.write_picture(tmp_path / f"a{extension}", smooth(9, 9))
+    with Image.open(tmp_path / f"a{extension}") as image:
+        assert image.format == format_name
+
+
+def test_jpeg_is_written_at_quality_95_without_chroma_subsampling(tmp_path):
+    images.write_picture(tmp_path / "a.jpg", noise(64, 64))
+    reference = encoded(noise(64, 64), "JPEG", quality=95, subsampling="4:4:4")
+    assert (tmp_path / "a.jpg").read_bytes() == reference
+
+
+def test_unknown_extension_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(
+        InputError,
+        match=r"a\.gif has the extension '\.gif'; "
+        r"expected one of \.png \.jpg \.jpeg \.webp \.bmp \.tif \.tiff$",
+    ):
+        images.write_picture(tmp_path / "new" / "a.gif", smooth(4, 4))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "limit"), [("a.webp", 16383), ("a.jpg", 65500)])
+def test_a_side_too_long_for_the_format_is_refused(tmp_path, name, limit):
+    images.write_picture(tmp_path / name, np.zeros((1, limit, 3), np.uint8))
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(
+        InputError, match=rf"{name} is {limit + 1}x1; expected sides of at most {limit} in "
+    ):
+        images.write_picture(tmp_path / name, np.zeros((1, limit + 1, 3), np.uint8))
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_missing_folders_are_made_and_the_file_has_ordinary_permissions(tmp_path):
+    images.write_picture(tmp_path / "x" / "y" / "a.png", smooth(4, 4))
+    (tmp_path / "plain").touch()
+    modes = [stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "x/y/a.png", tmp_path / "plain")]
+    assert modes[0] == modes[1]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_failing_halfway_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, error):
+    path = tmp_path / "a.png"
+    images.write_picture(path, smooth(8, 8))
+    before = path.read_bytes()
+
+    def half(self, file, format_name, **options):
+        file.write(b"\x89PNG half of a picture")
+        file.flush()
+        assert [p.name for p in tmp_path.iterdir()] != ["a.png"], "not beside the target"
+        raise error("no space")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(error):
+        images.write_picture(path, noise(8, 8))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unfinished_file_is_no_picture_of_the_folder(tmp_path, monkeypatch):
+    images.write_picture(tmp_path / "a.png", smooth(8, 8))
+    seen = []
+    save = Image.Image.save
+
+    def look(self, file, format_name, **options):
+        save(self, file, format_name, **options)
+        seen.extend(images.find_pictures(tmp_path))
+
+    monkeypatch.setattr(Image.Image, "save", look)
+    images.write_picture(tmp_path / "b.png", smooth(8, 8))
+    assert seen == [tmp_path / "a.png"]
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a"])
+def test_format_is_told_by_content_whatever_the_name(tmp_path, format_name, name):
+    path = tmp_path / name
+    path.write_bytes(encoded(smooth(40, 30), format_name))
+    read = images.read_picture(path)
+    assert read.shape == (40, 30, 3)
+    assert np.abs(read.astype(int) - smooth(40, 30)).max() <= 24
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9])
+def test_truncated_files_are_refused(tmp_path, format_name, share):
+    data = encoded(noise(200, 200), format_name)
+    path = tmp_path / "cut.png"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError, match=refused(path, ".+")):
+        images.read_picture(path)
+
+
+def test_damaged_pixels_are_refused(tmp_path):
+    data = bytearray(encoded(noise(64, 64), "PNG"))
+    data[len(data) // 2] ^= 0xFF
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=refused(path, ".+")):
+        images.read_picture(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"notes, not a picture", "its content is of another format"),
+        (encoded(smooth(8, 8), "GIF"), "its content is of another format"),
+        (encoded(smooth(8, 8), "PPM"), "its content is of another format"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), ".+"),
+        (b"BM" + bytes(100), ".+"),
+        (b"RIFF\x10\n\0\0WEBP" + bytes(100), ".+"),
+        (b"\xff\xd8\xff" + bytes(100), ".+"),
+        (b"II*\0\x08\0\0\0" + bytes(100), ".+"),
+    ],
+)
+def test_what_is_no_picture_is_told_in_one_line(tmp_path, content, reason):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=refused(path, reason)):
+        images.read_picture(path)
+
+
+def test_missing_file_and_folder_are_told_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=refused(tmp_path / "a.png", "No such file or directory")):
+        images.read_picture(tmp_path / "a.png")
+    with pytest.raises(InputError, match=refused(tmp_path, "Is a directory")):
+        images.read_picture(tmp_path)
+
+
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    crc = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+
+@pytest.mark.parametrize(("w", "h"), [(12000, 12000), (100_000, 100_000)])
+def test_a_picture_beyond_the_limit_is_refused_without_decoding(tmp_path, w, h):
+    header = struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)
+    path = tmp_path / "bomb.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"x" * 99)
+    )
+    with pytest.raises(
+        InputError, match=refused(path, f"{w}x{h} exceeds the limit of 134217728 pixels")
+    ):
+        images.read_picture(path)
+
+
+def test_a_photograph_of_48_megapixels_is_read(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("L", (8000, 6000), 7).save(path, compress_level=1)
+    read = images.read_picture(path)
+    assert read.shape == (6000, 8000, 3)
+    assert read[-1, -1].tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_several_threads_read_the_same(tmp_path, format_name):
+    paths = []
+    for seed in range(8):
+        paths.append(tmp_path / f"{seed}.png")
+        paths[-1].write_bytes(encoded(noise(64, 64, seed), format_name))
+    expected = [images.read_picture(path) for path in paths]
+    with ThreadPoolExecutor(8) as pool:
+        for got, want in zip(pool.map(images.read_picture, paths * 8), expected * 8, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+ORIENTED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTED)
+@pytest.mark.parametrize(
+    ("format_name", "options"),
+    [
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_deflate"}),
+    ],
+)
+def test_exif_orientation_is_applied_once(tmp_path, orientation, format_name, options):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a"
+    path.write_bytes(encoded(noise(5, 8), format_name, exif=exif, **options))
+    np.testing.assert_array_equal(images.read_picture(path), ORIENTED[orientation](noise(5, 8)))
+
+
+def test_impossible_exif_orientation_is_ignored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    (tmp_path / "a.png").write_bytes(encoded(noise(5, 8), "PNG", exif=exif))
+    np.testing.assert_array_equal(images.read_picture(tmp_path / "a.png"), noise(5, 8))
+
+
+def test_a_phone_jpeg_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(smooth(40, 64), "JPEG", quality=95, exif=exif))
+    read = images.read_picture(path)
+    assert read.shape == (64, 40, 3)
+    assert np.abs(read.astype(int) - np.rot90(smooth(40, 64), -1)).mean() < 2
+
+
+def test_broken_camera_data_neither_spoils_nor_warns(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    exif[0x010F] = "a maker's name of some length"
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(smooth(8, 8), "JPEG", exif=exif.tobytes()[:-20]))
+    (tmp_path / "b.jpg").write_bytes(encoded(smooth(8, 8), "JPEG", exif=b"Exif\0\0nonsense"))
+    program = (
+        "import sys; from drsformer_jax.data.images import read_picture\n"
+        "for path in sys.argv[1:]: print(read_picture(path).shape)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, path, tmp_path / "b.jpg"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert (run.stdout, run.stderr) == ("(8, 8, 3)\n(8, 8, 3)\n", "")
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_and_rounded(tmp_path, format_name):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    path = tmp_path / "a"
+    path.write_bytes(encoded(values, format_name))
+    expected = np.round(values / 65535 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(images.read_picture(path), np.stack([expected] * 3, -1))
+
+
+def test_32_bit_pictures_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(encoded(np.ones((3, 3), np.float32), "TIFF"))
+    with pytest.raises(InputError, match=r"32 bits a channel, whose white is unknown; use 8 or 16"):
+        images.read_picture(path)
+
+
+def test_8_bit_grey_bilevel_and_cmyk_become_rgb(tmp_path):
+    grey = noise(6, 7)[..., 0]
+    (tmp_path / "grey.png").write_bytes(encoded(grey, "PNG"))
+    np.testing.assert_array_equal(
+        images.read_picture(tmp_path / "grey.png"), np.stack([grey] * 3, -1)
+    )
+    Image.fromarray(grey > 127).save(tmp_path / "bilevel.png")
+    np.testing.assert_array_equal(
+        images.read_picture(tmp_path / "bilevel.png"), np.stack([255 * (grey > 127)] * 3, -1)
+    )
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "cmyk.tif")
+    assert images.read_picture(tmp_path / "cmyk.tif")[0, 0].tolist() == [255, 0, 0]
+
+
+def test_palette_colours_are_looked_up(tmp_path):
+    image = Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.putdata([2, 0, 1])
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "clear.png", transparency=b"\x00\xff\xff")
+    colours = [[70, 80, 90], [10, 20, 30], [40, 50, 60]]
+    assert images.read_picture(tmp_path / "plain.png")[0].tolist() == colours
+    colours[1] = [255, 255, 255]
+    assert images.read_picture(tmp_path / "clear.png")[0].tolist() == colours
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "WEBP", "TIFF"])
+def test_transparent_pictures_are_laid_on_white(tmp_path, format_name):
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0, :, :3] = (100, 0, 200)
+    rgba[0, :, 3] = (255, 0, 51)
+    path = tmp_path / "a"
+    options = {"lossless": True} if format_name == "WEBP" else {}
+    path.write_bytes(encoded(rgba, format_name, **options))
+    expected = [[100, 0, 200], [255, 255, 255], [224, 204, 244]]
+    assert images.read_picture(path)[0].tolist() == expected
+
+
+def test_an_animation_gives_its_first_picture(tmp_path):
+    frames = [Image.fromarray(noise(6, 6, seed)) for seed in (1, 2)]
+    for name, options in (("a.png", {}), ("a.webp", {"lossless": True}), ("a.tif", {})):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+        np.testing.assert_array_equal(images.read_picture(tmp_path / name), noise(6, 6, 1))
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_pictures_are_listed_in_natural_order_without_hidden_and_other_files(tmp_path):
+    touch(tmp_path, "10.png", "2.png", "b2.JPG", "B10.jpg", "1.tif", "a.webp", "02.png")
+    touch(tmp_path, ".3.png", "notes.txt")
+    touch(tmp_path / "deeper.png", "4.png")
+    names = [path.name for path in images.find_pictures(str(tmp_path))]
+    assert names == ["1.tif", "02.png", "2.png", "10.png", "a.webp", "b2.JPG", "B10.jpg"]
+
+
+def test_folders_without_pictures_are_told_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"/x does not exist; expected a folder of pictures$"):
+        images.find_pictures(tmp_path / "x")
+    file = touch(tmp_path, "a.png") / "a.png"
+    with pytest.raises(InputError, match=r"a\.png is a file; expected a folder of pictures$"):
+        images.find_pictures(file)
+    with pytest.raises(InputError, match=r"/e holds no picture; expected files named \.png \.jpg"):
+        images.find_pictures(touch(tmp_path / "e", "notes.txt", ".a.png"))
+
+
+def test_pairs_have_equal_names_in_natural_order(tmp_path):
+    touch(tmp_path / "input", "10.png", "9.png")
+    touch(tmp_path / "target", "9.png", "10.png")
+    assert images.find_pairs(tmp_path) == [
+        (name, tmp_path / "input" / name, tmp_path / "target" / name)
+        for name in ("9.png", "10.png")
+    ]
+    assert images.find_pairs_in(tmp_path / "target", tmp_path / "input")[0] == (
+        "9.png",
+        tmp_path / "target" / "9.png",
+        tmp_path / "input" / "9.png",
+    )
+
+
+def test_a_folder_without_input_or_target_is_told_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"has no folder input/; expected input/ and target/ with"):
+        images.find_pairs(tmp_path)
+    touch(tmp_path / "input", "1.png")
+    with pytest.raises(InputError, match=r"has no folder target/; expected input/ and target/"):
+        images.find_pairs(tmp_path)
+    touch(tmp_path / "target")
+    with pytest.raises(InputError, match=r"/target holds no picture; expected files named"):
+        images.find_pairs(tmp_path)
+
+
+def test_missing_partners_are_counted_and_the_first_is_named(tmp_path):
+    touch(tmp_path / "input", "1.png", "10.png", "3.png")
+    touch(tmp_path / "target", "1.png", "10.png")
+    with pytest.raises(
+        InputError,
+        match=r"/input/3\.png has no partner in \S+/target \(1 of 5 pictures have none\); "
+        r"expected equal file names$",
+    ):
+        images.find_pairs(tmp_path)
+    touch(tmp_path / "target", "2.png", "20.png")
+    with pytest.raises(
+        InputError, match=r"/target/2\.png has no partner in \S+/input \(3 of 7 pictures"
+    ):
+        images.find_pairs(tmp_path)
+
+
+def test_the_extension_is_part_of_a_pairs_name(tmp_path):
+    touch(tmp_path / "input", "1.jpg")
+    touch(tmp_path / "target", "1.png")
+    with pytest.raises(InputError, match=r"/input/1\.jpg has no partner"):
+        images.find_pairs(tmp_path)
+
+
+def test_a_pair_is_read_and_one_of_two_sizes_is_refused(tmp_path):
+    images.write_picture(tmp_path / "a.png", noise(4, 6, 1))
+    images.write_picture(tmp_path / "b.png", noise(4, 6, 2))
+    images.write_picture(tmp_path / "c.png", noise(6, 4))
+    rainy, clean = images.read_pair(tmp_path / "a.png", tmp_path / "b.png")
+    np.testing.assert_array_equal(rainy, noise(4, 6, 1))
+    np.testing.assert_array_equal(clean, noise(4, 6, 2))
+    with pytest.raises(
+        InputError, match=r"/c\.png is 4x6, \S+/a\.png is 6x4; a pair must have one size$"
+    ):
+        images.read_pair(tmp_path / "a.png", tmp_path / "c.png")
+
+
+def test_contact_sheet_shows_every_picture_whole_on_white():
+    rows = [[noise(20, 30, 1), noise(20, 30, 2)], [noise(40, 10, 3), noise(40, 50, 4)]]
+    sheet = images.contact_sheet(rows)
+    assert sheet.shape == (8 + 20 + 8 + 40 + 8, 8 + 30 + 8 + 50 + 8, 3)
+    places = [(8, 8), (8, 46), (36, 8), (36, 46)]
+    left = np.ones(sheet.shape[:2], bool)
+    for (top, start), picture in zip(places, rows[0] + rows[1], strict=True):
+        area = np.s_[top : top + picture.shape[0], start : start + picture.shape[1]]
+        np.testing.assert_array_equal(sheet[area], picture)
+        left[area] = False
+    assert (sheet[left] == 255).all()
+
+
+def test_titles_stand_above_the_columns_and_are_not_cut():
+    white = np.full((4, 4, 3), 255, np.uint8)
+    sheet = images.contact_sheet([[white, white]], titles=["rainy", "restored"])
+    ink = (sheet < 128).any(-1)
+    assert not ink[-8 - 4 :].any()
+    assert not ink[:, -8:].any()
+    columns = np.flatnonzero(ink.any(0))
+    alone = images.contact_sheet([[white]], titles=["rainy"])
+    np.testing.assert_array_equal(sheet[:, : alone.shape[1]], alone)
+    assert columns[-1] > alone.shape[1] + 40

@@ -7,7 +7,9 @@ One number a picture; the score of a data set is the mean over its pictures.
 - `did_ddn` (DID-Data, DDN-Data): luma is not rounded; SSIM is of the picture reduced by an integer
   factor if its shorter side has 384 pixels or more.
 
-The two score one pair about 0.1 dB and 0.02 apart, so a score is quoted with its protocol.
+Published results were seen to score up to 0.12 dB and 0.02 apart in the two, so a score is quoted
+with its protocol.
+
 The arithmetic is in float64 on the CPU whatever the default device is: a score does not depend on
 the accelerator, and float32 is wrong for nearly equal pictures.
 """

@@ -56,7 +56,7 @@ def train_step(
     updates, opt_state = transformation(config.optim).update(grads, state.opt_state, state.params)
     metrics = {
         "loss": loss,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "learning_rate": jnp.asarray(learning_rate(config.optim)(state.step)),
     }
     params = optax.apply_updates(state.params, updates)

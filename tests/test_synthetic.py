@@ -132,6 +132,27 @@ def test_without_streaks_the_veil_draws_towards_the_air(monkeypatch):
     assert 15 < changes[:, 0].max() < 0.12 * 0.9 * 255
 
 
+def test_veil_dims_streaks_and_picture_alike(monkeypatch):
+    monkeypatch.setattr(
+        synthetic, "_veil", lambda h, w, strongest, rng: np.full((h, w), 0.5, np.float32)
+    )
+    pictures = []
+    for level, light in ((0, 0.0), (0, 0.1), (100, 0.0), (100, 0.1)):
+        monkeypatch.setattr(
+            synthetic,
+            "draw_streaks",
+            lambda streaks, h, w, rng, light=light: np.full((h, w), light, np.float32),
+        )
+        clean = np.full((2, 2, 3), level, np.uint8)
+        pictures.append(add_rain(clean, np.random.default_rng(0)).astype(int))
+    none, streaks, picture, both = pictures
+    np.testing.assert_allclose(streaks - none, 0.5 * 2 * 0.1 * 255, atol=1)
+    np.testing.assert_allclose(picture - none, 0.5 * 100, atol=1)
+    np.testing.assert_allclose(both - streaks, 0.5 * 100, atol=1)
+    assert (none > 0.5 * 0.6 * 255 - 1).all()
+    assert (none < 0.5 * 0.9 * 255 + 1).all()
+
+
 def test_rain_on_the_photographs_is_as_strong_as_light_benchmarks():
     train, validation = synthetic.photographs("skimage")
     pairs = SyntheticRain(train + validation, rains=12, seed=100)

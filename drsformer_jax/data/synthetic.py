@@ -25,6 +25,9 @@ The two views of the motorcycle show one scene and so stand on one side. Chelsea
 validate: they show no scene of the others, both fine texture and smooth areas, in ordinary light.
 """
 
+_DROPS_AT_ONCE = 128
+"""Keeps the windows of the drops in the processor's cache, and memory low on large photographs."""
+
 
 @dataclass(frozen=True)
 class Photograph:
@@ -71,22 +74,32 @@ def draw_streaks(streaks: Streaks, h: int, w: int, rng: np.random.Generator) -> 
     Returns:
         float32 of shape (h, w): the light that the layer adds, at least 0.
     """
-    radians = math.radians(streaks.angle)
     margin = streaks.length
     # Drops also start outside, so that the borders are as rainy as the middle.
     area = (h + margin) * (w + margin)
-    drops = rng.poisson(streaks.coverage * area / (streaks.length * 2 * streaks.width))
-    x = rng.uniform(-margin / 2, w + margin / 2, (drops, 1, 1)).astype(np.float32)
-    y = rng.uniform(-margin / 2, h + margin / 2, (drops, 1, 1)).astype(np.float32)
-    lean = rng.normal(-radians, math.radians(1.5), (drops, 1, 1)).astype(np.float32)
-    half_length = streaks.length / 2 * rng.uniform(0.5, 1.5, (drops, 1, 1)).astype(np.float32)
-    width = streaks.width * rng.uniform(0.7, 1.3, (drops, 1, 1)).astype(np.float32)
-    brightness = streaks.brightness * rng.uniform(0.3, 1, (drops, 1, 1)).astype(np.float32)
-
-    # A window of whole rows and columns about each drop, which follows its lean.
+    count = rng.poisson(streaks.coverage * area / (streaks.length * 2 * streaks.width))
+    drops = np.stack(
+        [
+            rng.uniform(-margin / 2, w + margin / 2, count),
+            rng.uniform(-margin / 2, h + margin / 2, count),
+            rng.normal(math.radians(streaks.angle), math.radians(1.5), count),
+            streaks.length / 2 * rng.uniform(0.5, 1.5, count),
+            streaks.width * rng.uniform(0.7, 1.3, count),
+            streaks.brightness * rng.uniform(0.3, 1, count),
+        ]
+    ).astype(np.float32)
     reach_y = math.ceil(0.75 * streaks.length) + 1
-    reach_x = math.ceil(3 * 1.3 * streaks.width / math.cos(radians)) + 1
-    rows = np.floor(y).astype(np.int32) + np.arange(-reach_y, reach_y + 1)[None, :, None]
+    reach_x = math.ceil(3 * 1.3 * streaks.width / math.cos(math.radians(streaks.angle))) + 1
+    layer = np.zeros((h, w), np.float32)
+    for start in range(0, count, _DROPS_AT_ONCE):
+        _stamp(layer, drops[:, start : start + _DROPS_AT_ONCE], reach_x, reach_y)
+    return layer
+
+
+def _stamp(layer: np.ndarray, drops: np.ndarray, reach_x: int, reach_y: int) -> None:
+    """Adds drops to a layer in place, each within a window of pixels that follows its lean."""
+    x, y, lean, half_length, width, brightness = drops[:, :, None, None]
+    rows = np.floor(y).astype(np.int32) + np.arange(-reach_y, reach_y + 1)[:, None]
     dy = rows.astype(np.float32) + 0.5 - y
     columns = np.floor(x + dy * np.tan(lean)).astype(np.int32) + np.arange(-reach_x, reach_x + 1)
     dx = columns.astype(np.float32) + 0.5 - x
@@ -95,11 +108,10 @@ def draw_streaks(streaks: Streaks, h: int, w: int, rng: np.random.Generator) -> 
     fade = np.clip(1.5 * (1 - np.abs(along) / half_length), 0, 1)
     light = brightness * fade * np.exp(-0.5 * (across / width) ** 2)
 
-    layer = np.zeros((h, w), np.float32)
+    h, w = layer.shape
     rows = np.broadcast_to(rows, columns.shape)
     inside = (light > 1e-3) & (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
     np.add.at(layer, (rows[inside], columns[inside]), light[inside])
-    return layer
 
 
 def add_rain(clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -137,8 +149,10 @@ def add_rain(clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     air = rng.uniform(0.6, 0.9)
     transmission = 1 - _veil(h, w, 0.12 * rng.uniform() ** 2, rng)
     added = 255 * (transmission * light + (1 - transmission) * air)
-    rainy = transmission[..., None] * clean + added[..., None]
-    return np.clip(np.rint(rainy), 0, 255).astype(np.uint8)
+    rainy = transmission[..., None] * clean
+    rainy += added[..., None]
+    np.rint(rainy, out=rainy)
+    return np.clip(rainy, 0, 255, out=rainy).astype(np.uint8)
 
 
 def _veil(h: int, w: int, strongest: float, rng: np.random.Generator) -> np.ndarray:

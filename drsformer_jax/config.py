@@ -65,21 +65,51 @@ class ModelConfig:
     """Recompute each block's activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        _check(self.dim >= 2 and self.dim % 2 == 0, "model.dim", self.dim, "an even number of at least 2")
+        _check(
+            self.dim >= 2 and self.dim % 2 == 0,
+            "model.dim",
+            self.dim,
+            "an even number of at least 2",
+        )
         _check(min(self.blocks) >= 1, "model.blocks", self.blocks, "at least 1 block in each level")
         _check(min(self.heads) >= 1, "model.heads", self.heads, "at least 1 head in each level")
-        _check(self.refinement_blocks >= 1, "model.refinement-blocks", self.refinement_blocks, "at least 1")
+        _check(
+            self.refinement_blocks >= 1,
+            "model.refinement-blocks",
+            self.refinement_blocks,
+            "at least 1",
+        )
         for level, heads in enumerate(self.heads):
             channels = self.channels(level)
-            _check(channels % heads == 0, "model.heads", self.heads, f"a divisor of {channels} for level {level + 1}")
-        _check(self.hidden(self.dim) >= 1, "model.expansion", self.expansion, "at least one hidden channel")
-        _check(len(self.topk_fractions) >= 1, "model.topk-fractions", self.topk_fractions, "at least one fraction")
+            _check(
+                channels % heads == 0,
+                "model.heads",
+                self.heads,
+                f"a divisor of {channels} for level {level + 1}",
+            )
+        _check(
+            self.hidden(self.dim) >= 1,
+            "model.expansion",
+            self.expansion,
+            "at least one hidden channel",
+        )
+        _check(
+            len(self.topk_fractions) >= 1,
+            "model.topk-fractions",
+            self.topk_fractions,
+            "at least one fraction",
+        )
         for text in self.topk_fractions:
             try:
                 fraction = Fraction(text)
             except (ValueError, ZeroDivisionError):
                 fraction = Fraction(0)
-            _check(0 < fraction <= 1, "model.topk-fractions", text, "a fraction above 0 and at most 1, such as 2/3")
+            _check(
+                0 < fraction <= 1,
+                "model.topk-fractions",
+                text,
+                "a fraction above 0 and at most 1, such as 2/3",
+            )
         if self.attention == "topk":
             smallest = min(self.channels(level) // heads for level, heads in enumerate(self.heads))
             _check(
@@ -104,14 +134,20 @@ class ModelConfig:
     def architecture(self) -> dict[str, Any]:
         """The fields that decide which parameters there are and what they mean."""
         runtime = {"dtype", "param_dtype", "remat"}
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in runtime}
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if name not in runtime
+        }
 
 
 PRESETS: Mapping[str, ModelConfig] = {
     "drsformer": ModelConfig(),
     "drsformer_no_mefc": ModelConfig(encoder_level0="none", refinement="none"),
-    "restormer": ModelConfig(encoder_level0="none", refinement="blocks", attention="dense", feed_forward="gdfn"),
-    "tiny": ModelConfig(dim=16, blocks=(1, 1, 1, 2), heads=(1, 2, 4, 8), encoder_level0="none", refinement="none"),
+    "restormer": ModelConfig(
+        encoder_level0="none", refinement="blocks", attention="dense", feed_forward="gdfn"
+    ),
+    "tiny": ModelConfig(
+        dim=16, blocks=(1, 1, 1, 2), heads=(1, 2, 4, 8), encoder_level0="none", refinement="none"
+    ),
 }
 """The published variants, and one for a CPU.
 
@@ -189,8 +225,15 @@ class OptimConfig:
     """Largest L2 norm of the whole gradient."""
 
     def __post_init__(self) -> None:
-        _check(self.learning_rate > 0, "optim.learning-rate", self.learning_rate, "a number above 0")
-        _check(self.final_learning_rate >= 0, "optim.final-learning-rate", self.final_learning_rate, "0 or more")
+        _check(
+            self.learning_rate > 0, "optim.learning-rate", self.learning_rate, "a number above 0"
+        )
+        _check(
+            self.final_learning_rate >= 0,
+            "optim.final-learning-rate",
+            self.final_learning_rate,
+            "0 or more",
+        )
         _check(self.constant_steps >= 0, "optim.constant-steps", self.constant_steps, "0 or more")
         _check(self.cosine_steps >= 1, "optim.cosine-steps", self.cosine_steps, "at least 1")
         _check(0 <= self.b1 < 1, "optim.b1", self.b1, "at least 0 and below 1")
@@ -233,4 +276,6 @@ class TrainConfig:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")
         _check(self.seed >= 0, "seed", self.seed, "0 or more")
         for name in ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
-            _check(getattr(self, name) >= 1, name.replace("_", "-"), getattr(self, name), "at least 1")
+            _check(
+                getattr(self, name) >= 1, name.replace("_", "-"), getattr(self, name), "at least 1"
+            )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from drsformer_jax.config import ModelConfig
-from drsformer_jax.nn.linear import DepthwiseConv, pointwise
+from drsformer_jax.nn.linear import DepthwiseConv, Pointwise, constant
 from drsformer_jax.ops.attention import channel_scores, sparse_softmax
 from drsformer_jax.types import Array, Float
 
@@ -19,18 +19,15 @@ class Attention(nnx.Module):
     learned weights; `"dense"` is one softmax over all scores (Restormer's MDTA).
     """
 
-    def __init__(
-        self, channels: int, heads: int, config: ModelConfig, *, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
         self.heads = heads
-        self.qkv = pointwise(channels, 3 * channels, config, bias=config.bias, rngs=rngs)
-        self.qkv_dwconv = DepthwiseConv(3 * channels, 3, config, bias=config.bias, rngs=rngs)
-        self.project_out = pointwise(channels, channels, config, bias=config.bias, rngs=rngs)
-        self.temperature = nnx.Param(jnp.ones((heads,), config.param_dtype))
+        self.qkv = Pointwise(channels, 3 * channels, config, bias=config.bias)
+        self.qkv_dwconv = DepthwiseConv(3 * channels, 3, config, bias=config.bias)
+        self.project_out = Pointwise(channels, channels, config, bias=config.bias)
+        self.temperature = constant((heads,), 1, config)
         sparse = config.attention == "topk"
         self.kept = config.kept_scores(channels // heads) if sparse else ()
-        weights = jnp.full((len(self.kept),), 0.2, config.param_dtype)
-        self.branches = nnx.Param(weights) if sparse else None
+        self.branches = constant((len(self.kept),), 0.2, config) if sparse else None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Attends and projects."""

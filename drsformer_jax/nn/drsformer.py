@@ -9,7 +9,7 @@ from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.attention import Attention
 from drsformer_jax.nn.experts import ExpertCompensator
 from drsformer_jax.nn.feedforward import FEED_FORWARD
-from drsformer_jax.nn.linear import conv3x3, pointwise
+from drsformer_jax.nn.linear import Conv3x3, Pointwise, draw
 from drsformer_jax.nn.norm import LayerNorm
 from drsformer_jax.nn.stack import Stack
 from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
@@ -22,11 +22,11 @@ SIZE_MULTIPLE = 8
 class Block(nnx.Module):
     """Attention and feed-forward network, each on normalised input and added to it (Eq. 1, 2)."""
 
-    def __init__(self, channels: int, heads: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.norm1 = LayerNorm(channels, config, rngs=rngs)
-        self.attn = Attention(channels, heads, config, rngs=rngs)
-        self.norm2 = LayerNorm(channels, config, rngs=rngs)
-        self.ffn = FEED_FORWARD[config.feed_forward](channels, config, rngs=rngs)
+    def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
+        self.norm1 = LayerNorm(channels, config)
+        self.attn = Attention(channels, heads, config)
+        self.norm2 = LayerNorm(channels, config)
+        self.ffn = FEED_FORWARD[config.feed_forward](channels, config)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Applies the block."""
@@ -34,15 +34,8 @@ class Block(nnx.Module):
         return x + self.ffn(self.norm2(x))
 
 
-def _stage(
-    channels: int, heads: int, count: int, config: ModelConfig, *, rngs: nnx.Rngs
-) -> Stack:
-    return Stack(
-        lambda rngs: Block(channels, heads, config, rngs=rngs),
-        count,
-        remat=config.remat,
-        rngs=rngs,
-    )
+def _stage(channels: int, heads: int, count: int, config: ModelConfig) -> Stack:
+    return Stack(Block(channels, heads, config), count, remat=config.remat)
 
 
 class DRSformer(nnx.Module):
@@ -59,30 +52,31 @@ class DRSformer(nnx.Module):
         h1, h2, h3, h4 = config.heads
         n1, n2, n3, n4 = config.blocks
         bias = config.bias
-        self.patch_embed = conv3x3(3, c1, config, rngs=rngs)
+        self.patch_embed = Conv3x3(3, c1, config)
         if config.encoder_level0 == "mefc":
-            self.encoder_level0 = ExpertCompensator(c1, config, rngs=rngs)
-        self.encoder_level1 = _stage(c1, h1, n1, config, rngs=rngs)
-        self.down1_2 = conv3x3(c1, c1 // 2, config, rngs=rngs)
-        self.encoder_level2 = _stage(c2, h2, n2, config, rngs=rngs)
-        self.down2_3 = conv3x3(c2, c2 // 2, config, rngs=rngs)
-        self.encoder_level3 = _stage(c3, h3, n3, config, rngs=rngs)
-        self.down3_4 = conv3x3(c3, c3 // 2, config, rngs=rngs)
-        self.latent = _stage(c4, h4, n4, config, rngs=rngs)
-        self.up4_3 = conv3x3(c4, 2 * c4, config, rngs=rngs)
-        self.reduce_chan_level3 = pointwise(2 * c3, c3, config, bias=bias, rngs=rngs)
-        self.decoder_level3 = _stage(c3, h3, n3, config, rngs=rngs)
-        self.up3_2 = conv3x3(c3, 2 * c3, config, rngs=rngs)
-        self.reduce_chan_level2 = pointwise(2 * c2, c2, config, bias=bias, rngs=rngs)
-        self.decoder_level2 = _stage(c2, h2, n2, config, rngs=rngs)
-        self.up2_1 = conv3x3(c2, 2 * c2, config, rngs=rngs)
+            self.encoder_level0 = ExpertCompensator(c1, config)
+        self.encoder_level1 = _stage(c1, h1, n1, config)
+        self.down1_2 = Conv3x3(c1, c1 // 2, config)
+        self.encoder_level2 = _stage(c2, h2, n2, config)
+        self.down2_3 = Conv3x3(c2, c2 // 2, config)
+        self.encoder_level3 = _stage(c3, h3, n3, config)
+        self.down3_4 = Conv3x3(c3, c3 // 2, config)
+        self.latent = _stage(c4, h4, n4, config)
+        self.up4_3 = Conv3x3(c4, 2 * c4, config)
+        self.reduce_chan_level3 = Pointwise(2 * c3, c3, config, bias=bias)
+        self.decoder_level3 = _stage(c3, h3, n3, config)
+        self.up3_2 = Conv3x3(c3, 2 * c3, config)
+        self.reduce_chan_level2 = Pointwise(2 * c2, c2, config, bias=bias)
+        self.decoder_level2 = _stage(c2, h2, n2, config)
+        self.up2_1 = Conv3x3(c2, 2 * c2, config)
         # The last level joins decoder and skip without reducing them: twice the channels.
-        self.decoder_level1 = _stage(2 * c1, h1, n1, config, rngs=rngs)
+        self.decoder_level1 = _stage(2 * c1, h1, n1, config)
         if config.refinement == "mefc":
-            self.refinement = ExpertCompensator(2 * c1, config, rngs=rngs)
+            self.refinement = ExpertCompensator(2 * c1, config)
         elif config.refinement == "blocks":
-            self.refinement = _stage(2 * c1, h1, config.refinement_blocks, config, rngs=rngs)
-        self.output = conv3x3(2 * c1, 3, config, bias=bias, rngs=rngs)
+            self.refinement = _stage(2 * c1, h1, config.refinement_blocks, config)
+        self.output = Conv3x3(2 * c1, 3, config, bias=bias)
+        draw(self, rngs.params())
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         """Removes rain.

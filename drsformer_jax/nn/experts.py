@@ -8,7 +8,7 @@ from flax import nnx
 from jax.nn import relu
 
 from drsformer_jax.config import ModelConfig
-from drsformer_jax.nn.linear import DepthwiseConv, pointwise
+from drsformer_jax.nn.linear import DepthwiseConv, Pointwise
 from drsformer_jax.nn.stack import Stack
 from drsformer_jax.ops.depthwise import average_pool
 from drsformer_jax.types import Array, Float
@@ -23,13 +23,11 @@ GATE_WIDTH = 64
 class ExpertCompensator(nnx.Module):
     """Four steps of eight gated experts: separable and dilated convolutions and a pool."""
 
-    def __init__(self, channels: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.gate_in = pointwise(channels, GATE_WIDTH, config, bias=True, rngs=rngs)
-        self.gate_out = pointwise(GATE_WIDTH, STEPS * EXPERTS, config, bias=True, rngs=rngs)
-        self.preprocess = pointwise(channels, channels, config, bias=False, rngs=rngs)
-        self.steps = Stack(
-            lambda rngs: Step(channels, config, rngs=rngs), STEPS, remat=config.remat, rngs=rngs
-        )
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        self.gate_in = Pointwise(channels, GATE_WIDTH, config, bias=True)
+        self.gate_out = Pointwise(GATE_WIDTH, STEPS * EXPERTS, config, bias=True)
+        self.preprocess = Pointwise(channels, channels, config, bias=False)
+        self.steps = Stack(Step(channels, config), STEPS, remat=config.remat)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Compensates features; the gates look at the mean of the whole picture."""
@@ -48,12 +46,12 @@ class Step(nnx.Module):
     official relu around the sum changes nothing, since both of its terms are at least 0.
     """
 
-    def __init__(self, channels: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, channels: int, config: ModelConfig) -> None:
         for size in SEPARABLE_SIZES:
-            setattr(self, f"separable{size}", Separable(channels, size, config, rngs=rngs))
+            setattr(self, f"separable{size}", Separable(channels, size, config))
         for size in DILATED_SIZES:
-            setattr(self, f"dilated{size}", Dilated(channels, size, config, rngs=rngs))
-        self.join = pointwise(EXPERTS * channels, channels, config, bias=False, rngs=rngs)
+            setattr(self, f"dilated{size}", Dilated(channels, size, config))
+        self.join = Pointwise(EXPERTS * channels, channels, config, bias=False)
 
     def __call__(
         self, x: Float[Array, "b h w c"], gates: Float[Array, "b x"]
@@ -75,11 +73,11 @@ class Step(nnx.Module):
 class Separable(nnx.Module):
     """Depthwise, 1x1, relu, depthwise; the last 1x1 convolution is applied by `Step`."""
 
-    def __init__(self, channels: int, size: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.depthwise_first = DepthwiseConv(channels, size, config, rngs=rngs)
-        self.pointwise_first = pointwise(channels, channels, config, bias=False, rngs=rngs)
-        self.depthwise_last = DepthwiseConv(channels, size, config, rngs=rngs)
-        self.pointwise_last = pointwise(channels, channels, config, bias=False, rngs=rngs)
+    def __init__(self, channels: int, size: int, config: ModelConfig) -> None:
+        self.depthwise_first = DepthwiseConv(channels, size, config)
+        self.pointwise_first = Pointwise(channels, channels, config, bias=False)
+        self.depthwise_last = DepthwiseConv(channels, size, config)
+        self.pointwise_last = Pointwise(channels, channels, config, bias=False)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns what goes into the last 1x1 convolution."""
@@ -89,9 +87,9 @@ class Separable(nnx.Module):
 class Dilated(nnx.Module):
     """Depthwise with dilation 2; the 1x1 convolution after it is applied by `Step`."""
 
-    def __init__(self, channels: int, size: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.depthwise = DepthwiseConv(channels, size, config, dilation=2, rngs=rngs)
-        self.pointwise_last = pointwise(channels, channels, config, bias=False, rngs=rngs)
+    def __init__(self, channels: int, size: int, config: ModelConfig) -> None:
+        self.depthwise = DepthwiseConv(channels, size, config, dilation=2)
+        self.pointwise_last = Pointwise(channels, channels, config, bias=False)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns what goes into the 1x1 convolution."""

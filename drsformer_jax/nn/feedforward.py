@@ -8,7 +8,7 @@ from flax import nnx
 from jax.nn import relu
 
 from drsformer_jax.config import ModelConfig
-from drsformer_jax.nn.linear import DepthwiseConv, PairedConv, pointwise
+from drsformer_jax.nn.linear import DepthwiseConv, PairedConv, Pointwise
 from drsformer_jax.types import Array, Float
 
 
@@ -20,14 +20,14 @@ class MixedScale(nnx.Module):
     are then two contiguous arrays. `hidden_order` is that order, for the conversion of weights.
     """
 
-    def __init__(self, channels: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, channels: int, config: ModelConfig) -> None:
         hidden, bias = config.hidden(channels), config.bias
-        self.project_in = pointwise(channels, 2 * hidden, config, bias=bias, rngs=rngs)
-        self.dwconv3x3 = DepthwiseConv(2 * hidden, 3, config, bias=bias, rngs=rngs)
-        self.dwconv5x5 = DepthwiseConv(2 * hidden, 5, config, bias=bias, rngs=rngs)
-        self.dwconv3x3_1 = PairedConv(hidden, 3, config, bias=bias, rngs=rngs)
-        self.dwconv5x5_1 = PairedConv(hidden, 5, config, bias=bias, rngs=rngs)
-        self.project_out = pointwise(2 * hidden, channels, config, bias=bias, rngs=rngs)
+        self.project_in = Pointwise(channels, 2 * hidden, config, bias=bias)
+        self.dwconv3x3 = DepthwiseConv(2 * hidden, 3, config, bias=bias)
+        self.dwconv5x5 = DepthwiseConv(2 * hidden, 5, config, bias=bias)
+        self.dwconv3x3_1 = PairedConv(hidden, 3, config, bias=bias)
+        self.dwconv5x5_1 = PairedConv(hidden, 5, config, bias=bias)
+        self.project_out = Pointwise(2 * hidden, channels, config, bias=bias)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Applies the network to every pixel and its neighbours."""
@@ -54,27 +54,24 @@ def hidden_order(hidden: int) -> list[int]:
 
 def _pairs(
     small: Float[Array, "b h w f"], large: Float[Array, "b h w f"]
-) -> tuple[Float[Array, "b h w f"], Float[Array, "b h w f"]]:
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Even and odd channels of concat[small, large], from halves stored even channels first."""
     evens = (small.shape[-1] + 1) // 2
     small_even, small_odd = small[..., :evens], small[..., evens:]
     large_even, large_odd = large[..., :evens], large[..., evens:]
     if small.shape[-1] % 2:  # An odd half shifts the parity of the one behind it.
         large_even, large_odd = large_odd, large_even
-    return (
-        jnp.concatenate([small_even, large_even], axis=-1),
-        jnp.concatenate([small_odd, large_odd], axis=-1),
-    )
+    return (small_even, large_even), (small_odd, large_odd)
 
 
 class Gated(nnx.Module):
     """GDFN: one half of the hidden channels gates the other (Restormer, CVPR 2022, Eq. 3)."""
 
-    def __init__(self, channels: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, channels: int, config: ModelConfig) -> None:
         hidden, bias = config.hidden(channels), config.bias
-        self.project_in = pointwise(channels, 2 * hidden, config, bias=bias, rngs=rngs)
-        self.dwconv = DepthwiseConv(2 * hidden, 3, config, bias=bias, rngs=rngs)
-        self.project_out = pointwise(hidden, channels, config, bias=bias, rngs=rngs)
+        self.project_in = Pointwise(channels, 2 * hidden, config, bias=bias)
+        self.dwconv = DepthwiseConv(2 * hidden, 3, config, bias=bias)
+        self.project_out = Pointwise(hidden, channels, config, bias=bias)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Applies the network to every pixel and its neighbours."""
@@ -85,13 +82,13 @@ class Gated(nnx.Module):
 class Plain(nnx.Module):
     """FN, two 1x1 convolutions with a GELU between, or DFN, with a 3x3 depthwise before it."""
 
-    def __init__(self, channels: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, channels: int, config: ModelConfig) -> None:
         hidden, bias = config.hidden(channels), config.bias
-        self.project_in = pointwise(channels, hidden, config, bias=bias, rngs=rngs)
+        self.project_in = Pointwise(channels, hidden, config, bias=bias)
         self.dwconv = None
         if config.feed_forward == "dfn":
-            self.dwconv = DepthwiseConv(hidden, 3, config, bias=bias, rngs=rngs)
-        self.project_out = pointwise(hidden, channels, config, bias=bias, rngs=rngs)
+            self.dwconv = DepthwiseConv(hidden, 3, config, bias=bias)
+        self.project_out = Pointwise(hidden, channels, config, bias=bias)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Applies the network to every pixel (and its neighbours)."""

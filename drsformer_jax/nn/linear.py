@@ -1,59 +1,91 @@
-"""Convolutions with parameters, initialised as PyTorch does: uniform within 1 / sqrt(fan_in)."""
+"""Linear maps and convolutions with their parameters."""
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.nn.initializers import Initializer
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.ops.depthwise import depthwise_conv, paired_conv
 from drsformer_jax.types import Array, Float
 
 
-def _uniform(fan_in: int) -> Initializer:
-    bound = 1 / math.sqrt(fan_in)
-
-    def init(key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = float) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+def constant(shape: tuple[int, ...], value: float, config: ModelConfig) -> nnx.Param:
+    """A parameter that starts at `value`."""
+    return nnx.Param(np.full(shape, value, config.param_dtype))
 
 
-def pointwise(
-    channels: int, out: int, config: ModelConfig, *, bias: bool, rngs: nnx.Rngs
-) -> nnx.Linear:
-    """A 1x1 convolution: (b, h, w, channels) to (b, h, w, out)."""
-    return nnx.Linear(
-        channels,
-        out,
-        use_bias=bias,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        kernel_init=_uniform(channels),
-        bias_init=_uniform(channels),
-        rngs=rngs,
-    )
+def drawn(shape: tuple[int, ...], fan_in: int, config: ModelConfig) -> nnx.Param:
+    """A parameter that `draw` fills; zero until then."""
+    return nnx.Param(np.zeros(shape, config.param_dtype), fan_in=fan_in)
 
 
-def conv3x3(
-    channels: int, out: int, config: ModelConfig, *, bias: bool = False, rngs: nnx.Rngs
-) -> nnx.Conv:
-    """A 3x3 convolution with zeros beyond the border: (b, h, w, channels) to (b, h, w, out)."""
-    return nnx.Conv(
-        channels,
-        out,
-        kernel_size=(3, 3),
-        padding="SAME",
-        use_bias=bias,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        kernel_init=_uniform(9 * channels),
-        bias_init=_uniform(9 * channels),
-        rngs=rngs,
-    )
+def draw(module: nnx.Module, key: Array) -> None:
+    """Fills the `drawn` parameters of a module as PyTorch does: uniform within 1 / sqrt(fan_in).
+
+    All come out of one random array: a program with a generator for each of a hundred parameters
+    takes a hundred times as long to compile.
+    """
+    params = [
+        param
+        for _, param in nnx.to_flat_state(nnx.state(module, nnx.Param))
+        if "fan_in" in param.get_metadata()
+    ]
+    shapes = tuple(param.shape for param in params)
+    bounds = tuple(1 / math.sqrt(param.get_metadata("fan_in")) for param in params)
+    for param, value in zip(params, _uniform(key, shapes, bounds, params[0].dtype), strict=True):
+        param.set_value(value)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _uniform(
+    key: Array, shapes: tuple[tuple[int, ...], ...], bounds: tuple[float, ...], dtype: np.dtype
+) -> list[Array]:
+    sizes = [math.prod(shape) for shape in shapes]
+    flat = jax.random.uniform(key, (sum(sizes),), dtype, -1, 1)
+    pieces = jnp.split(flat, np.cumsum(sizes)[:-1])
+    return [
+        piece.reshape(shape) * bound
+        for piece, shape, bound in zip(pieces, shapes, bounds, strict=True)
+    ]
+
+
+class Pointwise(nnx.Module):
+    """A linear map of the last axis: on pictures, a 1x1 convolution."""
+
+    def __init__(self, channels: int, out: int, config: ModelConfig, *, bias: bool) -> None:
+        self.kernel = drawn((channels, out), channels, config)
+        self.bias = drawn((out,), channels, config) if bias else None
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o"]:
+        """Maps the channels, in the type of `x`."""
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Conv3x3(nnx.Module):
+    """A 3x3 convolution of all channels, zeros beyond the border."""
+
+    def __init__(self, channels: int, out: int, config: ModelConfig, *, bias: bool = False) -> None:
+        self.kernel = drawn((3, 3, channels, out), 9 * channels, config)
+        self.bias = drawn((out,), 9 * channels, config) if bias else None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
+        """Convolves, in the type of `x`."""
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class DepthwiseConv(nnx.Module):
@@ -67,35 +99,28 @@ class DepthwiseConv(nnx.Module):
         *,
         bias: bool = False,
         dilation: int = 1,
-        rngs: nnx.Rngs,
     ) -> None:
-        init = _uniform(size**2)
-        self.kernel = nnx.Param(init(rngs.params(), (size, size, channels), config.param_dtype))
-        self.bias = (
-            nnx.Param(init(rngs.params(), (channels,), config.param_dtype)) if bias else None
-        )
+        self.kernel = drawn((size, size, channels), size**2, config)
+        self.bias = drawn((channels,), size**2, config) if bias else None
         self.dilation = dilation
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Convolves every channel with its own kernel."""
         y = depthwise_conv(x, self.kernel[...], self.dilation)
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class PairedConv(nnx.Module):
     """`ops.depthwise.paired_conv` with its kernel."""
 
-    def __init__(
-        self, channels: int, size: int, config: ModelConfig, *, bias: bool, rngs: nnx.Rngs
-    ) -> None:
-        init = _uniform(2 * size**2)
-        self.kernel = nnx.Param(init(rngs.params(), (size, size, 2, channels), config.param_dtype))
-        self.bias = (
-            nnx.Param(init(rngs.params(), (channels,), config.param_dtype)) if bias else None
-        )
+    def __init__(self, channels: int, size: int, config: ModelConfig, *, bias: bool) -> None:
+        self.kernel = drawn((size, size, 2, channels), 2 * size**2, config)
+        self.bias = drawn((channels,), 2 * size**2, config) if bias else None
 
     def __call__(
-        self, first: Float[Array, "b h w c"], second: Float[Array, "b h w c"]
+        self,
+        first: Sequence[Float[Array, "b h w _"]],
+        second: Sequence[Float[Array, "b h w _"]],
     ) -> Float[Array, "b h w c"]:
         """Convolves each pair of channels to one."""
         y = paired_conv(first, second, self.kernel[...])

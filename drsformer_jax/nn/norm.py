@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.linear import constant
 from drsformer_jax.types import Array, Float
 
 EPSILON = 1e-5
@@ -19,11 +20,10 @@ class LayerNorm(nnx.Module):
     has no bias (Restormer, CVPR 2022).
     """
 
-    def __init__(self, channels: int, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        del rngs  # Ones and zeros need no random numbers.
-        self.weight = nnx.Param(jnp.ones((channels,), config.param_dtype))
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        self.weight = constant((channels,), 1, config)
         with_bias = config.norm == "with_bias"
-        self.bias = nnx.Param(jnp.zeros((channels,), config.param_dtype)) if with_bias else None
+        self.bias = constant((channels,), 0, config) if with_bias else None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns the normalised pixels in the type of `x`."""

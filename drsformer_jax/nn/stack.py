@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from drsformer_jax.types import Array, Float
@@ -15,18 +15,20 @@ class Stack(nnx.Module):
     """`count` layers of one shape whose parameters are stacked along a first axis and scanned.
 
     The program has one layer's size whatever the count: compiling takes a fraction of the time.
+
+    Args:
+        layer: one layer; its parameters are repeated.
+        count: number of layers.
+        remat: keep only each layer's input for the backward pass and compute the rest again.
     """
 
-    def __init__(
-        self,
-        layer: Callable[[nnx.Rngs], nnx.Module],
-        count: int,
-        *,
-        remat: bool,
-        rngs: nnx.Rngs,
-    ) -> None:
+    def __init__(self, layer: nnx.Module, count: int, *, remat: bool) -> None:
         self.remat = remat
-        self.layers = nnx.vmap(layer)(rngs.split(count))
+        self.layers = layer
+        repeated = jax.tree.map(
+            lambda leaf: np.broadcast_to(leaf, (count, *leaf.shape)), nnx.state(layer)
+        )
+        nnx.update(layer, repeated)
 
     def __call__(self, x: Float[Array, "b h w c"], *per_layer: Any) -> Float[Array, "b h w c"]:
         """Applies the layers in turn.

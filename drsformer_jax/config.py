@@ -146,7 +146,7 @@ PRESETS: Mapping[str, ModelConfig] = {
         encoder_level0="none", refinement="blocks", attention="dense", feed_forward="gdfn"
     ),
     "tiny": ModelConfig(
-        dim=16, blocks=(1, 1, 1, 2), heads=(1, 2, 4, 8), encoder_level0="none", refinement="none"
+        dim=8, blocks=(1, 1, 2, 4), heads=(1, 1, 2, 4), encoder_level0="none", refinement="none"
     ),
 }
 """The published variants, and one for a CPU.
@@ -279,3 +279,27 @@ class TrainConfig:
             _check(
                 getattr(self, name) >= 1, name.replace("_", "-"), getattr(self, name), "at least 1"
             )
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as nested dicts that JSON can hold."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """Undoes `to_dict`, also after a passage through JSON.
+
+    Raises:
+        InputError: if a field is unknown or a value impossible.
+    """
+
+    def build(kind: Any, values: Mapping[str, Any]) -> Any:
+        known = {field.name for field in dataclasses.fields(kind)}
+        unknown = sorted(values.keys() - known)
+        _check(not unknown, f"a field of {kind.__name__}", unknown, f"some of {sorted(known)}")
+        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return kind(**lists)
+
+    parts = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig}
+    nested = {name: build(kind, values[name]) for name, kind in parts.items() if name in values}
+    return build(TrainConfig, {**values, **nested})

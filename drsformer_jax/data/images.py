@@ -5,11 +5,12 @@ A picture is uint8 RGB of shape (h, w, 3) everywhere in this module.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = {5, 6, 7, 8}
 _SHEET_GAP = 8
 _TITLE_SIZE = 16
 
@@ -84,6 +86,25 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
         InputError: if the file is missing, of another format, damaged, cut short or larger than
             `MAX_PIXELS`.
     """
+    with _opened(path) as image:
+        image.load()
+        return np.array(_upright(image))
+
+
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Reads the (height, width) of a picture, upright, without decoding it.
+
+    Raises:
+        InputError: as `read_picture`, as far as the file's head can tell.
+    """
+    with _opened(path) as image:
+        turned = _orientation(image) in _TURNED
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
+    """Opens a picture; whatever goes wrong with it inside becomes one line."""
     try:
         with open(path, "rb") as file:
             head = file.read(12)
@@ -92,8 +113,7 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
             # that is one for the whole process, and warns below it.
             image = _format_of(head)(file, os.fspath(path))
             _check_size(image)
-            image.load()
-            return np.array(_upright(image))
+            yield image
     except InputError:
         raise
     except Exception as error:  # Pillow lets errors of many kinds out of damaged files
@@ -264,13 +284,17 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        # After loading, because Pillow turns TIFF pictures itself and then drops the tag.
-        orientation = image.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # camera data that cannot be parsed does not spoil the picture
-        orientation = None
+    # After loading, because Pillow turns TIFF pictures itself and then drops the tag.
+    orientation = _orientation(image)
     rgb = _to_rgb(image)
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # camera data that cannot be parsed does not spoil the picture
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

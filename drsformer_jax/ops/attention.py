@@ -11,7 +11,7 @@ from drsformer_jax.types import Array, Float
 
 
 def channel_scores(
-    query: Float[Array, "b p m d"], key: Float[Array, "b p m e"], temperature: Float[Array, "m"]
+    query: Float[Array, "b p m d"], key: Float[Array, "b p m e"], temperature: Float[Array, " m"]
 ) -> Float[Array, "b m d e"]:
     """Cosine of every query channel with every key channel, times the head's temperature.
 
@@ -26,7 +26,7 @@ def channel_scores(
 
 
 def sparse_softmax(
-    scores: Float[Array, "b m d e"], kept: Sequence[int], weights: Float[Array, "n"]
+    scores: Float[Array, "b m d e"], kept: Sequence[int], weights: Float[Array, " n"]
 ) -> Float[Array, "b m d e"]:
     """Sum over i of weights[i] * softmax of each row's kept[i] largest scores (paper, Eq. 5 and 6).
 

@@ -1,0 +1,41 @@
+"""Command lines read with tyro, and one line for what is wrong with them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def parse(cli: Callable[..., Any], *, prog: str, args: Sequence[str] | None = None) -> Any:
+    """Reads the command line; nothing but wrong flags may fail inside, so parse first, then act.
+
+    Args:
+        cli: `tyro.cli` with its dataclass, or the `cli` of a `tyro.extras.SubcommandApp`.
+        prog: name of the program in the help.
+        args: the command line without the program; `sys.argv` where it is not given.
+
+    Raises:
+        SystemExit: after the help with status 0; after one line on wrong flags with status 2.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return cli(prog=prog, args=sys.argv[1:] if args is None else list(args))
+    except SystemExit as end:
+        if not end.code:
+            raise
+        print(f"error: {_one_line(box.getvalue())} ({prog} --help lists all)", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _one_line(box: str) -> str:
+    """The message of a tyro error: the first part of its box, and the flags that it proposes."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    rules = [index for index, line in enumerate(lines) if line.startswith("───")]
+    message = " ".join(lines[: rules[0]] if rules else lines)
+    similar = [line.split()[0] for line in lines if re.match(r"--\S+ ", line)]
+    return f"{message}; perhaps {' or '.join(similar)}" if "Perhaps" in box else message

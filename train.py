@@ -1,0 +1,227 @@
+"""Trains a network: python train.py --config configs/quickstart.py [--workdir DIR] [--field value].
+
+Running the same command again continues where the last checkpoint was saved.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from drsformer_jax.checkpoint import Run
+from drsformer_jax.config import TrainConfig
+from drsformer_jax.data.images import contact_sheet, write_picture
+from drsformer_jax.data.pipeline import Batch, Pairs, batches, describe, open_pairs
+from drsformer_jax.errors import InputError, one_line_errors
+from drsformer_jax.evaluation import Scores, evaluate, mean
+from drsformer_jax.flags import parse
+from drsformer_jax.reporting import MetricsWriter
+from drsformer_jax.restore import Restorer
+from drsformer_jax.training import TrainState, init_state, train_step
+
+_SHOWN_PICTURES = 8
+_TITLES = ("rainy", "restored", "clean")
+
+
+@dataclass(frozen=True)
+class Command:
+    """Trains a network; run again, it continues where the last checkpoint was saved."""
+
+    config: Path
+    """Python file whose get_config() returns the TrainConfig; the fields below override it."""
+    workdir: Path
+    """Folder of the run: checkpoints, metrics, pictures."""
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+
+def main() -> None:
+    """Parses the command line and trains."""
+    started = time.monotonic()
+    with one_line_errors():
+        command = parse_command(sys.argv[1:])
+        train(command.train, command.workdir, started)
+
+
+def train(config: TrainConfig, workdir: Path, started: float) -> None:
+    """Trains until `config.steps`, from the last checkpoint where there is one, and reports."""
+    pairs = open_pairs(config.data, "train", config.seed)
+    validation = open_pairs(config.data, "validation", config.seed)
+    with Run(workdir, config.keep_checkpoints) as run:
+        run.write_config(config)
+        state = init_state(config, jax.random.key(config.seed))
+        latest = run.latest_step()
+        if latest is not None:
+            state = run.restore(latest, state)
+        announce(config, workdir, state, pairs, validation)
+        with MetricsWriter(workdir, int(state.step)) as writer:
+            for state, due in steps(config, state, pairs, writer):
+                psnr = None
+                if due.evaluation:
+                    psnr = validate(config, state, validation, writer).restored_psnr
+                run.save(state, psnr)
+    report(config, workdir, validation, started)
+
+
+def parse_command(arguments: Sequence[str]) -> Command:
+    """The command line, with the values of the file that --config names as defaults."""
+    path = Path("configs/quickstart.py")
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if flag == "--config" or flag.startswith("--config="):
+            path = Path(flag.partition("=")[2] or value)
+    default = Command(path, Path("runs") / path.stem, load_config(path))
+    return parse(
+        functools.partial(tyro.cli, Command, default=default), prog="train.py", args=arguments
+    )
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Runs get_config() of a Python file."""
+    if not path.is_file():
+        raise InputError(f"--config {path} is no file; expected one such as configs/quickstart.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--config {path} is no Python file; expected one with get_config()")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"{path} has no get_config(); expected one that returns a TrainConfig")
+    return module.get_config()
+
+
+def announce(
+    config: TrainConfig, workdir: Path, state: TrainState, pairs: Pairs, validation: Pairs
+) -> None:
+    """Says what is about to happen."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    optim = config.optim
+    print(
+        f"{count:,} parameters, {len(pairs)} pairs to train on, {len(validation)} to score, "
+        f"{jax.default_backend()}\n"
+        f"steps {int(state.step)} to {config.steps} in {workdir}; learning rate "
+        f"{optim.learning_rate:g} for {optim.constant_steps:,} steps, then by cosine to "
+        f"{optim.final_learning_rate:g} over {optim.cosine_steps:,}",
+        flush=True,
+    )
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to happen after a step besides saving a checkpoint."""
+
+    evaluation: bool
+
+
+def steps(
+    config: TrainConfig, state: TrainState, pairs: Pairs, writer: MetricsWriter
+) -> Iterator[tuple[TrainState, Due]]:
+    """Trains; yields whenever a checkpoint is due.
+
+    Raises:
+        InputError: if the loss is not finite; nothing of that step is saved.
+    """
+    first = int(state.step)
+    stream = batches(pairs, config.data, seed=config.seed, start=first)
+    with tqdm(total=config.steps, initial=first, unit="step", disable=None) as bar:
+        since, crops = time.monotonic(), 0
+        for step in range(first + 1, config.steps + 1):
+            batch = next(stream)
+            arrays = jax.device_put({key: batch[key] for key in ("rainy", "clean")})
+            state, metrics = train_step(config, state, arrays)
+            check_finite(step, float(metrics["loss"]), batch)
+            crops += len(batch["name"])
+            bar.update()
+            evaluation = step % config.eval_every == 0 or step == config.steps
+            if step % config.log_every == 0 or step == config.steps:
+                values = {name: float(value) for name, value in metrics.items()}
+                values["pictures_per_second"] = crops / (time.monotonic() - since)
+                writer.scalars(step, values)
+                log(bar, step, config.steps, values)
+                since, crops = time.monotonic(), 0
+            if evaluation or step % config.checkpoint_every == 0:
+                pause = time.monotonic()
+                yield state, Due(evaluation)
+                since += time.monotonic() - pause
+
+
+def check_finite(step: int, loss: float, batch: Batch) -> None:
+    """Stops the run at a loss that is not finite."""
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the loss of step {step} is {loss}; expected a finite number; "
+            f"the batch was {describe(batch['name'])}"
+        )
+
+
+def log(bar: tqdm, step: int, total: int, values: dict[str, float]) -> None:
+    """Shows metrics: in the progress bar, or as a line where there is none."""
+    text = (
+        f"loss {values['loss']:.4f}, learning rate {values['learning_rate']:.2e}, "
+        f"{values['pictures_per_second']:.1f} pictures/s"
+    )
+    bar.set_postfix_str(text)
+    if bar.disable:
+        print(f"step {step}/{total}: {text}", flush=True)
+
+
+def validate(
+    config: TrainConfig, state: TrainState, validation: Pairs, writer: MetricsWriter
+) -> Scores:
+    """Scores the current parameters on the validation pairs."""
+    step = int(state.step)
+    restorer = Restorer(config.model, state.params)
+    scores = []
+    for pair, restored, score in evaluate(restorer, validation, config.protocol):
+        if not scores:
+            sheet = contact_sheet([(pair["rainy"], restored, pair["clean"])], _TITLES)
+            writer.picture(step, "validation", sheet)
+        scores.append(score)
+    result = mean(scores)
+    writer.scalars(
+        step,
+        {
+            f"validation/{config.protocol}/psnr": result.restored_psnr,
+            f"validation/{config.protocol}/ssim": result.restored_ssim,
+        },
+    )
+    tqdm.write(
+        f"step {step}: validation PSNR {result.restored_psnr:.2f} dB, SSIM "
+        f"{result.restored_ssim:.4f} ({config.protocol}), rainy {result.rainy_psnr:.2f} dB"
+    )
+    return result
+
+
+def report(config: TrainConfig, workdir: Path, validation: Pairs, started: float) -> None:
+    """Scores the best checkpoint, writes the first pictures and says what was gained."""
+    scores: list[Scores] = []
+    rows: list[tuple[np.ndarray, ...]] = []
+    results = evaluate(Restorer.load(workdir), validation, config.protocol)
+    for pair, restored, score in results:
+        scores.append(score)
+        if len(rows) < _SHOWN_PICTURES:
+            rows.append((pair["rainy"], restored, pair["clean"]))
+            for folder, picture in zip(("input", "restored", "target"), rows[-1], strict=True):
+                name = Path(pair["name"]).stem + ".png"
+                write_picture(workdir / "validation" / folder / name, picture)
+    write_picture(workdir / "comparison.png", contact_sheet(rows[:4], _TITLES))
+    result = mean(scores)
+    print(f"pictures are in {workdir / 'validation'} and {workdir / 'comparison.png'}")
+    print(
+        f"rainy {result.rainy_psnr:.2f} dB, restored {result.restored_psnr:.2f} dB, "
+        f"gain {result.gain:.2f} dB, {time.monotonic() - started:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ from flax import nnx
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.ops.depthwise import depthwise_conv, paired_conv
+from drsformer_jax.ops.linear import linear
 from drsformer_jax.types import Array, Float
 
 
@@ -65,7 +66,7 @@ class Pointwise(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o"]:
         """Maps the channels, in the type of `x`."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = linear(x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

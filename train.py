@@ -10,7 +10,7 @@ import importlib.util
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ from drsformer_jax.data.pipeline import Batch, Pairs, batches, describe, open_pa
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.evaluation import Scores, evaluate, mean
 from drsformer_jax.flags import parse
-from drsformer_jax.reporting import MetricsWriter
+from drsformer_jax.reporting import MetricsWriter, Progress
 from drsformer_jax.restore import Restorer
 from drsformer_jax.training import TrainState, init_state, train_step
 
@@ -64,13 +64,24 @@ def train(config: TrainConfig, workdir: Path, started: float) -> None:
         latest = run.latest_step()
         if latest is not None:
             state = run.restore(latest, state)
+        start = int(state.step)
         announce(config, workdir, state, pairs, validation)
-        with MetricsWriter(workdir, int(state.step)) as writer:
-            for state, due in steps(config, state, pairs, writer):
+        stream = batches(pairs, config.data, seed=config.seed, start=start)
+        with MetricsWriter(workdir, start) as writer, Progress(start, config.steps) as progress:
+            for step in range(start + 1, config.steps + 1):
+                batch = next(stream)
+                state, metrics = train_step(config, state, on_device(batch))
+                values = {name: float(value) for name, value in metrics.items()}
+                check_finite(step, values["loss"], batch)
+                progress.update(len(batch["name"]))
+                last = step == config.steps
+                if last or step % config.log_every == 0:
+                    writer.scalars(step, progress.log(step, values))
                 psnr = None
-                if due.evaluation:
+                if last or step % config.eval_every == 0:
                     psnr = validate(config, state, validation, writer).restored_psnr
-                run.save(state, psnr)
+                if psnr is not None or step % config.checkpoint_every == 0:
+                    run.save(state, psnr)
     report(config, workdir, validation, started)
 
 
@@ -116,43 +127,9 @@ def announce(
     )
 
 
-@dataclass(frozen=True)
-class Due:
-    """What is to happen after a step besides saving a checkpoint."""
-
-    evaluation: bool
-
-
-def steps(
-    config: TrainConfig, state: TrainState, pairs: Pairs, writer: MetricsWriter
-) -> Iterator[tuple[TrainState, Due]]:
-    """Trains; yields whenever a checkpoint is due.
-
-    Raises:
-        InputError: if the loss is not finite; nothing of that step is saved.
-    """
-    first = int(state.step)
-    stream = batches(pairs, config.data, seed=config.seed, start=first)
-    with tqdm(total=config.steps, initial=first, unit="step", disable=None) as bar:
-        since, crops = time.monotonic(), 0
-        for step in range(first + 1, config.steps + 1):
-            batch = next(stream)
-            arrays = jax.device_put({key: batch[key] for key in ("rainy", "clean")})
-            state, metrics = train_step(config, state, arrays)
-            check_finite(step, float(metrics["loss"]), batch)
-            crops += len(batch["name"])
-            bar.update()
-            evaluation = step % config.eval_every == 0 or step == config.steps
-            if step % config.log_every == 0 or step == config.steps:
-                values = {name: float(value) for name, value in metrics.items()}
-                values["pictures_per_second"] = crops / (time.monotonic() - since)
-                writer.scalars(step, values)
-                log(bar, step, config.steps, values)
-                since, crops = time.monotonic(), 0
-            if evaluation or step % config.checkpoint_every == 0:
-                pause = time.monotonic()
-                yield state, Due(evaluation)
-                since += time.monotonic() - pause
+def on_device(batch: Batch) -> dict[str, jax.Array]:
+    """The pictures of a batch on the device."""
+    return jax.device_put({"rainy": batch["rainy"], "clean": batch["clean"]})
 
 
 def check_finite(step: int, loss: float, batch: Batch) -> None:
@@ -164,24 +141,13 @@ def check_finite(step: int, loss: float, batch: Batch) -> None:
         )
 
 
-def log(bar: tqdm, step: int, total: int, values: dict[str, float]) -> None:
-    """Shows metrics: in the progress bar, or as a line where there is none."""
-    text = (
-        f"loss {values['loss']:.4f}, learning rate {values['learning_rate']:.2e}, "
-        f"{values['pictures_per_second']:.1f} pictures/s"
-    )
-    bar.set_postfix_str(text)
-    if bar.disable:
-        print(f"step {step}/{total}: {text}", flush=True)
-
-
 def validate(
     config: TrainConfig, state: TrainState, validation: Pairs, writer: MetricsWriter
 ) -> Scores:
     """Scores the current parameters on the validation pairs."""
     step = int(state.step)
     restorer = Restorer(config.model, state.params)
-    scores = []
+    scores: list[Scores] = []
     for pair, restored, score in evaluate(restorer, validation, config.protocol):
         if not scores:
             sheet = contact_sheet([(pair["rainy"], restored, pair["clean"])], _TITLES)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from pathlib import Path
-from types import TracebackType
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +70,10 @@ class Run:
         unfinished.write_text(json.dumps(to_dict(config), indent=2) + "\n")
         os.replace(unfinished, path)
 
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints."""
+        return sorted(self._manager.all_steps())
+
     def latest_step(self) -> int | None:
         """Step of the latest checkpoint; None if there is none."""
         return self._manager.latest_step()
@@ -117,12 +120,7 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._manager.close()
 
 
@@ -168,8 +166,8 @@ def load(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Model
     if not (Path(folder) / "checkpoints").is_dir():
         raise InputError(f"{folder} has no checkpoints; expected a run that has saved one")
     with Run(folder) as run:
-        steps = run._manager.all_steps()
         chosen = run.best_step() if step is None else step
-        if chosen not in steps:
-            raise InputError(f"{folder} has checkpoints of steps {sorted(steps)}; found no {step}")
+        if chosen is None or chosen not in run.steps():
+            found = f"checkpoints of steps {run.steps()}" if run.steps() else "no checkpoint yet"
+            raise InputError(f"{folder} has {found}; expected {'one' if step is None else step}")
         return config, run.restore_params(chosen, config)

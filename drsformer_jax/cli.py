@@ -64,6 +64,6 @@ class Derain:
 def main() -> None:
     """Runs the command line."""
     application = tyro.extras.SubcommandApp()
-    application.command(Derain, name="derain")
+    application.command(name="derain")(Derain)
     with one_line_errors():
         parse(application.cli, prog="drsformer").run()

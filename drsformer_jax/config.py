@@ -48,21 +48,27 @@ class ModelConfig:
     attention: Literal["topk", "dense"] = "topk"
     """Softmax over each row's largest scores (TKSA), or over all of them."""
     topk_fractions: tuple[str, ...] = ("1/2", "2/3", "3/4", "4/5")
-    """Shares of a head's channels whose scores are kept, one softmax for each; written as fractions to be exact."""
+    """Shares of a head's channels whose scores are kept, one softmax for each; written as
+    fractions to be exact."""
     feed_forward: Literal["msfn", "gdfn", "dfn", "fn"] = "msfn"
-    """Mixed-scale (DRSformer), gated depthwise (Restormer), depthwise, or plain feed-forward network."""
+    """Mixed-scale (DRSformer), gated depthwise (Restormer), depthwise, or plain feed-forward
+    network."""
     expansion: float = 2.66
-    """Hidden channels of the feed-forward network for each channel of its input; the product is cut to an integer."""
+    """Hidden channels of the feed-forward network for each channel of its input; the product is
+    cut to an integer."""
     norm: Literal["with_bias", "bias_free"] = "with_bias"
-    """LayerNorm with weight and bias, or the one that only divides by the deviation and has a weight."""
+    """LayerNorm with weight and bias, or the one that only divides by the deviation and has a
+    weight."""
     bias: bool = False
     """Biases in the convolutions; no published model has them."""
     dtype: DType = "float32"
-    """Type of the activations. Norms, softmax and Gram matrices are in float32 or wider whatever stands here."""
+    """Type of the activations. Norms, softmax and Gram matrices are in float32 or wider whatever
+    stands here."""
     param_dtype: Literal["float32", "float64"] = "float32"
     """Type of the parameters."""
     remat: bool = False
-    """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+    """Recompute each block's activations in the backward pass: less memory, about a third more
+    time."""
 
     def __post_init__(self) -> None:
         _check(
@@ -128,7 +134,7 @@ class ModelConfig:
         return int(channels * self.expansion)
 
     def kept_scores(self, head_channels: int) -> tuple[int, ...]:
-        """How many scores of each row the branches of the sparse attention keep (paper, Sec. 3.2)."""
+        """How many scores of each row each branch of the sparse attention keeps (Sec. 3.2)."""
         return tuple(int(head_channels * Fraction(text)) for text in self.topk_fractions)
 
     def architecture(self) -> dict[str, Any]:
@@ -151,7 +157,8 @@ PRESETS: Mapping[str, ModelConfig] = {
 }
 """The published variants, and one for a CPU.
 
-`drsformer` is the network of Rain200H, DID-Data and DDN-Data, `drsformer_no_mefc` that of Rain200L and SPA-Data.
+`drsformer` is the network of Rain200H, DID-Data and DDN-Data, `drsformer_no_mefc` that of Rain200L
+and SPA-Data.
 """
 
 
@@ -168,7 +175,8 @@ class DataConfig:
     validation: str = "synthetic"
     """Pairs to score on, likewise."""
     photographs: str = "skimage"
-    """Pictures that synthetic rain falls on: a folder, or `skimage` for those that scikit-image ships."""
+    """Pictures that synthetic rain falls on: a folder, or `skimage` for those that scikit-image
+    ships."""
     rains: int = 64
     """Synthetic rains drawn for each training photograph; each validation photograph gets 4."""
     crop_size: int = 128
@@ -178,7 +186,7 @@ class DataConfig:
     augment: bool = True
     """Turn and flip the crops (8 symmetries)."""
     small_images: Literal["pad", "error"] = "pad"
-    """What to do with a picture smaller than the crop: pad it right and below by symmetric reflection, or refuse it."""
+    """Pad a picture smaller than the crop right and below by symmetric reflection, or refuse it."""
     cache_mib: int = 2048
     """Memory for decoded pictures, in MiB; what does not fit is decoded again."""
     workers: int = 0
@@ -260,7 +268,8 @@ class TrainConfig:
     steps: int = 300_000
     """Optimiser steps of the whole run."""
     seed: int = 100
-    """Seed of the initial parameters, of the order of the pairs, of crops, symmetries and synthetic rain."""
+    """Seed of the initial parameters, of the order of the pairs, of crops, symmetries and
+    synthetic rain."""
     log_every: int = 100
     """Steps between two lines of metrics."""
     eval_every: int = 1000
@@ -270,7 +279,8 @@ class TrainConfig:
     keep_checkpoints: int = 3
     """Latest checkpoints that are kept, beside the best."""
     protocol: Protocol = "did_ddn"
-    """Metric protocol of the evaluations; `did_ddn` has the luma of the official training program."""
+    """Metric protocol of the evaluations; `did_ddn` has the luma of the official training
+    program."""
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")

@@ -42,6 +42,10 @@ _SCALAR = _Layout(lambda w: w[0], lambda w: w[None])
 _STAGE = r"(\w+)\.layers\."
 _STEP = r"(\w+)\.steps\.layers\."
 _STEP_KEY = r"\1.layers.1._ops.{i}."
+_EXPERT_KEY = _STEP_KEY + r"_ops.\2.op."
+# Official keys number the experts.
+_EXPERTS = [f"separable{size}" for size in SEPARABLE_SIZES]
+_EXPERTS += [f"dilated{size}" for size in DILATED_SIZES]
 
 _RULES: tuple[tuple[str, str, _Layout], ...] = (
     (r"patch_embed\.kernel", r"patch_embed.proj.weight", _CONV),
@@ -64,23 +68,12 @@ _RULES: tuple[tuple[str, str, _Layout], ...] = (
     (r"(\w+)\.gate_out\.bias", r"\1.layers.0.ca_fc.2.bias", _SAME),
     (r"(\w+)\.preprocess\.kernel", r"\1.layers.1.preprocess.op.0.weight", _POINTWISE),
     (_STEP + r"join\.kernel", _STEP_KEY + r"_out.0.weight", _POINTWISE),
-    *(
-        (_STEP + rf"{expert}\.{part}\.kernel", _STEP_KEY + f"_ops.{x}.op.{place}.weight", layout)
-        for x, (expert, parts) in enumerate(
-            [(f"separable{size}", (0, 1, 3, 4)) for size in SEPARABLE_SIZES]
-            + [(f"dilated{size}", (0, 1)) for size in DILATED_SIZES]
-        )
-        for place, (part, layout) in zip(
-            parts,
-            (
-                [("depthwise_first", _DEPTHWISE), ("pointwise_first", _POINTWISE)]
-                + [("depthwise_last", _DEPTHWISE), ("pointwise_last", _POINTWISE)]
-                if len(parts) == 4
-                else [("depthwise", _DEPTHWISE), ("pointwise_last", _POINTWISE)]
-            ),
-            strict=True,
-        )
-    ),
+    (_STEP + r"(separable\d)\.depthwise_first\.kernel", _EXPERT_KEY + "0.weight", _DEPTHWISE),
+    (_STEP + r"(separable\d)\.pointwise_first\.kernel", _EXPERT_KEY + "1.weight", _POINTWISE),
+    (_STEP + r"(separable\d)\.depthwise_last\.kernel", _EXPERT_KEY + "3.weight", _DEPTHWISE),
+    (_STEP + r"(separable\d)\.pointwise_last\.kernel", _EXPERT_KEY + "4.weight", _POINTWISE),
+    (_STEP + r"(dilated\d)\.depthwise\.kernel", _EXPERT_KEY + "0.weight", _DEPTHWISE),
+    (_STEP + r"(dilated\d)\.pointwise_last\.kernel", _EXPERT_KEY + "1.weight", _POINTWISE),
 )
 # Leaves whose last axis holds the hidden channels in the order of `MixedScale`.
 _REORDERED = re.compile(_STAGE + r"ffn\.(project_in|dwconv3x3|dwconv5x5)\.(kernel|bias)")
@@ -124,14 +117,15 @@ def _rule(leaf: str) -> tuple[str, _Layout]:
     ]
     if len(found) != 1:
         raise AssertionError(f"{len(found)} rules of the conversion table match {leaf}")
-    return found[0]
+    key, layout = found[0]
+    return re.sub("|".join(_EXPERTS), lambda match: str(_EXPERTS.index(match[0])), key), layout
 
 
 def _places(template: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[Any, ...]]]:
     for i in range(shape[0]) if "{i}" in template else [None]:
         stack = () if i is None else (i,)
         for j in range(shape[-1]) if "{j}" in template else [None]:
-            key = template.replace("{i}", str(i)).replace("{j}", str(j and j + 1 or 1))
+            key = template.replace("{i}", str(i)).replace("{j}", str(1 if j is None else j + 1))
             yield key, stack if j is None else (*stack, ..., j)
 
 

@@ -1,4 +1,4 @@
-"""How a wrong input is told: one line that names the thing, what was found and what would be right."""
+"""How wrong input is told: one line that names the thing, what was found and what is right."""
 
 from __future__ import annotations
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from tensorboardX import SummaryWriter
+from tqdm import tqdm
 
 
 class MetricsWriter:
@@ -43,14 +44,47 @@ class MetricsWriter:
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
         self._board.close()
+
+
+class Progress:
+    """A progress bar with the latest metrics; lines of text where there is no terminal.
+
+    Args:
+        start: steps done before.
+        total: steps of the whole run.
+    """
+
+    def __init__(self, start: int, total: int) -> None:
+        self._bar = tqdm(total=total, initial=start, unit="step", disable=None)
+        self._since = time.monotonic()
+        self._pictures = 0
+
+    def update(self, pictures: int) -> None:
+        """Counts a step on so many pictures."""
+        self._bar.update()
+        self._pictures += pictures
+
+    def log(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Shows metrics of a step; returns them with the pictures per second since the last."""
+        rate = self._pictures / (time.monotonic() - self._since)
+        self._since, self._pictures = time.monotonic(), 0
+        text = (
+            f"loss {values['loss']:.4f}, learning rate {values['learning_rate']:.2e}, "
+            f"{rate:.1f} pictures/s"
+        )
+        self._bar.set_postfix_str(text)
+        if self._bar.disable:
+            print(f"step {step}/{self._bar.total}: {text}", flush=True)
+        return {**values, "pictures_per_second": rate}
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
 
 
 def _until(path: Path, step: int) -> list[str]:

@@ -72,7 +72,7 @@ class DRSformer(nnx.Module):
         # The last level joins decoder and skip without reducing them: twice the channels.
         self.decoder_level1 = _stage(2 * c1, h1, n1, config)
         if config.refinement == "mefc":
-            self.refinement = ExpertCompensator(2 * c1, config)
+            self.refinement: nnx.Module = ExpertCompensator(2 * c1, config)
         elif config.refinement == "blocks":
             self.refinement = _stage(2 * c1, h1, config.refinement_blocks, config)
         self.output = Conv3x3(2 * c1, 3, config, bias=bias)

@@ -121,13 +121,13 @@ def _backward(
     # The transpose of a correlation is the correlation with the kernel turned by half a circle.
     x_grad = depthwise_conv(grad, kernel[::-1, ::-1], dilation)
     ends = itertools.accumulate(part.shape[-1] for part in parts)
-    padded = _pad(parts, kernel.shape[0], dilation)
-    settings = {"size": kernel.shape[0], "dilation": dilation}
+    size = kernel.shape[0]
+    padded = _pad(parts, size, dilation)
     kernel_grad = lax.platform_dependent(
         padded,
         grad,
-        cpu=functools.partial(_kernel_grad_by_pixel, **settings),
-        default=functools.partial(_kernel_grad_by_tap, **settings),
+        cpu=functools.partial(_kernel_grad_by_pixel, size=size, dilation=dilation),
+        default=functools.partial(_kernel_grad_by_tap, size=size, dilation=dilation),
     )
     return jnp.split(x_grad, list(ends)[:-1], axis=-1), kernel_grad.astype(kernel.dtype)
 

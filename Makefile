@@ -1,0 +1,38 @@
+# Everything happens in an environment of its own, .venv; Python >= 3.11 and make are all it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-golden lint types clean
+
+# The main job in small: train on synthetic rain, score on photographs never seen, restore them.
+quickstart: .venv/installed
+	$(BIN)/python train.py --config configs/quickstart.py --workdir runs/quickstart
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2
+
+# Full-size networks against the official programs' numbers, where they are at hand.
+test-golden: .venv/installed-dev
+	$(BIN)/python -m pytest -m golden
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and \
+	    "error: Python is %d.%d; expected 3.11 or newer, as in: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

@@ -19,6 +19,7 @@ from drsformer_jax.errors import InputError
 
 _VALIDATION_RAINS = 4
 _READ_AHEAD = 8
+_EPOCHS = 10**9  # Endless, but without the overflow that Grain's own endless repeat can meet.
 
 
 class Pairs(Protocol):
@@ -182,7 +183,7 @@ def batches(
         grain.MapDataset.source(pairs)
         .seed(seed)
         .shuffle()
-        .repeat()
+        .repeat(_EPOCHS)
         .random_map(RandomCrop(config.crop_size, augment=config.augment))
     )
     share = dataset[process::processes].batch(config.global_batch // processes, batch_fn=_stack)

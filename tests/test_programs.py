@@ -1,0 +1,214 @@
+"""train.py, eval.py and drsformer as users run them: real processes on real files."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drsformer_jax import checkpoint, metrics
+from drsformer_jax.data.images import read_picture, write_picture
+from drsformer_jax.data.synthetic import SyntheticRain, photographs
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+from drsformer_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+def get_config():
+    return TrainConfig(
+        model=ModelConfig(
+            dim=4, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), encoder_level0="none",
+            refinement="none", attention="dense", feed_forward="fn",
+        ),
+        data=DataConfig(train="{pairs}", validation="{pairs}", crop_size=16, global_batch=2),
+        optim=OptimConfig(learning_rate=1e-3, constant_steps=2, cosine_steps=2),
+        steps=4, log_every=1, eval_every=4, checkpoint_every=2, protocol="rain200_spa",
+    )
+"""
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory):
+    """Two pairs of one size, and a configuration that trains on them."""
+    folder = tmp_path_factory.mktemp("programs")
+    rain = SyntheticRain(photographs("skimage")[0], 1, 0)
+    for index in range(2):
+        pair = rain[index]
+        for part, picture in (("input", pair["rainy"]), ("target", pair["clean"])):
+            write_picture(folder / "pairs" / part / f"{index}.png", picture[100:140, 100:148])
+    (folder / "config.py").write_text(CONFIG.format(pairs=folder / "pairs"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(workplace):
+    """Runs a program; programs share compiled code as one user's do."""
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(workplace / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+    programs = {
+        "train": [sys.executable, str(ROOT / "train.py")],
+        "eval": [sys.executable, str(ROOT / "eval.py")],
+        "drsformer": [sys.executable, "-c", "from drsformer_jax.cli import main; main()"],
+    }
+
+    def start(program, *arguments):
+        return subprocess.run(
+            [*programs[program], *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=workplace,
+            env=environment,
+            timeout=300,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def trained(run, workplace):
+    result = run("train", "--config", "config.py", "--workdir", "run")
+    assert result.returncode == 0, result.stderr
+    return workplace / "run", result.stdout
+
+
+def refused(result, message):
+    """Asserts that a program ended with one clear line."""
+    assert result.returncode not in (0, None)
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert re.search(message, last), last
+
+
+def test_training_ends_with_what_was_gained(trained):
+    _, output = trained
+    last = output.strip().splitlines()[-1]
+    match = re.fullmatch(r"rainy (\S+) dB, restored (\S+) dB, gain (\S+) dB, \d+ s", last)
+    assert match, output
+    rainy, restored, gain = map(float, match.groups())
+    assert gain == pytest.approx(restored - rainy, abs=0.011)
+
+
+def test_training_leaves_metrics_and_pictures(trained):
+    folder, _ = trained
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert list(losses) == [1, 2, 3, 4]
+    assert any("validation/rain200_spa/psnr" in line for line in lines)
+    assert list((folder / "tensorboard").iterdir())
+    assert read_picture(folder / "comparison.png").shape[1] > 3 * 48
+    assert read_picture(folder / "validation" / "restored" / "0.png").shape == (40, 48, 3)
+
+
+def test_stopped_and_resumed_run_equals_the_straight_one_bit_for_bit(run, trained, workplace):
+    for steps in (2, 4):
+        result = run("train", "--config", "config.py", "--workdir", "resumed", "--steps", steps)
+        assert result.returncode == 0, result.stderr
+    assert "steps 2 to 4" in result.stdout
+    straight, resumed = (
+        checkpoint.load(folder, 4)[1] for folder in (trained[0], workplace / "resumed")
+    )
+    import jax
+
+    assert jax.tree.all(jax.tree.map(np.array_equal, straight, resumed))
+    lines = (workplace / "resumed" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_scores_are_those_of_the_saved_pictures(run, trained, workplace):
+    folder, _ = trained
+    pairs = workplace / "pairs"
+    where = ["--input", pairs / "input", "--target", pairs / "target"]
+    result = run("eval", "--checkpoint", folder, *where, "--save", "saved", "--protocol", "did_ddn")
+    assert result.returncode == 0, result.stderr
+    assert "did_ddn" in result.stdout.splitlines()[0]
+    document = json.loads((folder / "evaluation" / "scores.json").read_text())
+    assert document["protocol"] == "did_ddn"
+    lines = (folder / "evaluation" / "scores.csv").read_text().splitlines()
+    table = list(csv.DictReader(lines))
+    assert [row["picture"] for row in table] == ["0.png", "1.png"]
+    for row in table:
+        restored = read_picture(workplace / "saved" / row["picture"])
+        target = read_picture(pairs / "target" / row["picture"])
+        psnr = metrics.psnr(restored, target, protocol="did_ddn")
+        assert float(row["restored_psnr"]) == pytest.approx(psnr, abs=1e-9)
+    mean = np.mean([float(row["restored_psnr"]) for row in table])
+    assert document["mean"]["restored_psnr"] == pytest.approx(mean, abs=1e-9)
+
+
+def test_derain_restores_a_folder_of_any_sizes_and_reports_a_bad_file(run, trained, workplace):
+    folder, _ = trained
+    source = workplace / "rainy"
+    picture = read_picture(workplace / "pairs" / "input" / "0.png")
+    write_picture(source / "whole.png", picture)
+    write_picture(source / "odd.jpg", picture[:13, :21])
+    write_picture(source / "one.bmp", picture[:1, :1])
+    (source / "bad.png").write_text("no picture")
+    result = run("drsformer", "derain", source, "clear", "--checkpoint", folder)
+    assert "restored 3 of 4 pictures" in result.stdout
+    assert re.search(r"error: .*bad\.png is no picture", result.stderr)
+    refused(result, "1 of 4 pictures failed")
+    assert sorted(path.name for path in (workplace / "clear").iterdir()) == [
+        "odd.jpg",
+        "one.bmp",
+        "whole.png",
+    ]
+    assert read_picture(workplace / "clear" / "odd.jpg").shape == (13, 21, 3)
+    assert read_picture(workplace / "clear" / "one.bmp").shape == (1, 1, 3)
+    in_training = read_picture(folder / "validation" / "restored" / "0.png")
+    np.testing.assert_array_equal(read_picture(workplace / "clear" / "whole.png"), in_training)
+
+
+def test_derain_restores_one_file(run, trained, workplace):
+    source = workplace / "pairs" / "input" / "1.png"
+    result = run("drsformer", "derain", source, "one.png", "--checkpoint", trained[0])
+    assert result.returncode == 0, result.stderr
+    assert read_picture(workplace / "one.png").shape == read_picture(source).shape
+
+
+def test_another_architecture_is_refused_by_naming_what_differs(run, trained):
+    result = run(
+        "train", "--config", "config.py", "--workdir", trained[0], "--model.feed-forward", "gdfn"
+    )
+    refused(result, r"another architecture: feed_forward fn \(here gdfn\)")
+
+
+def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, workplace):
+    result = run(
+        *("train", "--config", "config.py", "--workdir", "diverged"),
+        *("--optim.learning-rate", "1e30", "--optim.clip-norm", "1e30"),
+    )
+    refused(result, r"the loss of step 2 is (nan|inf); .* the batch was [01]\.png")
+    assert not list((workplace / "diverged" / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--config", "none.py"), r"none\.py is no file; expected"),
+        (("train", "--config", "config.py", "--steps", "0"), "steps is 0; expected at least 1"),
+        (("train", "--config", "config.py", "--optim.lr", "1"), "--optim.lr"),
+        (("train", "--config", "config.py", "--steps", "many"), "--steps.*many"),
+        (("train", "--config", "config.py", "--model.attention", "none"), "topk.*dense"),
+        (
+            ("train", "--config", "config.py", "--data.train", "nowhere", "--workdir", "unmade"),
+            "nowhere has no folder input/",
+        ),
+        (("eval", "--checkpoint", "pairs", "--input", "a", "--target", "b"), "a is no folder|a "),
+        (("drsformer", "derain", "pairs/input", "out", "--checkpoint", "pairs"), "config.json"),
+        (("drsformer", "derain", "none.png", "out", "--checkpoint", "run"), "none.png"),
+    ],
+)
+def test_wrong_input_gives_one_line(run, trained, workplace, arguments, message):
+    refused(run(*arguments), message)
+    assert not (workplace / "unmade").exists()
+    assert not (workplace / "out").exists()

@@ -5,22 +5,22 @@ python train.py --config configs/quickstart.py
 
 from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, TrainConfig
 
-STEPS = 800
+STEPS = 1200
 
 
 def get_config() -> TrainConfig:
     """Returns the configuration."""
     return TrainConfig(
         model=PRESETS["tiny"],
-        data=DataConfig(train="synthetic", validation="synthetic", crop_size=48, global_batch=8),
+        data=DataConfig(train="synthetic", validation="synthetic", crop_size=64, global_batch=4),
         optim=OptimConfig(
-            learning_rate=2e-3,
+            learning_rate=3e-3,
             constant_steps=STEPS // 3,
             cosine_steps=STEPS - STEPS // 3,
             clip_norm=1.0,
         ),
         steps=STEPS,
-        log_every=20,
+        log_every=50,
         eval_every=STEPS,
-        checkpoint_every=200,
+        checkpoint_every=400,
     )

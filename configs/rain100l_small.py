@@ -7,7 +7,7 @@ The folders hold `input/` and `target/` with equal file names.
 
 from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, TrainConfig
 
-STEPS = 2400
+STEPS = 3600
 
 
 def get_config() -> TrainConfig:
@@ -17,18 +17,18 @@ def get_config() -> TrainConfig:
         data=DataConfig(
             train="data/Rain100L/train",
             validation="data/Rain100L/test",
-            crop_size=48,
-            global_batch=8,
+            crop_size=64,
+            global_batch=4,
         ),
         optim=OptimConfig(
-            learning_rate=2e-3,
+            learning_rate=3e-3,
             constant_steps=STEPS // 3,
             cosine_steps=STEPS - STEPS // 3,
             clip_norm=1.0,
         ),
         steps=STEPS,
         log_every=50,
-        eval_every=800,
+        eval_every=1200,
         checkpoint_every=400,
         protocol="rain200_spa",
     )

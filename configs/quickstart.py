@@ -5,7 +5,7 @@ python train.py --config configs/quickstart.py
 
 from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, TrainConfig
 
-STEPS = 1200
+STEPS = 700
 
 
 def get_config() -> TrainConfig:
@@ -20,7 +20,7 @@ def get_config() -> TrainConfig:
             clip_norm=1.0,
         ),
         steps=STEPS,
-        log_every=50,
+        log_every=25,
         eval_every=STEPS,
-        checkpoint_every=400,
+        checkpoint_every=350,
     )

@@ -1,0 +1,42 @@
+"""Shapes of arrays are checked at run time in every test; fixtures that several files share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# The parts whose signatures name shapes, before anything imports them.
+CHECKED = ("metrics", "nn", "ops", "restore", "training")
+install_import_hook([f"drsformer_jax.{part}" for part in CHECKED], "typechecker.check")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Small networks compile for far longer than they run, so the compiler need not optimise. The
+    # full-size comparison runs what users run.
+    if config.getoption("markexpr") != "golden":
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference material beside the project; tests that need it skip without it."""
+    folder = Path(__file__).parents[1].parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("../shared is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def official_shapes(shared: Path) -> Callable[[str], dict[str, tuple[int, ...]]]:
+    """Keys and shapes of a published network's official state dict, by the preset's name."""
+
+    def read(preset: str) -> dict[str, tuple[int, ...]]:
+        text = (shared / "golden" / f"{preset}_keys.json").read_text()
+        return {key: tuple(shape) for key, shape in json.loads(text).items()}
+
+    return read

@@ -1,0 +1,161 @@
+"""Impossible settings are refused where they are written; presets are what was published."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from drsformer_jax.config import PRESETS, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from drsformer_jax.errors import InputError
+
+IMPOSSIBLE = [
+    (ModelConfig, {"dim": 0}, "model.dim is 0"),
+    (ModelConfig, {"dim": 47}, "model.dim is 47"),
+    (ModelConfig, {"blocks": (4, 0, 6, 8)}, "model.blocks is (4, 0, 6, 8)"),
+    (ModelConfig, {"heads": (1, 2, 0, 8)}, "model.heads is (1, 2, 0, 8)"),
+    (ModelConfig, {"heads": (1, 2, 5, 8)}, "model.heads is (1, 2, 5, 8)"),
+    (ModelConfig, {"refinement_blocks": 0}, "model.refinement-blocks is 0"),
+    (ModelConfig, {"expansion": 0.02}, "model.expansion is 0.02"),
+    (ModelConfig, {"topk_fractions": ()}, "model.topk-fractions is ()"),
+    (ModelConfig, {"topk_fractions": ("1/2", "0")}, "model.topk-fractions is 0"),
+    (ModelConfig, {"topk_fractions": ("3/2",)}, "model.topk-fractions is 3/2"),
+    (ModelConfig, {"topk_fractions": ("1/0",)}, "model.topk-fractions is 1/0"),
+    (ModelConfig, {"topk_fractions": ("half",)}, "model.topk-fractions is half"),
+    (ModelConfig, {"topk_fractions": ("1/50",)}, "model.topk-fractions is ('1/50',)"),
+    (DataConfig, {"crop_size": 0}, "data.crop-size is 0"),
+    (DataConfig, {"crop_size": 100}, "data.crop-size is 100"),
+    (DataConfig, {"global_batch": 0}, "data.global-batch is 0"),
+    (DataConfig, {"rains": 0}, "data.rains is 0"),
+    (DataConfig, {"cache_mib": -1}, "data.cache-mib is -1"),
+    (DataConfig, {"workers": -1}, "data.workers is -1"),
+    (OptimConfig, {"learning_rate": 0.0}, "optim.learning-rate is 0.0"),
+    (OptimConfig, {"learning_rate": float("nan")}, "optim.learning-rate is nan"),
+    (OptimConfig, {"final_learning_rate": -1e-6}, "optim.final-learning-rate is -1e-06"),
+    (OptimConfig, {"constant_steps": -1}, "optim.constant-steps is -1"),
+    (OptimConfig, {"cosine_steps": 0}, "optim.cosine-steps is 0"),
+    (OptimConfig, {"b1": 1.0}, "optim.b1 is 1.0"),
+    (OptimConfig, {"b2": -0.1}, "optim.b2 is -0.1"),
+    (OptimConfig, {"eps": 0.0}, "optim.eps is 0.0"),
+    (OptimConfig, {"weight_decay": -1e-4}, "optim.weight-decay is -0.0001"),
+    (OptimConfig, {"clip_norm": 0.0}, "optim.clip-norm is 0.0"),
+    (TrainConfig, {"steps": 0}, "steps is 0"),
+    (TrainConfig, {"seed": -1}, "seed is -1"),
+    (TrainConfig, {"log_every": 0}, "log-every is 0"),
+    (TrainConfig, {"eval_every": 0}, "eval-every is 0"),
+    (TrainConfig, {"checkpoint_every": 0}, "checkpoint-every is 0"),
+    (TrainConfig, {"keep_checkpoints": 0}, "keep-checkpoints is 0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "found"), IMPOSSIBLE, ids=[found for _, _, found in IMPOSSIBLE]
+)
+def test_impossible_value_is_refused_in_one_line(settings, fields, found):
+    with pytest.raises(InputError) as error:
+        settings(**fields)
+    message = str(error.value)
+    assert message.startswith(f"{found}; expected ")
+    assert len(message) > len(f"{found}; expected ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields"),
+    [
+        (ModelConfig, {"dim": 2, "heads": (1, 1, 1, 1)}),
+        (ModelConfig, {"topk_fractions": ("1", "0.5")}),
+        # A fraction too small to keep a score does not matter where all are kept.
+        (ModelConfig, {"topk_fractions": ("1/50",), "attention": "dense"}),
+        (DataConfig, {"crop_size": 8, "cache_mib": 0}),
+        (OptimConfig, {"constant_steps": 0, "b1": 0.0, "weight_decay": 0.0}),
+        (TrainConfig, {"seed": 0, "steps": 1}),
+    ],
+)
+def test_value_at_the_edge_is_accepted(settings, fields):
+    assert dataclasses.asdict(settings(**fields)).items() >= fields.items()
+
+
+def test_heads_are_checked_at_every_level():
+    for level, channels in enumerate((48, 96, 192, 384)):
+        heads = tuple(channels + 1 if n == level else 1 for n in range(4))
+        with pytest.raises(InputError, match=f"a divisor of {channels} for level {level + 1}"):
+            ModelConfig(heads=heads)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_is_hashable_and_frozen(name):
+    config = PRESETS[name]
+    assert {config: name}[dataclasses.replace(config)] == name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.dim = 8
+
+
+def test_training_configuration_is_hashable():
+    assert hash(TrainConfig()) == hash(TrainConfig())
+    assert TrainConfig() != TrainConfig(optim=OptimConfig(eps=1e-6))
+
+
+def test_presets_are_the_published_networks():
+    published = ModelConfig(
+        dim=48,
+        blocks=(4, 6, 6, 8),
+        heads=(1, 2, 4, 8),
+        encoder_level0="mefc",
+        refinement="mefc",
+        attention="topk",
+        topk_fractions=("1/2", "2/3", "3/4", "4/5"),
+        feed_forward="msfn",
+        expansion=2.66,
+        norm="with_bias",
+        bias=False,
+    )
+    bare = dataclasses.replace(published, encoder_level0="none", refinement="none")
+    assert PRESETS["drsformer"] == published
+    assert PRESETS["drsformer_no_mefc"] == bare
+    assert PRESETS["restormer"] == dataclasses.replace(
+        bare,
+        refinement="blocks",
+        refinement_blocks=4,
+        attention="dense",
+        feed_forward="gdfn",
+    )
+
+
+def test_optimiser_defaults_are_the_official_recipe():
+    assert dataclasses.asdict(OptimConfig()) == {
+        "learning_rate": 3e-4,
+        "final_learning_rate": 1e-6,
+        "constant_steps": 92_000,
+        "cosine_steps": 208_000,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 1e-4,
+        "clip_norm": 0.01,
+    }
+    assert (TrainConfig().steps, TrainConfig().seed) == (300_000, 100)
+    assert (DataConfig().crop_size, DataConfig().global_batch) == (128, 16)
+
+
+@pytest.mark.parametrize(("channels", "kept"), [(48, (24, 32, 36, 38)), (96, (48, 64, 72, 76))])
+def test_published_heads_keep_the_published_scores(channels, kept):
+    assert PRESETS["drsformer"].kept_scores(channels) == kept
+
+
+def test_kept_scores_are_exact_where_floating_point_is_not():
+    # 0.29 * 100 is 28.999999999999996 in floating point.
+    assert ModelConfig(topk_fractions=("29/100", "0.29")).kept_scores(100) == (29, 29)
+
+
+def test_hidden_channels_are_cut_to_an_integer():
+    config = PRESETS["drsformer"]
+    assert [config.hidden(config.channels(level)) for level in range(4)] == [127, 255, 510, 1021]
+
+
+def test_architecture_leaves_out_what_changes_no_parameter():
+    config = PRESETS["drsformer"]
+    running = {"dtype": "bfloat16", "param_dtype": "float64", "remat": True}
+    assert dataclasses.replace(config, **running).architecture() == config.architecture()
+    every = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert config.architecture().keys() == every - running.keys()

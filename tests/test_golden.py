@@ -1,0 +1,73 @@
+"""Published networks at full size against the official numbers: `pytest -m golden`."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from recipe import Golden, load, relative_error
+
+from drsformer_jax.config import PRESETS, TrainConfig
+from drsformer_jax.convert import from_torch, params_from_torch, params_to_torch
+from drsformer_jax.optim import transformation
+from drsformer_jax.training import TrainState, train_step
+
+pytestmark = pytest.mark.golden
+
+
+@pytest.mark.parametrize("preset", ["drsformer", "drsformer_no_mefc", "restormer"])
+def test_every_stage_and_the_output_equal_the_official_network(preset, shared, official_shapes):
+    path = shared / "golden" / f"{preset}.npz"
+    golden = load(path, PRESETS[preset].architecture(), official_shapes(preset))
+    model = from_torch(golden.weights)
+    assert model.config == PRESETS[preset]
+    stages = jax.jit(model.stages)(jnp.asarray(golden["input"]))
+    assert golden.stages().keys() == stages.keys()
+    errors = {name: relative_error(stages[name], value) for name, value in golden.stages().items()}
+    errors["all"] = relative_error(golden["input"] + stages["output"], golden["output"])
+    assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.fixture(scope="module")
+def golden(shared, official_shapes) -> Golden:
+    path = shared / "golden" / "drsformer_train.npz"
+    return load(path, PRESETS["drsformer"].architecture(), official_shapes("drsformer"))
+
+
+def take_steps(golden: Golden, dtype: str, count: int) -> tuple[TrainState, list[dict]]:
+    """Takes some steps on the golden batch; the last state, and every step's metrics."""
+    config = TrainConfig(model=golden.config(dtype))
+    batch = {"rainy": golden["input"], "clean": golden["target"]}
+    batch = {name: jnp.asarray(value, dtype) for name, value in batch.items()}
+    params = params_from_torch(golden.weights, config.model)
+    state = TrainState(jnp.zeros((), jnp.int32), params, transformation(config.optim).init(params))
+    metrics = []
+    for _ in range(count):
+        state, scalars = train_step(config, state, batch)
+        metrics.append(jax.device_get(scalars))
+    return state, metrics
+
+
+def test_four_float64_steps_equal_the_official_program(golden):
+    with jax.enable_x64(True):
+        _, metrics = take_steps(golden, "float64", 4)
+    losses = [scalars["loss"] for scalars in metrics]
+    norms = [scalars["grad_norm"] for scalars in metrics]
+    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-6)
+    np.testing.assert_allclose(norms, golden["total_grad_norms"], rtol=1e-6)
+
+
+def test_first_float32_step_equals_the_official_program(golden):
+    state, metrics = take_steps(golden, "float32", 1)
+    total = golden["total_grad_norms"][0]
+    np.testing.assert_allclose(metrics[0]["loss"], golden["losses"][0], rtol=1e-5)
+    np.testing.assert_allclose(metrics[0]["grad_norm"], total, rtol=1e-4)
+    # Adam's running mean holds a tenth of the gradient clipped to a norm of 0.01.
+    ((_, mean),) = optax.tree.get_all_with_path(state.opt_state, "mu")
+    gradients = params_to_torch(mean, golden.config())
+    scale = metrics[0]["grad_norm"] / 0.01 / 0.1
+    norms = np.array([np.linalg.norm(gradients[key]) for key in golden["grad_norm_keys"]]) * scale
+    assert len(norms) == len(gradients)
+    np.testing.assert_allclose(norms, golden["grad_norms"], rtol=1e-3, atol=1e-5 * total)

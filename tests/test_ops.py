@@ -1,0 +1,362 @@
+"""Operations against plain references: `lax`'s grouped convolution, and definitions in numpy."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from drsformer_jax.ops import depthwise
+from drsformer_jax.ops.attention import channel_scores, sparse_softmax
+from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, paired_conv
+from drsformer_jax.ops.linear import linear
+from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
+
+BF16_STEP = 2.0**-8
+"""Largest relative error of rounding to bfloat16."""
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=["cpu", "default"])
+def platform(request, monkeypatch):
+    """Runs a test with the programs for CPUs, and with those for other hardware."""
+
+    def choose(*arrays, **programs):
+        return programs[request.param](*arrays)
+
+    monkeypatch.setattr(depthwise.lax, "platform_dependent", choose)
+
+
+def draw(seed, *shape, dtype="float64"):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), dtype)
+
+
+def wide(x):
+    return np.asarray(x).astype(np.float64)
+
+
+def assert_close(found, expected, tolerance):
+    """Values differ by `tolerance` at most, relative to the largest one."""
+    found, expected = wide(found), wide(expected)
+    assert found.shape == expected.shape
+    assert np.max(np.abs(found - expected)) <= tolerance * max(np.max(np.abs(expected)), 1e-30)
+
+
+def grouped_conv(x, kernel, groups, dilation=1):
+    """The official layer: `kernel` is k k i o, and output channel n reads the n-th i channels."""
+    reach = dilation * (kernel.shape[0] // 2)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        [(reach, reach)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision="highest",
+    )
+
+
+def reference_depthwise(x, kernel, dilation=1):
+    return grouped_conv(x, kernel[:, :, None], x.shape[-1], dilation)
+
+
+def vjp(function, arguments, cotangent):
+    """The value at `arguments`, and the gradients that `cotangent` gives."""
+    # Under jit an operation's gradient is one program: a fifth of the time of its single steps.
+    value, gradients = jax.jit(
+        lambda arguments, cotangent: (
+            function(*arguments),
+            jax.vjp(function, *arguments)[1](cotangent),
+        )
+    )(arguments, cotangent)
+    return value, gradients
+
+
+KERNELS = [(size, 1) for size in (1, 3, 5, 7)] + [(size, 2) for size in (3, 5, 7)]
+SIZES = [(5, 7), (1, 1), (1, 9)]
+DEPTHWISE = [(KERNELS[n], size) for n in range(len(KERNELS)) for size in SIZES[: 1 + n % 3]]
+
+
+@pytest.mark.usefixtures("x64", "platform")
+@pytest.mark.parametrize(("kernel", "size"), DEPTHWISE)
+def test_depthwise_conv_and_its_gradients_equal_grouped_convolution(kernel, size):
+    (side, dilation), (height, width) = kernel, size
+    x, cotangent = draw(1, 2, height, width, 3), draw(2, 2, height, width, 3)
+    arguments = (x, draw(3, side, side, 3))
+    found = vjp(lambda x, k: depthwise_conv(x, k, dilation), arguments, cotangent)
+    expected = vjp(lambda x, k: reference_depthwise(x, k, dilation), arguments, cotangent)
+    jax.tree.map(lambda f, e: assert_close(f, e, 1e-13), found, expected)
+
+
+@pytest.mark.usefixtures("platform")
+@pytest.mark.parametrize(("dtype", "x_tolerance"), [("float32", 1e-6), ("bfloat16", BF16_STEP)])
+def test_depthwise_conv_sums_in_float32_and_keeps_types(dtype, x_tolerance):
+    x, cotangent = draw(1, 2, 13, 17, 5, dtype=dtype), draw(2, 2, 13, 17, 5, dtype=dtype)
+    kernel = draw(3, 7, 7, 5, dtype="float32")
+    y, (x_grad, kernel_grad) = vjp(depthwise_conv, (x, kernel), cotangent)
+    assert (y.dtype, x_grad.dtype, kernel_grad.dtype) == (x.dtype, x.dtype, kernel.dtype)
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(wide(a)) for a in (x, kernel, cotangent)]
+        expected, (x_expected, kernel_expected) = vjp(reference_depthwise, exact[:2], exact[2])
+    assert_close(y, expected, x_tolerance)
+    assert_close(x_grad, x_expected, x_tolerance)
+    # Sums over all pixels: in bfloat16 they would be far beyond this.
+    assert_close(kernel_grad, kernel_expected, 1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("size", "dilation"), KERNELS)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 4, 7, 3)])
+def test_both_kernel_gradients_are_equal(size, dilation, shape):
+    batch, height, width, channels = shape
+    border = dilation * (size - 1)
+    padded, grad = draw(1, batch, height + border, width + border, channels), draw(2, *shape)
+    ways = (depthwise._kernel_grad_by_tap, depthwise._kernel_grad_by_pixel)
+    by_tap, by_pixel = (way(padded, grad, size=size, dilation=dilation) for way in ways)
+    assert_close(by_pixel, by_tap, 1e-13)
+
+
+def test_both_paddings_are_equal(monkeypatch):
+    parts = [draw(n, 2, 3, 5, channels, dtype="float32") for n, channels in enumerate((1, 4, 2))]
+    padded = []
+    for name in ("cpu", "default"):
+        monkeypatch.setattr(
+            depthwise.lax,
+            "platform_dependent",
+            lambda *arrays, name=name, **way: way[name](*arrays),
+        )
+        padded.append(np.asarray(depthwise._pad(parts, 5, 2)))
+    np.testing.assert_array_equal(*padded)
+    joined = np.concatenate(parts, axis=-1)
+    np.testing.assert_array_equal(padded[0], np.pad(joined, ((0, 0), (4, 4), (4, 4), (0, 0))))
+
+
+def paired_arguments(size, dtype="float64"):
+    """Unequal parts whose channels add up: 2 + 3 of the first, 4 + 1 of the second of each pair."""
+    height, width = size
+    first = [draw(n, 2, height, width, channels, dtype=dtype) for n, channels in enumerate((2, 3))]
+    second = [draw(n, 2, height, width, channels, dtype=dtype) for n, channels in enumerate((4, 1))]
+    return first, second
+
+
+def reference_paired(first, second, kernel):
+    both = jnp.stack([jnp.concatenate(first, -1), jnp.concatenate(second, -1)], axis=-1)
+    return grouped_conv(both.reshape(*both.shape[:3], -1), kernel, kernel.shape[-1])
+
+
+@pytest.mark.usefixtures("x64", "platform")
+@pytest.mark.parametrize("side", [3, 5])
+@pytest.mark.parametrize("size", [(5, 7), (1, 1)])
+def test_paired_conv_and_its_gradients_equal_grouped_convolution(side, size):
+    arguments = (*paired_arguments(size), draw(3, side, side, 2, 5))
+    cotangent = draw(4, 2, *size, 5)
+    found = vjp(paired_conv, arguments, cotangent)
+    expected = vjp(reference_paired, arguments, cotangent)
+    jax.tree.map(lambda f, e: assert_close(f, e, 1e-13), found, expected)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2 * BF16_STEP)])
+def test_paired_conv_keeps_the_type(dtype, tolerance):
+    first, second = paired_arguments((5, 7), dtype)
+    kernel = draw(3, 3, 3, 2, 5, dtype="float32")
+    y = paired_conv(first, second, kernel)
+    assert y.dtype == dtype
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda a: jnp.asarray(wide(a)), (first, second, kernel))
+        assert_close(y, reference_paired(*exact), tolerance)
+
+
+def reference_pool(x, size):
+    """Mean of the pixels of the window that lie inside the picture, one pixel after another."""
+    _, height, width, _ = x.shape
+    reach = size // 2
+    rows = [slice(max(0, n - reach), n + reach + 1) for n in range(height)]
+    columns = [slice(max(0, n - reach), n + reach + 1) for n in range(width)]
+    means = [x[:, r, c].mean(axis=(1, 2)) for r, c in itertools.product(rows, columns)]
+    return jnp.stack(means, axis=1).reshape(x.shape)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 2), (1, 1, 1, 3)])
+def test_average_pool_counts_only_pixels_inside(size, shape):
+    x, cotangent = draw(1, *shape), draw(2, *shape)
+    found = vjp(lambda x: average_pool(x, size), (x,), cotangent)
+    expected = vjp(lambda x: reference_pool(x, size), (x,), cotangent)
+    jax.tree.map(lambda f, e: assert_close(f, e, 1e-13), found, expected)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", BF16_STEP)])
+def test_average_pool_sums_in_float32_and_keeps_the_type(dtype, tolerance):
+    x = draw(1, 1, 6, 5, 2, dtype=dtype)
+    y = average_pool(x)
+    assert y.dtype == dtype
+    assert_close(y, reference_pool(wide(x), 3), tolerance)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 5, 3, 4)])
+def test_linear_and_its_gradients_equal_a_matrix_product(shape):
+    arguments, cotangent = (draw(1, *shape), draw(2, 4, 6)), draw(3, *shape[:-1], 6)
+    found = vjp(linear, arguments, cotangent)
+    expected = vjp(lambda x, kernel: x @ kernel, arguments, cotangent)
+    jax.tree.map(lambda f, e: assert_close(f, e, 1e-14), found, expected)
+
+
+def test_linear_keeps_types_and_sums_the_kernel_gradient_in_float32():
+    x, cotangent = draw(1, 9, 999, 4, dtype="bfloat16"), draw(2, 9, 999, 6, dtype="bfloat16")
+    kernel = draw(3, 4, 6, dtype="float32")
+    y, (x_grad, kernel_grad) = vjp(linear, (x, kernel), cotangent)
+    assert (y.dtype, x_grad.dtype, kernel_grad.dtype) == ("bfloat16", "bfloat16", "float32")
+    assert_close(y, wide(x) @ wide(kernel), 2 * BF16_STEP)
+    assert_close(x_grad, wide(cotangent) @ wide(kernel).T, 2 * BF16_STEP)
+    assert_close(kernel_grad, np.einsum("bpc,bpo->co", wide(x), wide(cotangent)), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("factor", [2, 3])
+def test_pixel_unshuffle_orders_channels_by_channel_row_column(dtype, factor):
+    x = jnp.arange(2 * 2 * 3 * 2 * factor**2, dtype=dtype).reshape(2, 2 * factor, 3 * factor, 2)
+    y = pixel_unshuffle(x, factor)
+    assert y.dtype == dtype
+    assert y.shape == (2, 2, 3, 2 * factor**2)
+    for channel, dy, dx in itertools.product(range(2), range(factor), range(factor)):
+        place = (channel * factor + dy) * factor + dx
+        np.testing.assert_array_equal(y[..., place], x[:, dy::factor, dx::factor, channel])
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_pixel_shuffle_undoes_pixel_unshuffle_and_is_its_gradient(factor):
+    x = draw(1, 2, factor, 2 * factor, 3, dtype="float32")
+    small = draw(2, 2, 1, 2, 3 * factor**2, dtype="float32")
+    unshuffle = functools.partial(pixel_unshuffle, factor=factor)
+    y, (gradient,) = vjp(unshuffle, (x,), small)
+    np.testing.assert_array_equal(pixel_shuffle(y, factor), x)
+    np.testing.assert_array_equal(pixel_shuffle(small, factor), gradient)
+    np.testing.assert_array_equal(unshuffle(pixel_shuffle(small, factor)), small)
+
+
+def reference_scores(query, key, temperature):
+    """Both normalised over the pixels first, as the paper writes it."""
+    query, key = (x / jnp.sqrt(jnp.sum(x * x, axis=1, keepdims=True)) for x in (query, key))
+    return jnp.einsum("bpmd,bpme->bmde", query, key) * temperature[:, None, None]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("pixels", [1, 35])
+def test_channel_scores_and_their_gradients_equal_cosines(pixels):
+    arguments = (draw(1, 2, pixels, 3, 4), draw(2, 2, pixels, 3, 5), draw(3, 3))
+    cotangent = draw(4, 2, 3, 4, 5)
+    found = vjp(channel_scores, arguments, cotangent)
+    expected = vjp(reference_scores, arguments, cotangent)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-14)
+    # On one pixel cosines are +-1 and the gradients of query and key are 0.
+    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=1e-12), found[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_channel_scores_are_summed_in_float32(dtype):
+    query, key = draw(1, 1, 999, 2, 4, dtype=dtype), draw(2, 1, 999, 2, 4, dtype=dtype)
+    temperature = draw(3, 2, dtype="float32")
+    scores = channel_scores(query, key, temperature)
+    assert scores.dtype == jnp.float32
+    expected = reference_scores(*(wide(x) for x in (query, key, temperature)))
+    assert_close(scores, expected, 1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_channel_scores_divide_by_norms_of_at_least_1e_12():
+    query, key = draw(1, 1, 6, 1, 3), draw(2, 1, 6, 1, 3)
+    norms = jnp.linalg.norm(query, axis=1, keepdims=True)
+    cosines = reference_scores(query, key, jnp.ones(1))
+    for norm in (1e-3, 1e-11, 1e-13, 1e-15):
+        scores = channel_scores(query * (norm / norms), key, jnp.ones(1))
+        assert_close(scores, cosines * min(1, norm / 1e-12), 1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_zero_channels_have_zero_scores_and_finite_gradients(dtype):
+    query = draw(1, 1, 6, 1, 3, dtype=dtype).at[..., 0].set(0)
+    key = draw(2, 1, 6, 1, 3, dtype=dtype).at[..., 1].set(0)
+    arguments = (query, key, jnp.ones(1))
+    scores, gradients = vjp(channel_scores, arguments, jnp.ones((1, 1, 3, 3)))
+    np.testing.assert_array_equal(scores[0, 0, 0], 0)
+    np.testing.assert_array_equal(scores[0, 0, :, 1], 0)
+    assert np.all(scores[0, 0, 1:, ::2] != 0)
+    assert all(np.all(np.isfinite(wide(gradient))) for gradient in gradients)
+    # The floor under the norm is a constant, so the gradient of what stands on it is 1e12 steep.
+    other = wide(key)[0, :, 0, ::2]
+    expected = 1e12 * (other / np.linalg.norm(other, axis=0)).sum(axis=1)
+    assert_close(gradients[0][0, :, 0, 0], expected, 1e-6 if dtype == "float32" else BF16_STEP)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_black_picture_has_zero_scores_and_zero_gradients(dtype):
+    black = jnp.zeros((1, 6, 2, 3), dtype)
+    arguments = (black, black, jnp.ones(2))
+    result = vjp(channel_scores, arguments, jnp.ones((1, 2, 3, 3)))
+    for value in jax.tree.leaves(result):
+        np.testing.assert_array_equal(wide(value), 0)
+
+
+def reference_sparse_softmax(scores, kept, weights):
+    """Every softmax by itself, with minus infinity where a score is not kept."""
+    total = 0
+    for n, count in enumerate(kept):
+        threshold = jnp.sort(lax.stop_gradient(scores), axis=-1)[..., -count, None]
+        masked = jnp.where(scores >= threshold, scores, -jnp.inf)
+        total += weights[n] * jax.nn.softmax(masked, axis=-1)
+    return total
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kept", [(1,), (6,), (3, 4, 5), (2, 2)])
+def test_sparse_softmax_and_its_gradients_equal_masked_softmaxes(kept):
+    arguments = (draw(1, 2, 3, 4, 6), draw(2, len(kept)))
+    cotangent = draw(3, 2, 3, 4, 6)
+    found = vjp(lambda s, w: sparse_softmax(s, kept, w), arguments, cotangent)
+    expected = vjp(lambda s, w: reference_sparse_softmax(s, kept, w), arguments, cotangent)
+    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=1e-14), found, expected)
+
+
+def test_sparse_softmax_keeps_exactly_the_largest_and_each_row_sums_to_the_weights():
+    scores = draw(1, 2, 3, 8, 8, dtype="float32")
+    order = np.argsort(-np.asarray(scores), axis=-1)
+    for count in (1, 4, 8):
+        attention = np.asarray(sparse_softmax(scores, (count,), jnp.array([0.7])))
+        ranked = np.take_along_axis(attention, order, axis=-1)
+        assert np.all(ranked[..., :count] > 0)
+        assert np.all(ranked[..., count:] == 0)
+        np.testing.assert_allclose(attention.sum(axis=-1), 0.7, rtol=1e-6)
+    attention = sparse_softmax(scores, (4, 5, 6), jnp.array([0.7, -0.2, 0.4]))
+    np.testing.assert_allclose(attention.sum(axis=-1), 0.9, rtol=1e-5)
+
+
+def test_sparse_softmax_keeps_every_score_that_ties_at_the_threshold():
+    scores = jnp.array([[[[1.0, 3.0, 1.0, 0.0, 1.0]]]])
+    attention = np.asarray(sparse_softmax(scores, (2,), jnp.ones(1)))[0, 0, 0]
+    exponentials = np.exp([1.0, 3.0, 1.0, -np.inf, 1.0])
+    np.testing.assert_allclose(attention, exponentials / exponentials.sum(), rtol=1e-6)
+    equal = sparse_softmax(jnp.zeros((1, 1, 2, 4)), (1, 3), jnp.array([0.5, 0.3]))
+    np.testing.assert_allclose(equal, 0.8 / 4, rtol=1e-6)
+
+
+def test_sparse_softmax_and_its_gradients_are_finite_on_far_apart_scores():
+    scores = jnp.array([[[[-1e4, 0.0, 1e4, 9e3], [-1e4, -1e4, -1e4, -2e4]]]])
+    arguments = (scores, jnp.ones(2))
+    found = vjp(lambda s, w: sparse_softmax(s, (2, 3), w), arguments, jnp.ones_like(scores))
+    assert all(np.all(np.isfinite(value)) for value in jax.tree.leaves(found))
+    third = 2 / 3
+    expected = [[[[0, 0, 2, 0], [third, third, third, 0]]]]
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)

@@ -1,0 +1,257 @@
+"""The first optimiser steps against a reference, and what a step must do with any batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from recipe import Golden, load_small, relative_error
+
+from drsformer_jax.config import ModelConfig, OptimConfig, TrainConfig
+from drsformer_jax.convert import params_from_torch, params_to_torch
+from drsformer_jax.nn.functional import Params, init_params
+from drsformer_jax.optim import learning_rate, transformation
+from drsformer_jax.training import TrainState, init_state, train_step
+
+COMPACT = TrainConfig(
+    model=ModelConfig(
+        dim=2,
+        blocks=(1, 1, 1, 1),
+        heads=(1, 1, 1, 1),
+        encoder_level0="none",
+        refinement="none",
+        attention="dense",
+        feed_forward="fn",
+    )
+)
+# The official schedule at a few numbers of updates done.
+OFFICIAL_RATES = {
+    0: 0.0003,
+    1: 0.0003,
+    1000: 0.0003,
+    91999: 0.0003,
+    92000: 0.0003,
+    92001: 0.00029999999998294764,
+    100000: 0.00029890997667765903,
+    150000: 0.00024621181964914194,
+    196000: 0.00015049999999999997,
+    250000: 4.1642927395569646e-05,
+    299000: 1.0170520271840574e-06,
+    299999: 1.0000000170523493e-06,
+    300000: 1e-06,
+}
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return load_small("train")
+
+
+def start(golden: Golden, dtype: str) -> tuple[TrainConfig, TrainState, dict[str, jax.Array]]:
+    """The configuration, the state and the batch that the golden steps began with."""
+    config = TrainConfig(model=golden.config(dtype))
+    params = params_from_torch(golden.weights, config.model)
+    state = TrainState(jnp.zeros((), jnp.int32), params, transformation(config.optim).init(params))
+    batch = {"rainy": golden["input"], "clean": golden["target"]}
+    return config, state, {name: jnp.asarray(value, dtype) for name, value in batch.items()}
+
+
+@pytest.fixture(scope="module")
+def double_steps(golden):
+    """Four steps in float64: the states after each, and their metrics."""
+    with jax.enable_x64(True):
+        config, state, batch = start(golden, "float64")
+        states, metrics = [], []
+        for _ in range(4):
+            state, scalars = train_step(config, state, batch)
+            metrics.append(jax.device_get(scalars))
+            states.append(jax.device_get(state))  # The next step consumes it.
+    return states, metrics
+
+
+def adam_mean(state: TrainState) -> Params:
+    """The running mean of the clipped gradients."""
+    ((_, mean),) = optax.tree.get_all_with_path(state.opt_state, "mu")
+    return mean
+
+
+@pytest.fixture(scope="module")
+def first_gradients(golden, double_steps):
+    """Gradients of the first step before clipping, out of Adam's mean of the clipped ones."""
+    states, metrics = double_steps
+    scale = metrics[0]["grad_norm"] / OptimConfig.clip_norm / (1 - OptimConfig.b1)
+    return jax.tree.map(lambda leaf: leaf * scale, adam_mean(states[0]))
+
+
+def test_four_steps_equal_the_reference(golden, double_steps):
+    _, metrics = double_steps
+    losses = [scalars["loss"] for scalars in metrics]
+    norms = [scalars["grad_norm"] for scalars in metrics]
+    # PyTorch clips to 0.01 / (norm + 1e-6) of the gradient, optax to 0.01 / norm: 1e-10 by eps.
+    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-9)
+    np.testing.assert_allclose(norms, golden["total_grad_norms"], rtol=1e-9)
+    np.testing.assert_allclose(losses[0], golden["losses"][0], rtol=1e-14)
+    np.testing.assert_allclose(norms[0], golden["total_grad_norms"][0], rtol=1e-13)
+    assert [scalars["learning_rate"] for scalars in metrics] == [3e-4] * 4
+    assert [int(state.step) for state in double_steps[0]] == [1, 2, 3, 4]
+
+
+def test_reference_leaves_the_range_that_a_clamp_would_keep(golden):
+    assert golden["output"].min() < 0
+    assert golden["output"].max() > 1
+
+
+def test_gradient_of_every_official_key_has_the_norm_of_the_reference(golden, first_gradients):
+    with jax.enable_x64(True):
+        gradients = params_to_torch(first_gradients, golden.config("float64"))
+    norms = [np.linalg.norm(gradients[key]) for key in golden["grad_norm_keys"]]
+    assert len(norms) == len(gradients) == len(golden.weights)
+    np.testing.assert_allclose(norms, golden["grad_norms"], rtol=1e-9, atol=1e-14)
+
+
+@pytest.fixture(scope="module")
+def second_loss(golden, first_gradients):
+    """Loss of the second step, had an optimiser of this configuration made the first."""
+
+    def run(optim: OptimConfig) -> float:
+        with jax.enable_x64(True):
+            config, state, batch = start(golden, "float64")
+            # In one array: its arithmetic does not know the tree, and compiles in no time.
+            flat, unravel = jax.flatten_util.ravel_pytree(state.params)
+            gradients = jax.flatten_util.ravel_pytree(first_gradients)[0]
+            optimiser = transformation(optim)
+            updates, _ = optimiser.update(gradients, optimiser.init(flat), flat)
+            params = unravel(optax.apply_updates(flat, updates))
+            _, metrics = train_step(config, state._replace(params=params), batch)
+            return float(metrics["loss"])
+
+    return run
+
+
+def test_optimiser_alone_makes_the_first_step(golden, second_loss):
+    assert math.isclose(second_loss(OptimConfig()), golden["losses"][1], rel_tol=2e-10)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 3.001e-4},
+        {"eps": 1.1e-8},
+        {"weight_decay": 0.9e-4},
+        {"weight_decay": 0.0},
+        {"clip_norm": 0.011},
+        {"clip_norm": 1e6},
+    ],
+    ids=str,
+)
+def test_changed_constant_breaks_the_agreement(change, golden, second_loss):
+    loss = second_loss(dataclasses.replace(OptimConfig(), **change))
+    assert not math.isclose(loss, golden["losses"][1], rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 100.0])
+def test_optimiser_is_adamw_on_clipped_gradients(clip_norm):
+    config = OptimConfig(
+        learning_rate=0.1,
+        final_learning_rate=0.01,
+        constant_steps=2,
+        cosine_steps=3,
+        b1=0.8,
+        b2=0.95,
+        eps=1e-3,
+        weight_decay=0.3,
+        clip_norm=clip_norm,
+    )
+    rng = np.random.default_rng(0)
+    expected = {"a": rng.standard_normal(3), "b": rng.standard_normal((2, 2))}
+    mean = {name: np.zeros_like(value) for name, value in expected.items()}
+    square = {name: np.zeros_like(value) for name, value in expected.items()}
+    rates = [0.1, 0.1, 0.1, 0.0775, 0.0325, 0.01, 0.01]
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.asarray, expected)
+        optimiser = transformation(config)
+        state = optimiser.init(params)
+        for step, rate in enumerate(rates):
+            gradients = {
+                n: rng.standard_normal(v.shape) * 10 ** (step - 3) for n, v in mean.items()
+            }
+            updates, state = optimiser.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+            norm = math.sqrt(sum(np.sum(value**2) for value in gradients.values()))
+            for name, value in expected.items():
+                clipped = gradients[name] * min(1, clip_norm / norm)
+                mean[name] = 0.8 * mean[name] + 0.2 * clipped
+                square[name] = 0.95 * square[name] + 0.05 * clipped**2
+                corrected = np.sqrt(square[name] / (1 - 0.95 ** (step + 1)))
+                change = mean[name] / (1 - 0.8 ** (step + 1)) / (corrected + 1e-3)
+                expected[name] = value - rate * (change + 0.3 * value)
+            for name, value in expected.items():
+                np.testing.assert_allclose(params[name], value, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("updates", "rate"), OFFICIAL_RATES.items())
+def test_learning_rate_is_the_official_one(updates, rate):
+    with jax.enable_x64(True):
+        found = float(learning_rate(OptimConfig())(updates))
+    assert math.isclose(found, rate, rel_tol=1e-12)
+
+
+def test_learning_rate_stays_at_its_final_value():
+    with jax.enable_x64(True):
+        assert math.isclose(learning_rate(OptimConfig())(10**6), 1e-6, rel_tol=1e-12)
+
+
+def test_first_float32_step_is_close_and_black_pictures_do_not_break_it(golden):
+    config, state, batch = start(golden, "float32")
+    state, metrics = train_step(config, state, batch)
+    assert math.isclose(metrics["loss"], golden["losses"][0], rel_tol=1e-5)
+    assert math.isclose(metrics["grad_norm"], golden["total_grad_norms"][0], rel_tol=1e-4)
+    # One batch of black pictures, in one compiled program with the step above.
+    black = {"rainy": jnp.zeros_like(batch["rainy"]), "clean": batch["clean"]}
+    state, metrics = train_step(config, state, black)
+    assert np.isfinite(metrics["grad_norm"])
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+
+
+def pictures(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (2, 8, 8, 3), np.uint8)
+
+
+def test_eight_bit_batch_equals_the_same_batch_in_floating_point():
+    eight_bit = {"rainy": pictures(0), "clean": pictures(1)}
+    floating = {name: value.astype(np.float32) / 255 for name, value in eight_bit.items()}
+    (first, found), (second, expected) = (
+        train_step(COMPACT, init_state(COMPACT, jax.random.key(0)), batch)
+        for batch in (eight_bit, floating)
+    )
+    for name, value in expected.items():
+        assert math.isclose(found[name], value, rel_tol=1e-6), name
+    # The parameters differ by more: Adam's first step makes tiny gradients as large as others.
+    means = [jax.flatten_util.ravel_pytree(adam_mean(state))[0] for state in (first, second)]
+    assert relative_error(*means) < 1e-5
+
+
+def test_step_consumes_its_state():
+    state = init_state(COMPACT, jax.random.key(0))
+    before = jax.tree.leaves(state)
+    after, _ = train_step(COMPACT, state, {"rainy": pictures(0), "clean": pictures(1)})
+    assert all(leaf.is_deleted() for leaf in before)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+
+
+def test_initial_state_has_the_parameters_of_its_key_and_no_history():
+    state = init_state(COMPACT, jax.random.key(3))
+    assert state.step == 0
+    expected = init_params(COMPACT.model, jax.random.key(3))
+    jax.tree.map(
+        lambda found, value: np.testing.assert_allclose(found, value, rtol=1e-6),
+        state.params,
+        expected,
+    )
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))

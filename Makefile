@@ -9,7 +9,7 @@ quickstart: .venv/installed
 	$(BIN)/python train.py --config configs/quickstart.py --workdir runs/quickstart
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Full-size networks against the official programs' numbers, where they are at hand.
 test-golden: .venv/installed-dev

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,9 @@ from drsformer_jax.data.images import find_pairs_in, write_picture
 from drsformer_jax.data.pipeline import PairedFiles
 from drsformer_jax.errors import one_line_errors
 from drsformer_jax.evaluation import Scores, evaluate, mean
+from drsformer_jax.files import write_text
 from drsformer_jax.flags import parse
+from drsformer_jax.reporting import finite
 from drsformer_jax.restore import Restorer
 
 _COLUMNS = ("rainy PSNR", "SSIM", "restored PSNR", "SSIM", "gain")
@@ -40,9 +41,9 @@ class Command:
     step: int | None = None
     """Checkpoint to take; the best one where it is not given."""
     save: Path | None = None
-    """Folder for the restored pictures."""
+    """Folder for the restored pictures, as PNG."""
     output: Path | None = None
-    """Folder for scores.json and scores.csv; evaluation/ in the run's folder where not given."""
+    """Folder for scores.json and scores.csv; where not given, evaluation/PROTOCOL/ in the run's."""
 
 
 def main() -> None:
@@ -56,6 +57,10 @@ def score(command: Command) -> None:
     pairs = PairedFiles(find_pairs_in(command.input, command.target))
     pairs.sizes()
     restorer = Restorer.load(command.checkpoint, command.step)
+    output = command.output or command.checkpoint / "evaluation" / command.protocol
+    for folder in (output, command.save):
+        if folder is not None:  # Before the work, since a folder may not be writable.
+            folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, Scores] = {}
     width = max(len(pairs[0]["name"]), 16)
     print(f"PSNR in dB and SSIM on luma, protocol {command.protocol}")
@@ -64,10 +69,10 @@ def score(command: Command) -> None:
         results[pair["name"]] = scores
         print(row(pair["name"], scores, width), flush=True)
         if command.save is not None:
-            write_picture(command.save / pair["name"], restored)
+            # Without loss, also where the rainy picture is a JPEG.
+            write_picture(command.save / f"{Path(pair['name']).stem}.png", restored)
     average = mean(list(results.values()))
     print(row(f"mean of {len(results)}", average, width))
-    output = command.output or command.checkpoint / "evaluation"
     write_scores(output, command, results, average)
     print(f"scores are in {output / 'scores.json'} and {output / 'scores.csv'}")
 
@@ -99,19 +104,13 @@ def write_scores(
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("scores.json", json.dumps(document, indent=2) + "\n"),
-        ("scores.csv", table.getvalue()),
-    ):
-        unfinished = folder / f".{name}.unfinished"
-        unfinished.write_text(text)
-        os.replace(unfinished, folder / name)
+    write_text(folder / "scores.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
+    write_text(folder / "scores.csv", table.getvalue())
 
 
-def values(scores: Scores) -> dict[str, float]:
-    """The scores and the gain by name."""
-    return {**dataclasses.asdict(scores), "gain": scores.gain}
+def values(scores: Scores) -> dict[str, float | None]:
+    """The scores and the gain by name; None where one is infinite or undefined."""
+    return finite({**dataclasses.asdict(scores), "gain": scores.gain})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from drsformer_jax.checkpoint import Run
+from drsformer_jax.checkpoint import Run, check_architecture, read_config
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.data.images import contact_sheet, write_picture
 from drsformer_jax.data.pipeline import Batch, Pairs, batches, describe, open_pairs
@@ -51,6 +51,8 @@ def main() -> None:
     started = time.monotonic()
     with one_line_errors():
         command = parse_command(sys.argv[1:])
+        if "float64" in (command.train.model.dtype, command.train.model.param_dtype):
+            jax.config.update("jax_enable_x64", True)
         train(command.train, command.workdir, started)
 
 
@@ -59,11 +61,8 @@ def train(config: TrainConfig, workdir: Path, started: float) -> None:
     pairs = open_pairs(config.data, "train", config.seed)
     validation = open_pairs(config.data, "validation", config.seed)
     with Run(workdir, config.keep_checkpoints) as run:
+        state = initial_state(config, run)
         run.write_config(config)
-        state = init_state(config, jax.random.key(config.seed))
-        latest = run.latest_step()
-        if latest is not None:
-            state = run.restore(latest, state)
         start = int(state.step)
         announce(config, workdir, state, pairs, validation)
         stream = batches(pairs, config.data, seed=config.seed, start=start)
@@ -71,8 +70,8 @@ def train(config: TrainConfig, workdir: Path, started: float) -> None:
             for step in range(start + 1, config.steps + 1):
                 batch = next(stream)
                 state, metrics = train_step(config, state, on_device(batch))
-                values = {name: float(value) for name, value in metrics.items()}
-                check_finite(step, values["loss"], batch)
+                values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+                check_finite(step, values, batch)
                 progress.update(len(batch["name"]))
                 last = step == config.steps
                 if last or step % config.log_every == 0:
@@ -82,13 +81,24 @@ def train(config: TrainConfig, workdir: Path, started: float) -> None:
                     psnr = validate(config, state, validation, writer).restored_psnr
                 if psnr is not None or step % config.checkpoint_every == 0:
                     run.save(state, psnr)
+                    progress.resume()
     report(config, workdir, validation, started)
+
+
+def initial_state(config: TrainConfig, run: Run) -> TrainState:
+    """The state of the run's last checkpoint, or drawn by the seed where there is none."""
+    key = jax.random.key(config.seed)
+    latest = run.latest_step()
+    if latest is None:
+        return init_state(config, key)
+    check_architecture(read_config(run.folder).model, config.model, run.folder)
+    return run.restore(latest, jax.eval_shape(lambda key: init_state(config, key), key))
 
 
 def parse_command(arguments: Sequence[str]) -> Command:
     """The command line, with the values of the file that --config names as defaults."""
     path = Path("configs/quickstart.py")
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
         if flag == "--config" or flag.startswith("--config="):
             path = Path(flag.partition("=")[2] or value)
     default = Command(path, Path("runs") / path.stem, load_config(path))
@@ -105,10 +115,15 @@ def load_config(path: Path) -> TrainConfig:
     if spec is None or spec.loader is None:
         raise InputError(f"--config {path} is no Python file; expected one with get_config()")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise InputError(f"{path} has no get_config(); expected one that returns a TrainConfig")
-    return module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # the file is the user's, and may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} fails ({reason}); expected get_config() to work") from error
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"get_config() of {path} returns {config!r}; expected a TrainConfig")
+    return config
 
 
 def announce(
@@ -132,13 +147,14 @@ def on_device(batch: Batch) -> dict[str, jax.Array]:
     return jax.device_put({"rainy": batch["rainy"], "clean": batch["clean"]})
 
 
-def check_finite(step: int, loss: float, batch: Batch) -> None:
-    """Stops the run at a loss that is not finite."""
-    if not math.isfinite(loss):
-        raise InputError(
-            f"the loss of step {step} is {loss}; expected a finite number; "
-            f"the batch was {describe(batch['name'])}"
-        )
+def check_finite(step: int, values: dict[str, float], batch: Batch) -> None:
+    """Stops the run, before anything of the step is saved, at a loss or gradient not finite."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values[name]):
+            raise InputError(
+                f"the {name} of step {step} is {values[name]}; expected a finite number; "
+                f"the batch was {describe(batch['name'])}"
+            )
 
 
 def validate(
@@ -182,7 +198,10 @@ def report(config: TrainConfig, workdir: Path, validation: Pairs, started: float
                 write_picture(workdir / "validation" / folder / name, picture)
     write_picture(workdir / "comparison.png", contact_sheet(rows[:4], _TITLES))
     result = mean(scores)
-    print(f"pictures are in {workdir / 'validation'} and {workdir / 'comparison.png'}")
+    print(
+        f"pictures are in {workdir / 'validation'} and {workdir / 'comparison.png'}; "
+        f"scored by protocol {config.protocol}"
+    )
     print(
         f"rainy {result.rainy_psnr:.2f} dB, restored {result.restored_psnr:.2f} dB, "
         f"gain {result.gain:.2f} dB, {time.monotonic() - started:.0f} s"

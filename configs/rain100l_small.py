@@ -7,7 +7,7 @@ The folders hold `input/` and `target/` with equal file names.
 
 from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, TrainConfig
 
-STEPS = 3600
+STEPS = 1800
 
 
 def get_config() -> TrainConfig:
@@ -28,7 +28,7 @@ def get_config() -> TrainConfig:
         ),
         steps=STEPS,
         log_every=50,
-        eval_every=1200,
-        checkpoint_every=400,
+        eval_every=900,
+        checkpoint_every=450,
         protocol="rain200_spa",
     )

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from drsformer_jax.config import ModelConfig, TrainConfig, from_dict, to_dict
 from drsformer_jax.errors import InputError
+from drsformer_jax.files import write_text
 from drsformer_jax.nn.functional import Params, abstract_params
 from drsformer_jax.training import TrainState
 
@@ -27,48 +29,40 @@ class Run:
 
     Args:
         folder: the run's folder.
-        keep: latest checkpoints to keep beside the best one.
+        keep: latest checkpoints to keep beside the best one; None to read only, which leaves
+            alone what a training program may be writing there.
 
     Raises:
         InputError: if a file stands in the folder's place.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int = 1) -> None:
+    def __init__(self, folder: str | os.PathLike[str], keep: int | None) -> None:
         self.folder = Path(folder).absolute()
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder} is a file; expected the folder of a run, or a new one")
+        writes = keep is not None
         policy = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[_METRIC],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
+                policies.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], n=1),
             ]
         )
         self._manager = ocp.CheckpointManager(
             self.folder / "checkpoints",
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
+                preservation_policy=policy if writes else None,
                 best_fn=lambda metrics: metrics[_METRIC],
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=writes,
+                read_only=not writes,
+                create=writes,
             ),
             item_names=("params", "optimizer"),
         )
 
     def write_config(self, config: TrainConfig) -> None:
-        """Records the configuration.
-
-        Raises:
-            InputError: if the folder holds checkpoints of another architecture.
-        """
-        path = self.folder / "config.json"
-        if path.exists() and self.latest_step() is not None:
-            check_architecture(read_config(self.folder).model, config.model, self.folder)
-        unfinished = path.with_name(".config.json.unfinished")
-        unfinished.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-        os.replace(unfinished, path)
+        """Records the configuration."""
+        text = json.dumps(to_dict(config), indent=2) + "\n"
+        write_text(self.folder / "config.json", text)
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints."""
@@ -79,43 +73,63 @@ class Run:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """Step of the best checkpoint, else of the latest; None if there is none."""
-        return self._manager.best_step() or self.latest_step()
+        """Step of the best checkpoint; None if there is none."""
+        return self._manager.best_step()
 
     def save(self, state: TrainState, psnr: float | None = None) -> None:
-        """Starts to save a state; `psnr` of the validation pairs decides which is the best."""
-        scores = None if psnr is None or math.isnan(psnr) else {_METRIC: psnr}
+        """Starts to save a state.
+
+        Args:
+            state: what to save.
+            psnr: mean over the validation pairs, which decides on the best; a state without it
+                ranks below all that have one.
+        """
+        unknown = psnr is None or math.isnan(psnr)
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 optimizer=ocp.args.StandardSave(state.opt_state),
             ),
-            metrics=scores,
+            metrics={_METRIC: -math.inf if unknown else psnr},
             force=True,
         )
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads a state of the structure, types and placement of `like`."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                optimizer=ocp.args.StandardRestore(abstract.opt_state),
-            ),
-        )
+        """Reads a state.
+
+        Args:
+            step: of a checkpoint that is there.
+            like: shapes and types of the state, as `jax.ShapeDtypeStruct`.
+
+        Raises:
+            InputError: if the checkpoint is damaged.
+        """
+        items = self._restore(step, params=like.params, optimizer=like.opt_state)
         return TrainState(jnp.asarray(step, like.step.dtype), items.params, items.optimizer)
 
     def restore_params(self, step: int, config: ModelConfig) -> Params:
-        """Reads the parameters alone."""
+        """Reads the parameters alone; raises as `restore` does."""
+        return self._restore(step, params=abstract_params(config)).params
+
+    def _restore(self, step: int, **items: Any) -> Any:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-            abstract_params(config),
-        )
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=args).params
+
+        def placed(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+
+        wanted = {
+            name: ocp.args.StandardRestore(jax.tree.map(placed, item))
+            for name, item in items.items()
+        }
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        except Exception as error:  # Orbax and TensorStore let out errors of many kinds
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise InputError(
+                f"checkpoint {step} of {self.folder} cannot be read ({reason}); expected a whole "
+                "one; another step may be"
+            ) from error
 
     def __enter__(self) -> Run:
         return self
@@ -152,7 +166,7 @@ def read_config(folder: Path) -> TrainConfig:
         raise InputError(f"{folder} has no config.json; expected the folder of a training run")
     try:
         return from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); expected what train.py wrote") from None
 
 
@@ -165,7 +179,7 @@ def load(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Model
     config = read_config(Path(folder)).model
     if not (Path(folder) / "checkpoints").is_dir():
         raise InputError(f"{folder} has no checkpoints; expected a run that has saved one")
-    with Run(folder) as run:
+    with Run(folder, keep=None) as run:
         chosen = run.best_step() if step is None else step
         if chosen is None or chosen not in run.steps():
             found = f"checkpoints of steps {run.steps()}" if run.steps() else "no checkpoint yet"

@@ -9,7 +9,12 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from drsformer_jax.data.images import find_pictures, read_picture, write_picture
+from drsformer_jax.data.images import (
+    check_extension,
+    find_pictures,
+    read_picture,
+    write_picture,
+)
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.flags import parse
 from drsformer_jax.restore import Restorer
@@ -41,6 +46,8 @@ class Derain:
             try:
                 write_picture(target, restorer(read_picture(source)))
             except InputError as error:
+                if not self.input.is_dir():
+                    raise
                 print(f"error: {error}", file=sys.stderr)
                 failed += 1
         print(f"restored {len(jobs) - failed} of {len(jobs)} pictures into {self.output}")
@@ -48,6 +55,8 @@ class Derain:
             raise InputError(f"{failed} of {len(jobs)} pictures failed; expected none to")
 
     def _jobs(self) -> list[tuple[Path, Path]]:
+        if not self.input.exists():
+            raise InputError(f"{self.input} is missing; expected a picture or a folder of them")
         if self.input.is_dir():
             if self.output.exists() and not self.output.is_dir():
                 raise InputError(f"{self.output} is a file; expected a folder, as {self.input} is")
@@ -56,6 +65,7 @@ class Derain:
             inside = self.output.is_dir()
             jobs = [(self.input, self.output / self.input.name if inside else self.output)]
         for source, target in jobs:
+            check_extension(target)
             if target.resolve() == source.resolve():
                 raise InputError(f"{target} is the input itself; expected another place")
         return jobs

@@ -6,16 +6,41 @@ Sizes are in pixels, times in optimiser steps. This file needs the standard libr
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from drsformer_jax.errors import InputError
 
 DType = Literal["float32", "bfloat16", "float64"]
 Protocol = Literal["rain200_spa", "did_ddn"]
 """How PSNR and SSIM are computed: see `drsformer_jax.metrics`."""
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+    """Refuses values of other types than the fields', which a Python file may hold."""
+    for name, kind in get_type_hints(type(config)).items():
+        value, flag = getattr(config, name), prefix + name.replace("_", "-")
+        if get_origin(kind) is Literal:
+            _check(value in get_args(kind), flag, repr(value), f"one of {get_args(kind)}")
+        elif get_origin(kind) is tuple:
+            item, *others = get_args(kind)
+            length = None if others == [...] else 1 + len(others)
+            _check(
+                isinstance(value, tuple)
+                and all(isinstance(each, item) for each in value)
+                and length in (None, len(value)),
+                flag,
+                repr(value),
+                f"a tuple of {f'{length} ' if length else ''}{item.__name__}",
+            )
+        else:
+            kinds = (int, float) if kind is float else (kind,)
+            fits = isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
+            _check(fits, flag, repr(value), f"a value of type {kind.__name__}")
+            _check(kind is not float or math.isfinite(value), flag, value, "a finite number")
 
 
 def _check(condition: bool, name: str, found: object, expected: str) -> None:
@@ -71,6 +96,7 @@ class ModelConfig:
     time."""
 
     def __post_init__(self) -> None:
+        _check_types(self, "model.")
         _check(
             self.dim >= 2 and self.dim % 2 == 0,
             "model.dim",
@@ -188,17 +214,18 @@ class DataConfig:
     crop_size: int = 128
     """Side of the square training crops, in pixels; a multiple of 8."""
     global_batch: int = 16
-    """Crops of one optimiser step, over all devices."""
+    """Crops of one optimiser step."""
     augment: bool = True
     """Turn and flip the crops (8 symmetries)."""
     small_images: Literal["pad", "error"] = "pad"
     """Pad a picture smaller than the crop right and below by symmetric reflection, or refuse it."""
     cache_mib: int = 2048
-    """Memory for decoded pictures, in MiB; what does not fit is decoded again."""
+    """Memory for decoded pictures of a split and process, in MiB; the rest is read again."""
     workers: int = 0
     """Processes that prepare batches; 0 means threads of this one."""
 
     def __post_init__(self) -> None:
+        _check_types(self, "data.")
         _check(
             self.crop_size >= 8 and self.crop_size % 8 == 0,
             "data.crop-size",
@@ -239,6 +266,7 @@ class OptimConfig:
     """Largest L2 norm of the whole gradient."""
 
     def __post_init__(self) -> None:
+        _check_types(self, "optim.")
         _check(
             self.learning_rate > 0, "optim.learning-rate", self.learning_rate, "a number above 0"
         )
@@ -289,8 +317,9 @@ class TrainConfig:
     program."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check(self.steps >= 1, "steps", self.steps, "at least 1")
-        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+        _check(0 <= self.seed < 2**32, "seed", self.seed, "0 or more and below 2**32")
         for name in ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
             _check(
                 getattr(self, name) >= 1, name.replace("_", "-"), getattr(self, name), "at least 1"

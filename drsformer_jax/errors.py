@@ -13,8 +13,14 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends a program with one line and exit status 1 on wrong input or a failing file system."""
+    """Ends a program with one line and exit status 1 on wrong input or a failing file system.
+
+    Ctrl-C ends it with one line and status 130.
+    """
     try:
         yield
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from drsformer_jax.files import write_text
 
 
 class MetricsWriter:
@@ -24,16 +27,13 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, start: int) -> None:
         path = folder / "metrics.jsonl"
-        kept = _until(path, start)
-        rewritten = path.with_name(".metrics.jsonl.unfinished")
-        rewritten.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(rewritten, path)
+        write_text(path, "".join(f"{line}\n" for line in _until(path, start)))
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records numbers under a step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json.dumps({"step": step, **finite(values)}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
@@ -59,8 +59,9 @@ class Progress:
 
     def __init__(self, start: int, total: int) -> None:
         self._bar = tqdm(total=total, initial=start, unit="step", disable=None)
-        self._since = time.monotonic()
-        self._pictures = 0
+        self._total = total
+        self._logged = start
+        self.resume()
 
     def update(self, pictures: int) -> None:
         """Counts a step on so many pictures."""
@@ -69,22 +70,37 @@ class Progress:
 
     def log(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Shows metrics of a step; returns them with the pictures per second since the last."""
-        rate = self._pictures / (time.monotonic() - self._since)
-        self._since, self._pictures = time.monotonic(), 0
+        seconds = time.monotonic() - self._since
+        rate = self._pictures / seconds
         text = (
             f"loss {values['loss']:.4f}, learning rate {values['learning_rate']:.2e}, "
             f"{rate:.1f} pictures/s"
         )
         self._bar.set_postfix_str(text)
         if self._bar.disable:
-            print(f"step {step}/{self._bar.total}: {text}", flush=True)
+            left = (self._total - step) * seconds / (step - self._logged)
+            print(f"step {step}/{self._total}: {text}, {left / 60:.0f} min left", flush=True)
+        self._logged = step
+        self.resume()
         return {**values, "pictures_per_second": rate}
+
+    def resume(self) -> None:
+        """Starts to measure the pace anew, after something that is no training."""
+        self._since, self._pictures = time.monotonic(), 0
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with None, JSON's null, for infinite numbers and NaN, which JSON lacks."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def _until(path: Path, step: int) -> list[str]:

@@ -14,6 +14,7 @@ PACKAGE = "drsformer_jax"
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "types": set(),
     "config": set(),
     "ops": set(),
@@ -30,9 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "reporting": set(),
     "flags": set(),
 }
-"""Parts in order, and what each may import beside itself, `errors` and `types`."""
+"""Parts in order, and what each may import beside itself, `errors`, `files` and `types`."""
 ALONE = {"reporting", "flags"}
-"""Parts that need no arrays of the package: of it they import `errors` alone."""
+"""Parts that need no arrays of the package: of it they import `errors` and `files` alone."""
 EVERYTHING = {"cli", "__init__"}
 """What joins the parts: imports any of them, and is imported by none."""
 
@@ -58,7 +59,9 @@ def imports(source: str, module: tuple[str, ...]) -> Iterator[str]:
 
 def forbidden(source: str, part: str, module: tuple[str, ...]) -> list[str]:
     """What `source`, a file of `part`, imports of the package and may not."""
-    allowed = ALLOWED[part] | {part, "errors"} | ({"types"} if part not in ALONE else set())
+    allowed = (
+        ALLOWED[part] | {part, "errors", "files"} | ({"types"} if part not in ALONE else set())
+    )
     inside = [name for name in imports(source, module) if name.split(".")[0] == PACKAGE]
     starts = [f"{PACKAGE}.{name}" for name in allowed]
     return [

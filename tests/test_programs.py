@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def get_config():
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory):
+def place(tmp_path_factory):
     """Two pairs of one size, and a configuration that trains on them."""
     folder = tmp_path_factory.mktemp("programs")
     rain = SyntheticRain(photographs("skimage")[0], 1, 0)
@@ -45,39 +47,48 @@ def workplace(tmp_path_factory):
     return folder
 
 
+class Programs:
+    """Runs programs in a folder; they share compiled code as one user's do."""
+
+    def __init__(self, folder):
+        self._options = {
+            "text": True,
+            "cwd": folder,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "env": {
+                **os.environ,
+                "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "PYTHONPATH": str(ROOT),
+            },
+        }
+        self._programs = {
+            "train": [str(ROOT / "train.py")],
+            "eval": [str(ROOT / "eval.py")],
+            "drsformer": ["-c", "from drsformer_jax.cli import main; main()"],
+        }
+
+    def start(self, program, *arguments):
+        command = [sys.executable, *self._programs[program], *map(str, arguments)]
+        return subprocess.Popen(command, **self._options)
+
+    def __call__(self, program, *arguments):
+        with self.start(program, *arguments) as process:
+            output, errors = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
 @pytest.fixture(scope="session")
-def run(workplace):
-    """Runs a program; programs share compiled code as one user's do."""
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(workplace / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(ROOT),
-    }
-    programs = {
-        "train": [sys.executable, str(ROOT / "train.py")],
-        "eval": [sys.executable, str(ROOT / "eval.py")],
-        "drsformer": [sys.executable, "-c", "from drsformer_jax.cli import main; main()"],
-    }
-
-    def start(program, *arguments):
-        return subprocess.run(
-            [*programs[program], *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=workplace,
-            env=environment,
-            timeout=300,
-        )
-
-    return start
+def run(place):
+    return Programs(place)
 
 
 @pytest.fixture(scope="session")
-def trained(run, workplace):
+def trained(run, place):
     result = run("train", "--config", "config.py", "--workdir", "run")
     assert result.returncode == 0, result.stderr
-    return workplace / "run", result.stdout
+    return place / "run", result.stdout
 
 
 def refused(result, message):
@@ -109,35 +120,64 @@ def test_training_leaves_metrics_and_pictures(trained):
     assert read_picture(folder / "validation" / "restored" / "0.png").shape == (40, 48, 3)
 
 
-def test_stopped_and_resumed_run_equals_the_straight_one_bit_for_bit(run, trained, workplace):
+def test_stopped_and_resumed_run_equals_the_straight_one_bit_for_bit(run, trained, place):
     for steps in (2, 4):
         result = run("train", "--config", "config.py", "--workdir", "resumed", "--steps", steps)
         assert result.returncode == 0, result.stderr
     assert "steps 2 to 4" in result.stdout
     straight, resumed = (
-        checkpoint.load(folder, 4)[1] for folder in (trained[0], workplace / "resumed")
+        checkpoint.load(folder, 4)[1] for folder in (trained[0], place / "resumed")
     )
-    import jax
-
     assert jax.tree.all(jax.tree.map(np.array_equal, straight, resumed))
-    lines = (workplace / "resumed" / "metrics.jsonl").read_text().splitlines()
+    lines = (place / "resumed" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
-def test_scores_are_those_of_the_saved_pictures(run, trained, workplace):
+def test_run_killed_between_checkpoints_ends_like_the_straight_one(run, trained, place):
+    arguments = ("--config", "config.py", "--workdir", "killed")
+    with run.start("train", *arguments, "--steps", 400) as process:
+        for line in process.stdout:
+            if line.startswith("step 3/"):
+                process.kill()
+    assert process.returncode != 0
+    assert run("train", *arguments).returncode == 0
+    straight, resumed = (checkpoint.load(folder, 4)[1] for folder in (trained[0], place / "killed"))
+    assert jax.tree.all(jax.tree.map(np.array_equal, straight, resumed))
+
+
+def test_damaged_checkpoint_gives_one_line(run, trained, place):
+    shutil.copytree(trained[0], place / "damaged")
+    for path in (place / "damaged" / "checkpoints").rglob("*"):
+        if path.is_file() and "params" in path.parts:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    result = run("drsformer", "derain", "pairs/input", "never", "--checkpoint", "damaged")
+    refused(result, r"checkpoint 4 of .*damaged cannot be read")
+    assert not (place / "never").exists()
+
+
+def test_reading_a_run_leaves_what_is_being_written_there_alone(trained):
     folder, _ = trained
-    pairs = workplace / "pairs"
+    unfinished = folder / "checkpoints" / "9.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    checkpoint.load(folder)
+    assert unfinished.is_dir()
+    unfinished.rmdir()
+
+
+def test_scores_are_those_of_the_saved_pictures(run, trained, place):
+    folder, _ = trained
+    pairs = place / "pairs"
     where = ["--input", pairs / "input", "--target", pairs / "target"]
     result = run("eval", "--checkpoint", folder, *where, "--save", "saved", "--protocol", "did_ddn")
     assert result.returncode == 0, result.stderr
     assert "did_ddn" in result.stdout.splitlines()[0]
-    document = json.loads((folder / "evaluation" / "scores.json").read_text())
+    document = json.loads((folder / "evaluation" / "did_ddn" / "scores.json").read_text())
     assert document["protocol"] == "did_ddn"
-    lines = (folder / "evaluation" / "scores.csv").read_text().splitlines()
+    lines = (folder / "evaluation" / "did_ddn" / "scores.csv").read_text().splitlines()
     table = list(csv.DictReader(lines))
     assert [row["picture"] for row in table] == ["0.png", "1.png"]
     for row in table:
-        restored = read_picture(workplace / "saved" / row["picture"])
+        restored = read_picture(place / "saved" / row["picture"])
         target = read_picture(pairs / "target" / row["picture"])
         psnr = metrics.psnr(restored, target, protocol="did_ddn")
         assert float(row["restored_psnr"]) == pytest.approx(psnr, abs=1e-9)
@@ -145,10 +185,10 @@ def test_scores_are_those_of_the_saved_pictures(run, trained, workplace):
     assert document["mean"]["restored_psnr"] == pytest.approx(mean, abs=1e-9)
 
 
-def test_derain_restores_a_folder_of_any_sizes_and_reports_a_bad_file(run, trained, workplace):
+def test_derain_restores_a_folder_of_any_sizes_and_reports_a_bad_file(run, trained, place):
     folder, _ = trained
-    source = workplace / "rainy"
-    picture = read_picture(workplace / "pairs" / "input" / "0.png")
+    source = place / "rainy"
+    picture = read_picture(place / "pairs" / "input" / "0.png")
     write_picture(source / "whole.png", picture)
     write_picture(source / "odd.jpg", picture[:13, :21])
     write_picture(source / "one.bmp", picture[:1, :1])
@@ -157,22 +197,22 @@ def test_derain_restores_a_folder_of_any_sizes_and_reports_a_bad_file(run, train
     assert "restored 3 of 4 pictures" in result.stdout
     assert re.search(r"error: .*bad\.png is no picture", result.stderr)
     refused(result, "1 of 4 pictures failed")
-    assert sorted(path.name for path in (workplace / "clear").iterdir()) == [
+    assert sorted(path.name for path in (place / "clear").iterdir()) == [
         "odd.jpg",
         "one.bmp",
         "whole.png",
     ]
-    assert read_picture(workplace / "clear" / "odd.jpg").shape == (13, 21, 3)
-    assert read_picture(workplace / "clear" / "one.bmp").shape == (1, 1, 3)
+    assert read_picture(place / "clear" / "odd.jpg").shape == (13, 21, 3)
+    assert read_picture(place / "clear" / "one.bmp").shape == (1, 1, 3)
     in_training = read_picture(folder / "validation" / "restored" / "0.png")
-    np.testing.assert_array_equal(read_picture(workplace / "clear" / "whole.png"), in_training)
+    np.testing.assert_array_equal(read_picture(place / "clear" / "whole.png"), in_training)
 
 
-def test_derain_restores_one_file(run, trained, workplace):
-    source = workplace / "pairs" / "input" / "1.png"
+def test_derain_restores_one_file(run, trained, place):
+    source = place / "pairs" / "input" / "1.png"
     result = run("drsformer", "derain", source, "one.png", "--checkpoint", trained[0])
     assert result.returncode == 0, result.stderr
-    assert read_picture(workplace / "one.png").shape == read_picture(source).shape
+    assert read_picture(place / "one.png").shape == read_picture(source).shape
 
 
 def test_another_architecture_is_refused_by_naming_what_differs(run, trained):
@@ -182,19 +222,21 @@ def test_another_architecture_is_refused_by_naming_what_differs(run, trained):
     refused(result, r"another architecture: feed_forward fn \(here gdfn\)")
 
 
-def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, workplace):
+def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
     result = run(
         *("train", "--config", "config.py", "--workdir", "diverged"),
         *("--optim.learning-rate", "1e30", "--optim.clip-norm", "1e30"),
     )
     refused(result, r"the loss of step 2 is (nan|inf); .* the batch was [01]\.png")
-    assert not list((workplace / "diverged" / "checkpoints").glob("[0-9]*"))
+    assert not list((place / "diverged" / "checkpoints").glob("[0-9]*"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("train",), r"configs/quickstart\.py is no file; expected"),
         (("train", "--config", "none.py"), r"none\.py is no file; expected"),
+        (("train", "--config", "pairs/input/0.png"), r"0\.png is no Python file"),
         (("train", "--config", "config.py", "--steps", "0"), "steps is 0; expected at least 1"),
         (("train", "--config", "config.py", "--optim.lr", "1"), "--optim.lr"),
         (("train", "--config", "config.py", "--steps", "many"), "--steps.*many"),
@@ -205,10 +247,19 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, workplac
         ),
         (("eval", "--checkpoint", "pairs", "--input", "a", "--target", "b"), "a is no folder|a "),
         (("drsformer", "derain", "pairs/input", "out", "--checkpoint", "pairs"), "config.json"),
-        (("drsformer", "derain", "none.png", "out", "--checkpoint", "run"), "none.png"),
+        (
+            ("drsformer", "derain", "none.png", "out", "--checkpoint", "run"),
+            r"none\.png is missing",
+        ),
+        (("drsformer", "derain", "config.py", "out.png", "--checkpoint", "run"), "is no picture"),
+        (("drsformer", "derain", "pairs/input", "config.py", "--checkpoint", "run"), "is a file"),
+        (
+            ("drsformer", "derain", "pairs/input", "out", "--checkpoint", "run", "--step", "3"),
+            r"checkpoints of steps \[2, 4\]; expected 3",
+        ),
     ],
 )
-def test_wrong_input_gives_one_line(run, trained, workplace, arguments, message):
+def test_wrong_input_gives_one_line(run, trained, place, arguments, message):
     refused(run(*arguments), message)
-    assert not (workplace / "unmade").exists()
-    assert not (workplace / "out").exists()
+    assert not (place / "unmade").exists()
+    assert not (place / "out").exists()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from PIL import (
 from PIL.ImageFile import ImageFile
 
 from drsformer_jax.errors import InputError
+from drsformer_jax.files import replacing
 
 # Pillow warns of odd metadata (resolution, camera data), none of which is used here. A filter set
 # once, unlike `warnings.catch_warnings`, leaves nothing to restore and so is safe with threads.
@@ -139,10 +139,7 @@ def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
         OSError: if the file system fails.
     """
     path = Path(path)
-    if path.suffix.lower() not in _WRITERS:
-        raise InputError(
-            f"{path} has the extension {path.suffix!r}; expected one of {' '.join(_WRITERS)}"
-        )
+    check_extension(path)
     format_name, options = _WRITERS[path.suffix.lower()]
     image = Image.fromarray(picture)
     if max(image.size) > _LARGEST_SIDE.get(format_name, max(image.size)):
@@ -150,14 +147,20 @@ def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
             f"{path} is {image.width}x{image.height}; expected sides of at most "
             f"{_LARGEST_SIDE[format_name]} in {format_name}, or another format such as PNG"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished")
-    try:
-        with open(unfinished, "xb") as file:
-            image.save(file, format_name, **options)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as file:
+        image.save(file, format_name, **options)
+
+
+def check_extension(path: Path) -> None:
+    """Checks that `write_picture` knows the format that a name asks for.
+
+    Raises:
+        InputError: if it does not.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise InputError(
+            f"{path} has the extension {path.suffix!r}; expected one of {' '.join(_WRITERS)}"
+        )
 
 
 def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:

@@ -175,8 +175,16 @@ def batches(
         seed: 0 or more.
         start: number of the first batch.
         process: which share of each global batch to read.
-        processes: how many shares there are; they divide the global batch.
+        processes: how many shares there are.
+
+    Raises:
+        InputError: if the shares do not divide the global batch.
     """
+    if config.global_batch % processes:
+        raise InputError(
+            f"data.global-batch is {config.global_batch}; expected a multiple of the {processes} "
+            "processes"
+        )
     import grain
 
     dataset = (

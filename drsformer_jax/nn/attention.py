@@ -9,6 +9,7 @@ from flax import nnx
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.linear import DepthwiseConv, Pointwise, constant
 from drsformer_jax.ops.attention import channel_scores, sparse_softmax
+from drsformer_jax.ops.linear import precision_of
 from drsformer_jax.types import Array, Float
 
 
@@ -44,8 +45,9 @@ class Attention(nnx.Module):
             attention = sparse_softmax(scores, self.kept, self.branches[...])
         # The projection is linear: folded into the small d x d maps, the value is read only once.
         projection = self.project_out.kernel[...].reshape(self.heads, -1, channels)
-        folded = jnp.einsum("bmde,mdo->bmeo", attention, projection)
+        highest = jax.lax.Precision.HIGHEST
+        folded = jnp.einsum("bmde,mdo->bmeo", attention, projection, precision=highest)
         folded = folded.reshape(batch, channels, channels).astype(x.dtype)
-        y = jnp.einsum("bpc,bco->bpo", value, folded).reshape(x.shape)
+        y = jnp.einsum("bpc,bco->bpo", value, folded, precision=precision_of(x)).reshape(x.shape)
         bias = self.project_out.bias
         return y if bias is None else y + bias[...].astype(y.dtype)

@@ -97,12 +97,7 @@ class DRSformer(nnx.Module):
         height, width = x.shape[1:3]
         if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
             raise ValueError(f"x is {height}x{width}; height and width must be multiples of 8")
-        # A float32 network is one: without this, TPUs and GPUs multiply with fewer bits.
-        precision = "default" if self.config.dtype == "bfloat16" else "highest"
-        with jax.default_matmul_precision(precision):
-            return self._stages(x.astype(self.config.dtype))
-
-    def _stages(self, x: Array) -> dict[str, Array]:
+        x = x.astype(self.config.dtype)
         done: dict[str, Array] = {}
 
         def run(name: str, x: Array) -> Array:

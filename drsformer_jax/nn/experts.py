@@ -11,6 +11,7 @@ from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.linear import DepthwiseConv, Pointwise
 from drsformer_jax.nn.stack import Stack
 from drsformer_jax.ops.depthwise import average_pool
+from drsformer_jax.ops.linear import precision_of
 from drsformer_jax.types import Array, Float
 
 STEPS = 4
@@ -64,9 +65,15 @@ class Step(nnx.Module):
         last = [expert.pointwise_last.kernel[...] for expert in experts]
         last.append(jnp.eye(channels, dtype=last[0].dtype))  # The pool has no 1x1 convolution.
         join = self.join.kernel[...].reshape(EXPERTS, channels, channels)
-        folded = jnp.einsum("bx,xic,xco->bxio", gates, jnp.stack(last), join)
+        highest = jax.lax.Precision.HIGHEST
+        folded = jnp.einsum("bx,xic,xco->bxio", gates, jnp.stack(last), join, precision=highest)
         folded = folded.reshape(-1, EXPERTS * channels, channels).astype(x.dtype)
-        joined = jnp.einsum("bhwi,bio->bhwo", jnp.concatenate(features, axis=-1), folded)
+        joined = jnp.einsum(
+            "bhwi,bio->bhwo",
+            jnp.concatenate(features, axis=-1),
+            folded,
+            precision=precision_of(x),
+        )
         return x + relu(joined)
 
 

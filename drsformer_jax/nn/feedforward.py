@@ -85,9 +85,8 @@ class Plain(nnx.Module):
     def __init__(self, channels: int, config: ModelConfig) -> None:
         hidden, bias = config.hidden(channels), config.bias
         self.project_in = Pointwise(channels, hidden, config, bias=bias)
-        self.dwconv = None
-        if config.feed_forward == "dfn":
-            self.dwconv = DepthwiseConv(hidden, 3, config, bias=bias)
+        depthwise = config.feed_forward == "dfn"
+        self.dwconv = DepthwiseConv(hidden, 3, config, bias=bias) if depthwise else None
         self.project_out = Pointwise(hidden, channels, config, bias=bias)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.ops.depthwise import depthwise_conv, paired_conv
-from drsformer_jax.ops.linear import linear
+from drsformer_jax.ops.linear import linear, precision_of
 from drsformer_jax.types import Array, Float
 
 
@@ -85,6 +85,7 @@ class Conv3x3(nnx.Module):
             window_strides=(1, 1),
             padding="SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=precision_of(x),
         )
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 

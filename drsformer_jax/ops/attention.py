@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from drsformer_jax.ops.linear import precision_of
 from drsformer_jax.types import Array, Float
 
 
@@ -16,10 +17,16 @@ def channel_scores(
     """Cosine of every query channel with every key channel, times the head's temperature.
 
     Equal to normalising queries and keys over the pixels first (floor of the norm 1e-12), without
-    writing them again. In float32 or wider. An all-zero channel has cosine 0 and gradient 0.
+    writing them again. In float32 or wider. An all-zero channel has cosine 0 and a finite gradient.
     """
     accumulator = jnp.promote_types(query.dtype, jnp.float32)
-    gram = jnp.einsum("bpmd,bpme->bmde", query, key, preferred_element_type=accumulator)
+    gram = jnp.einsum(
+        "bpmd,bpme->bmde",
+        query,
+        key,
+        precision=precision_of(query),
+        preferred_element_type=accumulator,
+    )
     scale_query = _inverse_norm(query.astype(accumulator))[..., :, None]
     scale_key = _inverse_norm(key.astype(accumulator))[..., None, :]
     return gram * scale_query * scale_key * temperature.astype(accumulator)[:, None, None]

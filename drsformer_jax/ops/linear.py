@@ -8,6 +8,15 @@ import jax.numpy as jnp
 from drsformer_jax.types import Array, Float
 
 
+def precision_of(x: Array) -> jax.lax.Precision:
+    """How to multiply: in float32 where the network is float32.
+
+    TPUs and GPUs multiply float32 with fewer bits unless told otherwise.
+    """
+    bfloat16 = x.dtype == jnp.bfloat16
+    return jax.lax.Precision.DEFAULT if bfloat16 else jax.lax.Precision.HIGHEST
+
+
 @jax.custom_vjp
 def linear(x: Float[Array, "*b c"], kernel: Float[Array, "c o"]) -> Float[Array, "*b o"]:
     """Maps the last axis: `x @ kernel`, in the type of `x`.
@@ -16,7 +25,7 @@ def linear(x: Float[Array, "*b c"], kernel: Float[Array, "c o"]) -> Float[Array,
     rule has the two the other way around, and XLA for CPUs then fuses all that computes the
     output's gradient into its transposition: half of the time of a training step.
     """
-    return x @ kernel.astype(x.dtype)
+    return jnp.matmul(x, kernel.astype(x.dtype), precision=precision_of(x))
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -27,8 +36,12 @@ def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
     pixels = list(range(x.ndim - 1))
     wide = jnp.promote_types(x.dtype, kernel.dtype)
-    kernel_grad = jnp.tensordot(x, grad, axes=(pixels, pixels), preferred_element_type=wide)
-    return grad @ kernel.T.astype(grad.dtype), kernel_grad.astype(kernel.dtype)
+    precision = precision_of(x)
+    kernel_grad = jnp.tensordot(
+        x, grad, axes=(pixels, pixels), precision=precision, preferred_element_type=wide
+    )
+    x_grad = jnp.matmul(grad, kernel.T.astype(grad.dtype), precision=precision)
+    return x_grad, kernel_grad.astype(kernel.dtype)
 
 
 linear.defvjp(_forward, _backward)

@@ -154,8 +154,9 @@ def params_from_torch(state: Mapping[str, Any], config: ModelConfig) -> Params:
     problems = [f"{key} is missing" for key in entries if key not in state]
     problems += [f"{key} is not used" for key in state if key not in entries]
     leaves = {leaf: np.zeros(value.shape, value.dtype) for leaf, value in abstract.items()}
-    for key in entries.keys() & state.keys():
-        entry = entries[key]
+    for key, entry in entries.items():
+        if key not in state:
+            continue
         value, target = np.asarray(state[key]), leaves[entry.leaf][entry.place]
         expected = entry.to_official(np.asarray(target)).shape
         if value.shape == expected:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
@@ -24,9 +25,9 @@ from drsformer_jax.restore import Restorer
 class Derain:
     """Removes rain from a picture, or from every picture of a folder."""
 
-    input: tyro.conf.Positional[Path]
+    input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
     """A picture, or a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any sizes."""
-    output: tyro.conf.Positional[Path]
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """The file, or the folder where the results go under the same names."""
     checkpoint: Path
     """Folder of a training run."""

@@ -5,7 +5,7 @@ python train.py --config configs/quickstart.py
 
 from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, TrainConfig
 
-STEPS = 700
+STEPS = 1000
 
 
 def get_config() -> TrainConfig:
@@ -22,5 +22,5 @@ def get_config() -> TrainConfig:
         steps=STEPS,
         log_every=25,
         eval_every=STEPS,
-        checkpoint_every=350,
+        checkpoint_every=500,
     )

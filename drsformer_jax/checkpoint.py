@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -20,6 +21,8 @@ from drsformer_jax.nn.functional import Params, abstract_params
 from drsformer_jax.training import TrainState
 
 _METRIC = "psnr"
+# Orbax warns that a folder is opened to be read only, which is just what was asked for.
+logging.getLogger("absl").addFilter(lambda record: "directory is read only" not in str(record.msg))
 
 
 class Run:
@@ -54,6 +57,7 @@ class Run:
                 best_fn=lambda metrics: metrics[_METRIC],
                 cleanup_tmp_directories=writes,
                 read_only=not writes,
+                save_interval_steps=1 if writes else 0,
                 create=writes,
             ),
             item_names=("params", "optimizer"),

@@ -88,7 +88,7 @@ def run(place):
 def trained(run, place):
     result = run("train", "--config", "config.py", "--workdir", "run")
     assert result.returncode == 0, result.stderr
-    return place / "run", result.stdout
+    return place / "run", result.stdout + result.stderr
 
 
 def refused(result, message):
@@ -102,11 +102,15 @@ def refused(result, message):
 
 def test_training_ends_with_what_was_gained(trained):
     _, output = trained
-    last = output.strip().splitlines()[-1]
-    match = re.fullmatch(r"rainy (\S+) dB, restored (\S+) dB, gain (\S+) dB, \d+ s", last)
+    match = re.search(r"\nrainy (\S+) dB, restored (\S+) dB, gain (\S+) dB, \d+ s\n$", output)
     assert match, output
     rainy, restored, gain = map(float, match.groups())
     assert gain == pytest.approx(restored - rainy, abs=0.011)
+
+
+def test_logs_hold_no_warning(run, trained, place):
+    result = run("drsformer", "derain", "pairs/input/0.png", "quiet.png", "--checkpoint", "run")
+    assert "warning" not in (result.stdout + result.stderr + trained[1]).lower()
 
 
 def test_training_leaves_metrics_and_pictures(trained):

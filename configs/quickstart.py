@@ -5,7 +5,7 @@ python train.py --config configs/quickstart.py
 
 from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, TrainConfig
 
-STEPS = 1000
+STEPS = 1200
 
 
 def get_config() -> TrainConfig:
@@ -15,12 +15,12 @@ def get_config() -> TrainConfig:
         data=DataConfig(train="synthetic", validation="synthetic", crop_size=64, global_batch=4),
         optim=OptimConfig(
             learning_rate=3e-3,
-            constant_steps=STEPS // 3,
-            cosine_steps=STEPS - STEPS // 3,
+            constant_steps=STEPS // 2,
+            cosine_steps=STEPS - STEPS // 2,
             clip_norm=1.0,
         ),
         steps=STEPS,
         log_every=25,
         eval_every=STEPS,
-        checkpoint_every=500,
+        checkpoint_every=400,
     )

@@ -15,8 +15,8 @@ def get_config() -> TrainConfig:
         data=DataConfig(train="synthetic", validation="synthetic", crop_size=64, global_batch=4),
         optim=OptimConfig(
             learning_rate=3e-3,
-            constant_steps=STEPS // 2,
-            cosine_steps=STEPS - STEPS // 2,
+            constant_steps=STEPS // 3,
+            cosine_steps=STEPS - STEPS // 3,
             clip_norm=1.0,
         ),
         steps=STEPS,

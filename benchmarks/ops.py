@@ -20,7 +20,7 @@ from drsformer_jax.files import write_text
 from drsformer_jax.ops.depthwise import depthwise_conv
 from drsformer_jax.ops.linear import linear
 
-SHAPES = ((8, 64, 64, 84), (8, 16, 16, 336), (1, 256, 256, 254))
+SHAPES = ((8, 64, 64, 84), (8, 16, 16, 336))
 
 
 def grouped_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -86,7 +86,7 @@ class Cached:
 
     def __init__(self, pairs: Pairs, limit: int) -> None:
         self._pairs = pairs
-        self._room = limit
+        self._limit = self._room = limit
         self._kept: dict[int, Pair] = {}
         self._lock = threading.Lock()
 
@@ -104,15 +104,9 @@ class Cached:
                     self._room -= size
         return pair
 
-    def __getstate__(self) -> dict[str, object]:
+    def __reduce__(self) -> tuple[type[Cached], tuple[Pairs, int]]:
         # Another process starts with an empty cache.
-        return {"pairs": self._pairs, "limit": self._room + self._bytes()}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-    def _bytes(self) -> int:
-        return sum(pair["rainy"].nbytes + pair["clean"].nbytes for pair in self._kept.values())
+        return Cached, (self._pairs, self._limit)
 
 
 def open_pairs(config: DataConfig, split: Literal["train", "validation"], seed: int) -> Pairs:

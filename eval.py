@@ -13,7 +13,8 @@ from pathlib import Path
 import tyro
 
 from drsformer_jax.config import Protocol
-from drsformer_jax.data.images import find_pairs_in, write_picture
+from drsformer_jax.data.folders import find_pairs_in
+from drsformer_jax.data.images import write_picture
 from drsformer_jax.data.pipeline import PairedFiles
 from drsformer_jax.errors import one_line_errors
 from drsformer_jax.evaluation import Scores, evaluate, mean

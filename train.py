@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from drsformer_jax.checkpoint import Run, check_architecture, read_config
 from drsformer_jax.config import TrainConfig
-from drsformer_jax.data.images import contact_sheet, write_picture
+from drsformer_jax.data.images import write_picture
 from drsformer_jax.data.pipeline import Batch, Pairs, batches, describe, open_pairs
+from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.evaluation import Scores, evaluate, mean
 from drsformer_jax.flags import parse

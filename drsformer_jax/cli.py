@@ -10,9 +10,9 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
+from drsformer_jax.data.folders import find_pictures
 from drsformer_jax.data.images import (
     check_extension,
-    find_pictures,
     read_picture,
     write_picture,
 )

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from drsformer_jax.data import images
+from drsformer_jax.data.folders import find_pictures
 from drsformer_jax.errors import InputError
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF"]
@@ -124,7 +125,7 @@ def test_an_unfinished_file_is_no_picture_of_the_folder(tmp_path, monkeypatch):
 
     def look(self, file, format_name, **options):
         save(self, file, format_name, **options)
-        seen.extend(images.find_pictures(tmp_path))
+        seen.extend(find_pictures(tmp_path))
 
     monkeypatch.setattr(Image.Image, "save", look)
     images.write_picture(tmp_path / "b.png", smooth(8, 8))
@@ -352,114 +353,3 @@ def test_an_animation_gives_its_first_picture(tmp_path):
     for name, options in (("a.png", {}), ("a.webp", {"lossless": True}), ("a.tif", {})):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
         np.testing.assert_array_equal(images.read_picture(tmp_path / name), noise(6, 6, 1))
-
-
-def touch(folder: Path, *names: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (folder / name).touch()
-    return folder
-
-
-def test_pictures_are_listed_in_natural_order_without_hidden_and_other_files(tmp_path):
-    touch(tmp_path, "10.png", "2.png", "b2.JPG", "B10.jpg", "1.tif", "a.webp", "02.png")
-    touch(tmp_path, ".3.png", "notes.txt")
-    touch(tmp_path / "deeper.png", "4.png")
-    names = [path.name for path in images.find_pictures(str(tmp_path))]
-    assert names == ["1.tif", "02.png", "2.png", "10.png", "a.webp", "b2.JPG", "B10.jpg"]
-
-
-def test_folders_without_pictures_are_told_in_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"/x does not exist; expected a folder of pictures$"):
-        images.find_pictures(tmp_path / "x")
-    file = touch(tmp_path, "a.png") / "a.png"
-    with pytest.raises(InputError, match=r"a\.png is a file; expected a folder of pictures$"):
-        images.find_pictures(file)
-    with pytest.raises(InputError, match=r"/e holds no picture; expected files named \.png \.jpg"):
-        images.find_pictures(touch(tmp_path / "e", "notes.txt", ".a.png"))
-
-
-def test_pairs_have_equal_names_in_natural_order(tmp_path):
-    touch(tmp_path / "input", "10.png", "9.png")
-    touch(tmp_path / "target", "9.png", "10.png")
-    assert images.find_pairs(tmp_path) == [
-        (name, tmp_path / "input" / name, tmp_path / "target" / name)
-        for name in ("9.png", "10.png")
-    ]
-    assert images.find_pairs_in(tmp_path / "target", tmp_path / "input")[0] == (
-        "9.png",
-        tmp_path / "target" / "9.png",
-        tmp_path / "input" / "9.png",
-    )
-
-
-def test_a_folder_without_input_or_target_is_told_in_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"has no folder input/; expected input/ and target/ with"):
-        images.find_pairs(tmp_path)
-    touch(tmp_path / "input", "1.png")
-    with pytest.raises(InputError, match=r"has no folder target/; expected input/ and target/"):
-        images.find_pairs(tmp_path)
-    touch(tmp_path / "target")
-    with pytest.raises(InputError, match=r"/target holds no picture; expected files named"):
-        images.find_pairs(tmp_path)
-
-
-def test_missing_partners_are_counted_and_the_first_is_named(tmp_path):
-    touch(tmp_path / "input", "1.png", "10.png", "3.png")
-    touch(tmp_path / "target", "1.png", "10.png")
-    with pytest.raises(
-        InputError,
-        match=r"/input/3\.png has no partner in \S+/target \(1 of 5 pictures have none\); "
-        r"expected equal file names$",
-    ):
-        images.find_pairs(tmp_path)
-    touch(tmp_path / "target", "2.png", "20.png")
-    with pytest.raises(
-        InputError, match=r"/target/2\.png has no partner in \S+/input \(3 of 7 pictures"
-    ):
-        images.find_pairs(tmp_path)
-
-
-def test_the_extension_is_part_of_a_pairs_name(tmp_path):
-    touch(tmp_path / "input", "1.jpg")
-    touch(tmp_path / "target", "1.png")
-    with pytest.raises(InputError, match=r"/input/1\.jpg has no partner"):
-        images.find_pairs(tmp_path)
-
-
-def test_a_pair_is_read_and_one_of_two_sizes_is_refused(tmp_path):
-    images.write_picture(tmp_path / "a.png", noise(4, 6, 1))
-    images.write_picture(tmp_path / "b.png", noise(4, 6, 2))
-    images.write_picture(tmp_path / "c.png", noise(6, 4))
-    rainy, clean = images.read_pair(tmp_path / "a.png", tmp_path / "b.png")
-    np.testing.assert_array_equal(rainy, noise(4, 6, 1))
-    np.testing.assert_array_equal(clean, noise(4, 6, 2))
-    with pytest.raises(
-        InputError, match=r"/c\.png is 4x6, \S+/a\.png is 6x4; a pair must have one size$"
-    ):
-        images.read_pair(tmp_path / "a.png", tmp_path / "c.png")
-
-
-def test_contact_sheet_shows_every_picture_whole_on_white():
-    rows = [[noise(20, 30, 1), noise(20, 30, 2)], [noise(40, 10, 3), noise(40, 50, 4)]]
-    sheet = images.contact_sheet(rows)
-    assert sheet.shape == (8 + 20 + 8 + 40 + 8, 8 + 30 + 8 + 50 + 8, 3)
-    places = [(8, 8), (8, 46), (36, 8), (36, 46)]
-    left = np.ones(sheet.shape[:2], bool)
-    for (top, start), picture in zip(places, rows[0] + rows[1], strict=True):
-        area = np.s_[top : top + picture.shape[0], start : start + picture.shape[1]]
-        np.testing.assert_array_equal(sheet[area], picture)
-        left[area] = False
-    assert (sheet[left] == 255).all()
-
-
-def test_titles_stand_above_the_columns_and_are_not_cut():
-    white = np.full((4, 4, 3), 255, np.uint8)
-    sheet = images.contact_sheet([[white, white]], titles=["rainy", "restored"])
-    ink = (sheet < 128).any(-1)
-    assert not ink[-8 - 4 :].any()
-    assert not ink[:, -8:].any()
-    columns = np.flatnonzero(ink.any(0))
-    alone = images.contact_sheet([[white]], titles=["rainy"])
-    np.testing.assert_array_equal(sheet[:, : alone.shape[1]], alone)
-    assert columns[-1] > alone.shape[1] + 40

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ import numpy as np
 from PIL import (
     BmpImagePlugin,
     Image,
-    ImageDraw,
-    ImageFont,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -53,6 +51,8 @@ _WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tif": ("TIFF", {}),
     ".tiff": ("TIFF", {}),
 }
+EXTENSIONS = tuple(_WRITERS)
+"""What the names of pictures end in."""
 _LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -65,8 +65,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _TURNED = {5, 6, 7, 8}
-_SHEET_GAP = 8
-_TITLE_SIZE = 16
 
 
 def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
@@ -157,121 +155,10 @@ def check_extension(path: Path) -> None:
     Raises:
         InputError: if it does not.
     """
-    if path.suffix.lower() not in _WRITERS:
+    if path.suffix.lower() not in EXTENSIONS:
         raise InputError(
-            f"{path} has the extension {path.suffix!r}; expected one of {' '.join(_WRITERS)}"
+            f"{path} has the extension {path.suffix!r}; expected one of {' '.join(EXTENSIONS)}"
         )
-
-
-def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
-    """Lists a folder's picture files, told by their extension, with 2.png before 10.png.
-
-    Hidden files, subfolders and what is in them are left out.
-
-    Raises:
-        InputError: if the folder is missing, is a file or has no picture.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
-        raise InputError(f"{folder} {found}; expected a folder of pictures")
-    pictures = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in _WRITERS and not path.name.startswith(".") and path.is_file()
-    ]
-    if not pictures:
-        raise InputError(f"{folder} holds no picture; expected files named {' '.join(_WRITERS)}")
-    return sorted(pictures, key=lambda path: _natural(path.name))
-
-
-def find_pairs(folder: str | os.PathLike[str]) -> list[tuple[str, Path, Path]]:
-    """Lists the pairs of a folder with rainy pictures in `input/` and clean ones in `target/`.
-
-    Returns:
-        (file name, rainy file, clean file) of each pair, in natural order.
-
-    Raises:
-        InputError: if a folder is missing or empty, or a picture has no partner.
-    """
-    folder = Path(folder)
-    for part in ("input", "target"):
-        if not (folder / part).is_dir():
-            raise InputError(
-                f"{folder} has no folder {part}/; expected input/ and target/ with equal file names"
-            )
-    return find_pairs_in(folder / "input", folder / "target")
-
-
-def find_pairs_in(
-    input_dir: str | os.PathLike[str], target_dir: str | os.PathLike[str]
-) -> list[tuple[str, Path, Path]]:
-    """Lists the pictures that have one name in both folders, as `find_pairs` does.
-
-    Raises:
-        InputError: if a folder is missing or empty, or a picture has no partner.
-    """
-    inputs, targets = (
-        {path.name: path for path in find_pictures(folder)} for folder in (input_dir, target_dir)
-    )
-    alone = sorted(inputs.keys() ^ targets.keys(), key=_natural)
-    if alone:
-        found, other = (inputs, target_dir) if alone[0] in inputs else (targets, input_dir)
-        raise InputError(
-            f"{found[alone[0]]} has no partner in {other} ({len(alone)} of "
-            f"{len(inputs) + len(targets)} pictures have none); expected equal file names"
-        )
-    return [(name, path, targets[name]) for name, path in inputs.items()]
-
-
-def read_pair(
-    input_path: str | os.PathLike[str], target_path: str | os.PathLike[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a rainy and a clean picture of one size.
-
-    Returns:
-        (rainy, clean), each uint8 of shape (h, w, 3).
-
-    Raises:
-        InputError: if a file cannot be read or the sizes differ.
-    """
-    rainy, clean = read_picture(input_path), read_picture(target_path)
-    if rainy.shape != clean.shape:
-        raise InputError(
-            f"{target_path} is {clean.shape[1]}x{clean.shape[0]}, "
-            f"{input_path} is {rainy.shape[1]}x{rainy.shape[0]}; a pair must have one size"
-        )
-    return rainy, clean
-
-
-def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = ()) -> np.ndarray:
-    """Lays pictures out on white for comparing them by eye.
-
-    Args:
-        rows: the pictures, uint8 (h, w, 3), of any sizes; columns are as wide as their widest.
-        titles: what stands above the columns, for instance rainy, restored, clean.
-
-    Returns:
-        uint8 of shape (H, W, 3).
-    """
-    font = ImageFont.load_default(size=_TITLE_SIZE)
-    widths = [int(np.ceil(font.getlength(title))) for title in titles]
-    widths += [0] * (max(len(row) for row in rows) - len(titles))
-    for row in rows:
-        for column, picture in enumerate(row):
-            widths[column] = max(widths[column], picture.shape[1])
-    heights = [max(picture.shape[0] for picture in row) for row in rows]
-    head = _TITLE_SIZE + 2 * _SHEET_GAP if titles else _SHEET_GAP
-    lefts = np.cumsum([_SHEET_GAP] + [width + _SHEET_GAP for width in widths])
-    tops = np.cumsum([head] + [height + _SHEET_GAP for height in heights])
-    sheet = Image.new("RGB", (int(lefts[-1]), int(tops[-1])), "white")
-    for row, top in zip(rows, tops, strict=False):
-        for picture, left in zip(row, lefts, strict=False):
-            sheet.paste(Image.fromarray(picture), (int(left), int(top)))
-    draw = ImageDraw.Draw(sheet)
-    for title, left in zip(titles, lefts, strict=False):
-        draw.text((int(left), _SHEET_GAP), title, fill="black", font=font)
-    return np.array(sheet)
 
 
 def _format_of(head: bytes) -> type[ImageFile]:
@@ -311,8 +198,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
-
-
-def _natural(name: str) -> tuple[list[str | int], str]:
-    parts = re.split("([0-9]+)", name.lower())
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name

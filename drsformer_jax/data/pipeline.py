@@ -13,7 +13,8 @@ from typing import Literal, Protocol, TypedDict
 import numpy as np
 
 from drsformer_jax.config import DataConfig
-from drsformer_jax.data.images import find_pairs, picture_size, read_pair
+from drsformer_jax.data.folders import find_pairs, read_pair
+from drsformer_jax.data.images import picture_size
 from drsformer_jax.data.synthetic import Pair, SyntheticRain, photographs
 from drsformer_jax.errors import InputError
 

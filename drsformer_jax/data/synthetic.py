@@ -12,7 +12,8 @@ from typing import TypedDict
 
 import numpy as np
 
-from drsformer_jax.data.images import find_pictures, read_picture
+from drsformer_jax.data.folders import find_pictures
+from drsformer_jax.data.images import read_picture
 from drsformer_jax.errors import InputError
 
 PHOTOGRAPHS = {

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 
 from jax import Array
 
-__all__ = ["Array", "Float"]
+__all__ = ["Array", "Bool", "Float", "Int"]
 
 if TYPE_CHECKING or find_spec("jaxtyping"):
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float, Int
 else:
     # The network runs where jax and flax alone are installed; there the shapes are comments.
     class Float:
-        """Stands in for `jaxtyping.Float`."""
+        """Stands in for `jaxtyping.Float`, `Bool` and `Int`."""
 
         def __class_getitem__(cls, item: object) -> type[Array]:
             """Returns the array type, whatever the shape."""
             return Array
+
+    Bool = Int = Float

@@ -10,7 +10,8 @@ from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.linear import DepthwiseConv, Pointwise, constant
 from drsformer_jax.ops.attention import channel_scores, sparse_softmax
 from drsformer_jax.ops.linear import precision_of
-from drsformer_jax.types import Array, Float
+from drsformer_jax.ops.masking import zero_outside
+from drsformer_jax.types import Array, Bool, Float
 
 
 class Attention(nnx.Module):
@@ -30,10 +31,13 @@ class Attention(nnx.Module):
         self.kept = config.kept_scores(channels // heads) if sparse else ()
         self.branches = constant((len(self.kept),), 0.2, config) if sparse else None
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
+    ) -> Float[Array, "b h w c"]:
         """Attends and projects."""
         batch, height, width, channels = x.shape
-        qkv = self.qkv_dwconv(self.qkv(x))
+        # The scores are sums over the pixels of the picture.
+        qkv = zero_outside(self.qkv_dwconv(self.qkv(x), inside), inside)
         query, key, value = jnp.split(qkv.reshape(batch, height * width, -1), 3, axis=-1)
         per_head = (batch, height * width, self.heads, channels // self.heads)
         scores = channel_scores(

@@ -12,8 +12,9 @@ from drsformer_jax.nn.feedforward import FEED_FORWARD
 from drsformer_jax.nn.linear import Conv3x3, Pointwise, draw
 from drsformer_jax.nn.norm import LayerNorm
 from drsformer_jax.nn.stack import Stack
+from drsformer_jax.ops.masking import inside
 from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
-from drsformer_jax.types import Array, Float
+from drsformer_jax.types import Array, Bool, Float, Int
 
 SIZE_MULTIPLE = 8
 """Height and width of what the network reads are multiples of this."""
@@ -28,10 +29,12 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(channels, config)
         self.ffn = FEED_FORWARD[config.feed_forward](channels, config)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
+    ) -> Float[Array, "b h w c"]:
         """Applies the block."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.ffn(self.norm2(x))
+        x = x + self.attn(self.norm1(x), inside)
+        return x + self.ffn(self.norm2(x), inside)
 
 
 def _stage(channels: int, heads: int, count: int, config: ModelConfig) -> Stack:
@@ -78,11 +81,16 @@ class DRSformer(nnx.Module):
         self.output = Conv3x3(2 * c1, 3, config, bias=bias)
         draw(self, rngs.params())
 
-    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    def __call__(
+        self, x: Float[Array, "b h w 3"], size: Int[Array, "b 2"] | None = None
+    ) -> Float[Array, "b h w 3"]:
         """Removes rain.
 
         Args:
             x: rainy pictures in [0, 1], height and width multiples of 8.
+            size: height and width of each picture where the arrays are larger, multiples of 8
+                that lie in their upper left corners; the result there is that of the pictures
+                alone, whatever stands outside, and means nothing elsewhere.
 
         Returns:
             The pictures without rain, in the type of `x`, not clamped to [0, 1].
@@ -90,9 +98,11 @@ class DRSformer(nnx.Module):
         Raises:
             ValueError: if height or width is no multiple of 8.
         """
-        return x + self.stages(x)["output"].astype(x.dtype)
+        return x + self.stages(x, size)["output"].astype(x.dtype)
 
-    def stages(self, x: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b _ _ _"]]:
+    def stages(
+        self, x: Float[Array, "b h w 3"], size: Int[Array, "b 2"] | None = None
+    ) -> dict[str, Float[Array, "b _ _ _"]]:
         """What each submodule makes of `x`, by its name; "output" lacks the addition of `x`."""
         height, width = x.shape[1:3]
         if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
@@ -100,17 +110,26 @@ class DRSformer(nnx.Module):
         x = x.astype(self.config.dtype)
         done: dict[str, Array] = {}
 
+        def spatial(name: str, x: Array) -> Array:
+            rows, columns = x.shape[1:3]
+            mask = None if size is None else inside(size // (height // rows), rows, columns)
+            return getattr(self, name)(x, inside=mask)
+
         def run(name: str, x: Array) -> Array:
-            done[name] = getattr(self, name)(x)
+            done[name] = spatial(name, x)
             return done[name]
 
         def down(name: str, x: Array) -> Array:
-            done[name] = pixel_unshuffle(getattr(self, name)(x))
+            done[name] = pixel_unshuffle(spatial(name, x))
             return done[name]
 
         def up(name: str, x: Array, skip: Array) -> Array:
-            done[name] = pixel_shuffle(getattr(self, name)(x))
+            done[name] = pixel_shuffle(spatial(name, x))
             return jax.numpy.concatenate([done[name], skip], axis=-1)
+
+        def reduce(name: str, x: Array) -> Array:
+            done[name] = getattr(self, name)(x)
+            return done[name]
 
         x = run("patch_embed", x)
         if self.config.encoder_level0 != "none":
@@ -119,8 +138,8 @@ class DRSformer(nnx.Module):
         skip2 = run("encoder_level2", down("down1_2", skip1))
         skip3 = run("encoder_level3", down("down2_3", skip2))
         x = run("latent", down("down3_4", skip3))
-        x = run("decoder_level3", run("reduce_chan_level3", up("up4_3", x, skip3)))
-        x = run("decoder_level2", run("reduce_chan_level2", up("up3_2", x, skip2)))
+        x = run("decoder_level3", reduce("reduce_chan_level3", up("up4_3", x, skip3)))
+        x = run("decoder_level2", reduce("reduce_chan_level2", up("up3_2", x, skip2)))
         x = run("decoder_level1", up("up2_1", x, skip1))
         if self.config.refinement != "none":
             x = run("refinement", x)

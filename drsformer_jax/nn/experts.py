@@ -12,7 +12,8 @@ from drsformer_jax.nn.linear import DepthwiseConv, Pointwise
 from drsformer_jax.nn.stack import Stack
 from drsformer_jax.ops.depthwise import average_pool
 from drsformer_jax.ops.linear import precision_of
-from drsformer_jax.types import Array, Float
+from drsformer_jax.ops.masking import zero_outside
+from drsformer_jax.types import Array, Bool, Float
 
 STEPS = 4
 SEPARABLE_SIZES = (1, 3, 5, 7)
@@ -30,13 +31,16 @@ class ExpertCompensator(nnx.Module):
         self.preprocess = Pointwise(channels, channels, config, bias=False)
         self.steps = Stack(Step(channels, config), STEPS, remat=config.remat)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
+    ) -> Float[Array, "b h w c"]:
         """Compensates features; the gates look at the mean of the whole picture."""
         accumulator = jnp.promote_types(x.dtype, jnp.float32)
-        mean = jnp.mean(x, axis=(1, 2), dtype=accumulator)
-        logits = self.gate_out(relu(self.gate_in(mean))).astype(accumulator)
+        total = jnp.sum(zero_outside(x, inside), axis=(1, 2), dtype=accumulator)
+        pixels = x.shape[1] * x.shape[2] if inside is None else jnp.sum(inside, axis=(1, 2))
+        logits = self.gate_out(relu(self.gate_in(total / pixels))).astype(accumulator)
         gates = jax.nn.softmax(logits.reshape(-1, STEPS, EXPERTS), axis=-1)
-        return self.steps(relu(self.preprocess(x)), gates.swapaxes(0, 1))
+        return self.steps(relu(self.preprocess(x)), gates.swapaxes(0, 1), inside=inside)
 
 
 class Step(nnx.Module):
@@ -55,13 +59,16 @@ class Step(nnx.Module):
         self.join = Pointwise(EXPERTS * channels, channels, config, bias=False)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], gates: Float[Array, "b x"]
+        self,
+        x: Float[Array, "b h w c"],
+        gates: Float[Array, "b x"],
+        inside: Bool[Array, "b h w 1"] | None = None,
     ) -> Float[Array, "b h w c"]:
         """Applies one step, x at least 0."""
         channels = x.shape[-1]
         experts = [getattr(self, f"separable{size}") for size in SEPARABLE_SIZES]
         experts += [getattr(self, f"dilated{size}") for size in DILATED_SIZES]
-        features = [expert(x) for expert in experts] + [average_pool(x)]
+        features = [expert(x, inside) for expert in experts] + [average_pool(x, inside)]
         last = [expert.pointwise_last.kernel[...] for expert in experts]
         last.append(jnp.eye(channels, dtype=last[0].dtype))  # The pool has no 1x1 convolution.
         join = self.join.kernel[...].reshape(EXPERTS, channels, channels)
@@ -86,9 +93,13 @@ class Separable(nnx.Module):
         self.depthwise_last = DepthwiseConv(channels, size, config)
         self.pointwise_last = Pointwise(channels, channels, config, bias=False)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
+    ) -> Float[Array, "b h w c"]:
         """Returns what goes into the last 1x1 convolution."""
-        return self.depthwise_last(relu(self.pointwise_first(self.depthwise_first(x))))
+        return self.depthwise_last(
+            relu(self.pointwise_first(self.depthwise_first(x, inside))), inside
+        )
 
 
 class Dilated(nnx.Module):
@@ -98,6 +109,8 @@ class Dilated(nnx.Module):
         self.depthwise = DepthwiseConv(channels, size, config, dilation=2)
         self.pointwise_last = Pointwise(channels, channels, config, bias=False)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
+    ) -> Float[Array, "b h w c"]:
         """Returns what goes into the 1x1 convolution."""
-        return self.depthwise(x)
+        return self.depthwise(x, inside)

@@ -9,7 +9,7 @@ from jax.nn import relu
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.linear import DepthwiseConv, PairedConv, Pointwise
-from drsformer_jax.types import Array, Float
+from drsformer_jax.types import Array, Bool, Float
 
 
 class MixedScale(nnx.Module):
@@ -29,13 +29,15 @@ class MixedScale(nnx.Module):
         self.dwconv5x5_1 = PairedConv(hidden, 5, config, bias=bias)
         self.project_out = Pointwise(2 * hidden, channels, config, bias=bias)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
+    ) -> Float[Array, "b h w c"]:
         """Applies the network to every pixel and its neighbours."""
         x = self.project_in(x)
-        small1, small2 = jnp.split(relu(self.dwconv3x3(x)), 2, axis=-1)
-        large1, large2 = jnp.split(relu(self.dwconv5x5(x)), 2, axis=-1)
-        mixed1 = relu(self.dwconv3x3_1(*_pairs(small1, large1)))
-        mixed2 = relu(self.dwconv5x5_1(*_pairs(small2, large2)))
+        small1, small2 = jnp.split(relu(self.dwconv3x3(x, inside)), 2, axis=-1)
+        large1, large2 = jnp.split(relu(self.dwconv5x5(x, inside)), 2, axis=-1)
+        mixed1 = relu(self.dwconv3x3_1(*_pairs(small1, large1), inside))
+        mixed2 = relu(self.dwconv5x5_1(*_pairs(small2, large2), inside))
         return self.project_out(jnp.concatenate([mixed1, mixed2], axis=-1))
 
 
@@ -73,9 +75,11 @@ class Gated(nnx.Module):
         self.dwconv = DepthwiseConv(2 * hidden, 3, config, bias=bias)
         self.project_out = Pointwise(hidden, channels, config, bias=bias)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
+    ) -> Float[Array, "b h w c"]:
         """Applies the network to every pixel and its neighbours."""
-        gate, value = jnp.split(self.dwconv(self.project_in(x)), 2, axis=-1)
+        gate, value = jnp.split(self.dwconv(self.project_in(x), inside), 2, axis=-1)
         return self.project_out(jax.nn.gelu(gate, approximate=False) * value)
 
 
@@ -89,11 +93,13 @@ class Plain(nnx.Module):
         self.dwconv = DepthwiseConv(hidden, 3, config, bias=bias) if depthwise else None
         self.project_out = Pointwise(hidden, channels, config, bias=bias)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
+    ) -> Float[Array, "b h w c"]:
         """Applies the network to every pixel (and its neighbours)."""
         x = self.project_in(x)
         if self.dwconv is not None:
-            x = self.dwconv(x)
+            x = self.dwconv(x, inside)
         return self.project_out(jax.nn.gelu(x, approximate=False))
 
 

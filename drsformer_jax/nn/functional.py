@@ -10,7 +10,7 @@ from flax import nnx
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.drsformer import DRSformer
-from drsformer_jax.types import Array, Float
+from drsformer_jax.types import Array, Float, Int
 
 Params = dict[str, Any]
 """Nested dict of arrays, keyed by the names of the modules."""
@@ -40,7 +40,10 @@ def build(config: ModelConfig, params: Params) -> DRSformer:
 
 
 def apply(
-    config: ModelConfig, params: Params, x: Float[Array, "b h w 3"]
+    config: ModelConfig,
+    params: Params,
+    x: Float[Array, "b h w 3"],
+    size: Int[Array, "b 2"] | None = None,
 ) -> Float[Array, "b h w 3"]:
     """Removes rain: `DRSformer.__call__` with these parameters."""
-    return build(config, params)(x)
+    return build(config, params)(x, size)

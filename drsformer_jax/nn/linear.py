@@ -1,4 +1,9 @@
-"""Linear maps and convolutions with their parameters."""
+"""Linear maps and convolutions with their parameters.
+
+Every convolution that reads neighbours takes `inside`, the mask of the pictures in a larger array,
+and reads zeros outside of them, as it does beyond the array's border. Whatever else is done there
+(biases, the rings that convolutions leak) then never reaches a picture.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,8 @@ from flax import nnx
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.ops.depthwise import depthwise_conv, paired_conv
 from drsformer_jax.ops.linear import linear, precision_of
-from drsformer_jax.types import Array, Float
+from drsformer_jax.ops.masking import zero_outside
+from drsformer_jax.types import Array, Bool, Float
 
 
 def constant(shape: tuple[int, ...], value: float, config: ModelConfig) -> nnx.Param:
@@ -77,10 +83,12 @@ class Conv3x3(nnx.Module):
         self.kernel = drawn((3, 3, channels, out), 9 * channels, config)
         self.bias = drawn((out,), 9 * channels, config) if bias else None
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
+    ) -> Float[Array, "b h w o"]:
         """Convolves, in the type of `x`."""
         y = jax.lax.conv_general_dilated(
-            x,
+            zero_outside(x, inside),
             self.kernel[...].astype(x.dtype),
             window_strides=(1, 1),
             padding="SAME",
@@ -106,9 +114,11 @@ class DepthwiseConv(nnx.Module):
         self.bias = drawn((channels,), size**2, config) if bias else None
         self.dilation = dilation
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
+    ) -> Float[Array, "b h w c"]:
         """Convolves every channel with its own kernel."""
-        y = depthwise_conv(x, self.kernel[...], self.dilation)
+        y = depthwise_conv(zero_outside(x, inside), self.kernel[...], self.dilation)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -123,7 +133,9 @@ class PairedConv(nnx.Module):
         self,
         first: Sequence[Float[Array, "b h w _"]],
         second: Sequence[Float[Array, "b h w _"]],
+        inside: Bool[Array, "b h w 1"] | None = None,
     ) -> Float[Array, "b h w c"]:
         """Convolves each pair of channels to one."""
+        first, second = ([zero_outside(x, inside) for x in part] for part in (first, second))
         y = paired_conv(first, second, self.kernel[...])
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)

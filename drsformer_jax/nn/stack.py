@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from drsformer_jax.types import Array, Float
+from drsformer_jax.types import Array, Bool, Float
 
 
 class Stack(nnx.Module):
@@ -30,18 +30,24 @@ class Stack(nnx.Module):
         )
         nnx.update(layer, repeated)
 
-    def __call__(self, x: Float[Array, "b h w c"], *per_layer: Any) -> Float[Array, "b h w c"]:
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        *per_layer: Any,
+        inside: Bool[Array, "b h w 1"] | None = None,
+    ) -> Float[Array, "b h w c"]:
         """Applies the layers in turn.
 
         Args:
             x: input of the first layer.
             *per_layer: further arguments, stacked along a first axis like the parameters.
+            inside: mask of the pictures, which every layer is given.
         """
         definition, params = nnx.split(self.layers)
 
         def apply(x: Array, layer: tuple[Any, tuple[Any, ...]]) -> tuple[Array, None]:
             params, arguments = layer
-            return nnx.merge(definition, params)(x, *arguments), None
+            return nnx.merge(definition, params)(x, *arguments, inside=inside), None
 
         if self.remat:
             apply = jax.checkpoint(apply, prevent_cse=False)  # A scan cannot be merged with CSE.

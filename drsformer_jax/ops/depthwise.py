@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from drsformer_jax.types import Array, Float
+from drsformer_jax.ops.masking import zero_outside
+from drsformer_jax.types import Array, Bool, Float
 
 
 def depthwise_conv(
@@ -55,11 +56,21 @@ def paired_conv(
     return both[..., :channels] + both[..., channels:]
 
 
-def average_pool(x: Float[Array, "b h w c"], size: int = 3) -> Float[Array, "b h w c"]:
-    """Mean over size x size neighbours, counting only those inside the picture; stride 1."""
+def average_pool(
+    x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None, size: int = 3
+) -> Float[Array, "b h w c"]:
+    """Mean over size x size neighbours, counting only those inside the picture; stride 1.
+
+    Args:
+        x: pictures.
+        inside: mask of the pictures where the arrays are larger; results outside mean nothing.
+        size: side of the window, odd.
+    """
     ones = jnp.ones((size, size, x.shape[-1]), _accumulator(x))
-    inside = depthwise_conv(jnp.ones_like(x[:1, :, :, :1], ones.dtype), ones[..., :1])
-    return (depthwise_conv(x, ones) / inside).astype(x.dtype)
+    counted = jnp.ones_like(x[:1, :, :, :1], ones.dtype) if inside is None else inside
+    count = depthwise_conv(counted.astype(ones.dtype), ones[..., :1])
+    total = depthwise_conv(zero_outside(x, inside), ones)
+    return (total / jnp.maximum(count, 1)).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -257,6 +257,19 @@ def test_exif_orientation_is_applied_once(tmp_path, orientation, format_name, op
     np.testing.assert_array_equal(images.read_picture(path), ORIENTED[orientation](noise(5, 8)))
 
 
+@pytest.mark.parametrize("orientation", ORIENTED)
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_uncompressed_grey_and_rgba_tiff_pictures_are_turned_too(tmp_path, orientation, mode):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(noise(5, 8)).convert(mode)
+    image.save(tmp_path / "a.tif", exif=exif)
+    np.testing.assert_array_equal(
+        images.read_picture(tmp_path / "a.tif"),
+        ORIENTED[orientation](np.array(image.convert("RGB"))),
+    )
+
+
 def test_impossible_exif_orientation_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 9

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import (
@@ -43,7 +43,8 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], type[ImageFile]], ...] = (
     (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImagePlugin.TiffImageFile),
 )
 _WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
+    # Of photographs Pillow's usual level 6 took four times as long and made files 1 % larger.
+    ".png": ("PNG", {"compress_level": 1}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", {"lossless": True}),
@@ -55,7 +56,7 @@ EXTENSIONS = tuple(_WRITERS)
 """What the names of pictures end in."""
 _LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -64,6 +65,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+"""How a picture of each EXIF orientation but 1 is turned upright."""
 _TURNED = {5, 6, 7, 8}
 
 
@@ -84,7 +86,8 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
         InputError: if the file is missing, of another format, damaged, cut short or larger than
             `MAX_PIXELS`.
     """
-    with _opened(path) as image:
+    with picture_file(path) as file:
+        image = open_image(file)
         image.load()
         return np.array(_upright(image))
 
@@ -95,31 +98,39 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises:
         InputError: as `read_picture`, as far as the file's head can tell.
     """
-    with _opened(path) as image:
-        turned = _orientation(image) in _TURNED
+    with picture_file(path) as file:
+        image = open_image(file)
+        turned = orientation_of(image) in _TURNED
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
-    """Opens a picture; whatever goes wrong with it inside becomes one line."""
+def picture_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a picture's file; whatever goes wrong with it inside becomes one line."""
     try:
         with open(path, "rb") as file:
-            head = file.read(12)
-            file.seek(0)
-            # The format's class is called directly because `Image.open` has a limit on the size
-            # that is one for the whole process, and warns below it.
-            image = _format_of(head)(file, os.fspath(path))
-            _check_size(image)
-            yield image
+            yield file
     except InputError:
         raise
-    except Exception as error:  # Pillow lets errors of many kinds out of damaged files
+    except Exception as error:  # decoders let errors of many kinds out of damaged files
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = " ".join(reason.split()) or type(error).__name__
         raise InputError(
             f"{path} is no picture that can be read ({reason}); expected {_READABLE}"
         ) from error
+
+
+def open_image(file: BinaryIO) -> ImageFile:
+    """Opens a picture of any of the formats, not yet decoded, for use inside `picture_file`."""
+    file.seek(0)
+    head = file.read(12)
+    file.seek(0)
+    # The format's class is called directly because `Image.open` has a limit on the size
+    # that is one for the whole process, and warns below it. It is not told the file's name because
+    # it then maps uncompressed files into memory, which garbles TIFF pictures that lie on a side.
+    image = format_of(head)(file)
+    check_size(image.width, image.height)
+    return image
 
 
 def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
@@ -137,16 +148,26 @@ def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
         OSError: if the file system fails.
     """
     path = Path(path)
+    format_name, options = encoding(path, *picture.shape[:2])
+    with replacing(path) as file:
+        Image.fromarray(picture).save(file, format_name, **options)
+
+
+def encoding(path: Path, height: int, width: int) -> tuple[str, dict[str, Any]]:
+    """Gives the format that a name asks for and Pillow's options for it.
+
+    Raises:
+        InputError: if the extension is unknown, or the format has no room for such a picture.
+    """
     check_extension(path)
     format_name, options = _WRITERS[path.suffix.lower()]
-    image = Image.fromarray(picture)
-    if max(image.size) > _LARGEST_SIDE.get(format_name, max(image.size)):
+    limit = _LARGEST_SIDE.get(format_name)
+    if limit and max(height, width) > limit:
         raise InputError(
-            f"{path} is {image.width}x{image.height}; expected sides of at most "
-            f"{_LARGEST_SIDE[format_name]} in {format_name}, or another format such as PNG"
+            f"{path} is {width}x{height}; expected sides of at most {limit} in {format_name}, "
+            "or another format such as PNG"
         )
-    with replacing(path) as file:
-        image.save(file, format_name, **options)
+    return format_name, options
 
 
 def check_extension(path: Path) -> None:
@@ -161,26 +182,29 @@ def check_extension(path: Path) -> None:
         )
 
 
-def _format_of(head: bytes) -> type[ImageFile]:
+def format_of(head: bytes) -> type[ImageFile]:
+    """Tells a format from a file's first 12 bytes, for use inside `picture_file`."""
     for signature, format_class in _SIGNATURES:
         if signature.match(head):
             return format_class
     raise ValueError("the file is empty" if not head else "its content is of another format")
 
 
-def _check_size(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} exceeds the limit of {MAX_PIXELS} pixels")
+def check_size(width: int, height: int) -> None:
+    """Refuses a picture larger than `MAX_PIXELS`, for use inside `picture_file`."""
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} exceeds the limit of {MAX_PIXELS} pixels")
 
 
 def _upright(image: Image.Image) -> Image.Image:
     # After loading, because Pillow turns TIFF pictures itself and then drops the tag.
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     rgb = _to_rgb(image)
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
 
 
-def _orientation(image: Image.Image) -> int | None:
+def orientation_of(image: Image.Image) -> int | None:
+    """Reads the EXIF orientation, 1 to 8 where a camera wrote it."""
     try:
         return image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # camera data that cannot be parsed does not spoil the picture
@@ -192,9 +216,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Pillow's own conversion clips at 255. 65535 = 255 * 257, so this rounds to nearest.
         values = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError("it has 32 bits a channel, whose white is unknown; use 8 or 16")
+    refuse_32_bits(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def refuse_32_bits(image: Image.Image) -> None:
+    """Refuses a picture whose values have no known white, for use inside `picture_file`."""
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits a channel, whose white is unknown; use 8 or 16")

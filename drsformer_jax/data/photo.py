@@ -1,0 +1,398 @@
+"""Picture files with all that must survive their restoring: transparency, depth, camera data.
+
+Pillow reads and writes what has 8 bits a channel, imagecodecs (libpng, libtiff) what has 16.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import imagecodecs
+import numpy as np
+from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL.ImageFile import ImageFile
+
+from drsformer_jax.data import exif
+from drsformer_jax.data.images import (
+    UPRIGHT,
+    check_size,
+    encoding,
+    format_of,
+    open_image,
+    orientation_of,
+    picture_file,
+    refuse_32_bits,
+)
+from drsformer_jax.errors import InputError
+from drsformer_jax.files import replacing
+
+_PNG_HEAD = 33  # bytes of the signature and the first chunk, which tells size and depth
+_PNG_DEPTH = 24  # where the depth stands in it
+_JPEG_EXIF, _JPEG_PROFILE = 65_533 - 6, 255 * 65_519
+"""What JPEG's markers hold at most, in bytes."""
+_TO_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+"""65535 = 255 * 257, so this rounds to nearest."""
+_LUMA = (19595, 38470, 7471)
+"""ITU-R BT.601's 0.299, 0.587, 0.114 in units of 1/65536; their sum is 1, so that grey stays."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A picture file's content: what the network reads, and what must survive its work.
+
+    Attributes:
+        rgb: uint8 or uint16 (h, w, 3), upright; uint16 if the file has 16 bits a channel.
+        alpha: (h, w), of the same type, 0 where transparent; None if the file has none.
+        grey: whether the file is grey; its luma is what is written.
+        icc_profile: the profile that the values of `rgb`, or of its luma, are meant in.
+        exif: the camera's data from the byte order on, orientation 1.
+
+    Raises:
+        InputError: if the arrays do not fit each other.
+    """
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None = None
+    grey: bool = False
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+
+    def __post_init__(self) -> None:
+        rgb, alpha = self.rgb, self.alpha
+        if rgb.dtype not in (np.uint8, np.uint16) or rgb.ndim != 3 or rgb.shape[2] != 3:
+            raise InputError(f"rgb is {rgb.dtype} {rgb.shape}; expected uint8 or uint16 (h, w, 3)")
+        if rgb.size == 0:
+            raise InputError(f"rgb is {rgb.shape}; expected at least one pixel")
+        if alpha is not None and (alpha.dtype, alpha.shape) != (rgb.dtype, rgb.shape[:2]):
+            raise InputError(
+                f"alpha is {alpha.dtype} {alpha.shape}; expected {rgb.dtype} {rgb.shape[:2]}"
+            )
+
+
+class _Planes(NamedTuple):
+    """The pixels of a `Photo`."""
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None
+    grey: bool
+
+
+def read_photo(path: str | os.PathLike[str]) -> Photo:
+    """Reads a PNG, JPEG, WebP, BMP or TIFF file, told by its content whatever its name.
+
+    The EXIF orientation is applied. Palette and CMYK pictures become RGB and CMYK profiles are
+    dropped; CMYK of 16 bits is read with 8. Of an animation the first picture is read. Safe to call
+    from several threads.
+
+    Raises:
+        InputError: if the file is missing, of another format, damaged, cut short, has 32 bits a
+            channel or is larger than `images.MAX_PIXELS`.
+    """
+    with picture_file(path) as file:
+        head = file.read(_PNG_HEAD)
+        format_class = format_of(head)
+        if format_class is TiffImagePlugin.TiffImageFile:
+            return _read_tiff(file)
+        image = open_image(file)
+        image.load()
+        orientation = orientation_of(image)
+        if format_class is PngImagePlugin.PngImageFile and head[_PNG_DEPTH] == 16:
+            planes = _deep(imagecodecs.png_decode(_bare_png(file)), orientation)
+        else:
+            if format_class is PngImagePlugin.PngImageFile:
+                _mend_transparency(image, head)
+            planes = _shallow(image, orientation)
+        return _photo(planes, image.info.get("icc_profile"), _exif_of(image))
+
+
+def write_photo(
+    path: str | os.PathLike[str],
+    photo: Photo,
+    *,
+    quality: int | None = None,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> list[str]:
+    """Writes a picture in the format that the extension names, in one step, and all it can hold.
+
+    What the format cannot hold is laid on the background (transparency in JPEG and BMP), rounded to
+    8 bits (16 bits but in PNG and TIFF) or dropped (a profile for other than the written colours,
+    camera data in BMP). PNG, WebP, BMP and TIFF are written without loss. Folders that are missing
+    are made. A failure or a killed process leaves `path` as it was.
+
+    Args:
+        path: a file ending in .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.
+        photo: what to write.
+        quality: 1 to 100, of JPEG (95 by default, never with chroma subsampling) and WebP (without
+            loss by default); other formats have no use for it.
+        background: red, green and blue, 0 to 255.
+
+    Returns:
+        what could not be kept, one line each, such as "16 bits become 8".
+
+    Raises:
+        InputError: if the extension or the quality is none of these, or the format has no room for
+            the picture.
+        OSError: if the file system fails.
+    """
+    path = Path(path)
+    format_name, options = encoding(path, *photo.rgb.shape[:2])
+    if quality is not None and not 1 <= quality <= 100:
+        raise InputError(f"quality is {quality}; expected 1 to 100")
+    pixels, lost = _pixels_for(format_name, photo, background)
+    profile, block, dropped = _data_for(format_name, photo)
+    with replacing(path) as file:
+        if format_name == "TIFF":
+            _write_tiff(file, pixels, profile, block)
+        elif pixels.dtype == np.uint16:
+            _write_deep_png(file, pixels, profile, block)
+        else:
+            kept: dict[str, Any] = dict(options)
+            if profile:
+                kept["icc_profile"] = profile
+            if block:
+                kept["exif"] = b"Exif\0\0" + block
+            if format_name == "WEBP":
+                # `exact` keeps the colours below what is fully transparent.
+                kept |= {"exact": True} if quality is None else {"lossless": False}
+            if quality is not None and format_name in ("JPEG", "WEBP"):
+                kept["quality"] = quality
+            Image.fromarray(pixels).save(file, format_name, **kept)
+    return lost + dropped
+
+
+def _read_tiff(file: BinaryIO) -> Photo:
+    file.seek(0)
+    data = file.read()
+    directory = exif.read_directory(data)
+    pixels = _deep_tiff(data, directory)
+    if pixels is None:
+        image = open_image(file)
+        image.load()
+        planes = _shallow(image, orientation_of(image))  # none: Pillow turns TIFF pictures itself
+    else:
+        planes = _deep(pixels, directory.number(exif.ORIENTATION, 1))
+    _, profile = directory.fields.get(exif.PROFILE, (0, None))
+    return _photo(planes, profile if isinstance(profile, bytes) else None, directory.block())
+
+
+def _deep_tiff(data: bytes, directory: exif.Directory) -> np.ndarray | None:
+    """The pixels of a TIFF file of 16 bits, (h, w, 1 to 4); None if Pillow is to read it."""
+    number = directory.number
+    photometric = number(0x0106, -1)
+    if set(directory.numbers(0x0102)) != {16} or photometric not in (0, 1, 2):
+        return None
+    if number(0x0153, 1) != 1:
+        raise ValueError("its 16 bits are signed or floating, whose white is unknown")
+    width, height, samples = number(0x0100, 0), number(0x0101, 0), number(0x0115, 1)
+    check_size(width, height)
+    colours = 3 if photometric == 2 else 1
+    if not colours <= samples <= 16:
+        raise ValueError(f"it has {samples} values a pixel for {colours} colours")
+    pixels = imagecodecs.tiff_decode(data, index=0)
+    if number(0x011C, 1) == 2 and samples > 1:
+        pixels = np.moveaxis(pixels, 0, -1)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape != (height, width, samples) or pixels.dtype != np.uint16:
+        raise ValueError(f"it holds {pixels.dtype} {pixels.shape}, not what its tags tell")
+    if photometric == 0:
+        pixels[..., 0] = 65535 - pixels[..., 0]
+    extra = number(0x0152, 0)
+    if extra not in (1, 2) or samples == colours:
+        return pixels[..., :colours]
+    if extra == 1:  # The colours have been multiplied with alpha.
+        alpha = pixels[..., colours:][..., :1].astype(np.uint32)
+        quotient = (pixels[..., :colours] * np.uint32(65535) + alpha // 2) // np.maximum(alpha, 1)
+        pixels[..., :colours] = np.minimum(quotient, 65535)
+    return pixels[..., : colours + 1]
+
+
+def _bare_png(file: BinaryIO) -> bytes:
+    """A PNG file's pixels and transparency, without what libpng would print warnings about."""
+    file.seek(0)
+    data = file.read()
+    parts, at = [data[:8]], 8
+    while at + 8 <= len(data):
+        length, name = struct.unpack_from(">L4s", data, at)
+        if name in (b"IHDR", b"tRNS", b"IDAT", b"IEND"):
+            parts.append(data[at : at + 12 + length])
+        at += 12 + length
+    return b"".join(parts)
+
+
+def _mend_transparency(image: ImageFile, head: bytes) -> None:
+    # Pillow scales greys of less than 8 bits, but in many versions not the transparent one.
+    depth, colour_type = head[_PNG_DEPTH : _PNG_DEPTH + 2]
+    key = image.info.get("transparency")
+    if depth < 8 and colour_type == 0 and isinstance(key, int) and key < 2**depth:
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+
+
+def _shallow(image: Image.Image, orientation: int | None) -> _Planes:
+    refuse_32_bits(image)
+    if image.mode.startswith("I;16"):
+        raise ValueError("it has more than 8 bits a channel but not 16")
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        image = image.convert("LA" if grey else "RGBA")
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    alpha = np.array(image.getchannel("A")) if image.mode in ("LA", "RGBA") else None
+    rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+    return _Planes(np.array(rgb), alpha, grey)
+
+
+def _deep(pixels: np.ndarray, orientation: int | None) -> _Planes:
+    planes = list(np.moveaxis(np.atleast_3d(pixels), 2, 0))
+    if orientation in UPRIGHT:
+        turn = UPRIGHT[orientation]
+        planes = [np.array(Image.fromarray(plane.copy()).transpose(turn)) for plane in planes]
+    grey = len(planes) < 3
+    alpha = planes[-1].copy() if len(planes) % 2 == 0 else None
+    return _Planes(np.stack(planes[:1] * 3 if grey else planes[:3], axis=-1), alpha, grey)
+
+
+def _exif_of(image: ImageFile) -> bytes | None:
+    # The text is how ImageMagick wrote it before PNG had a chunk for it: a name, a length and
+    # hexadecimal digits.
+    text = image.info.get("Raw profile type exif")
+    if "exif" in image.info or text is None:
+        return image.info.get("exif")
+    try:
+        return bytes.fromhex("".join(text.split("\n")[3:]))
+    except ValueError:
+        return None
+
+
+def _photo(planes: _Planes, profile: bytes | None, block: bytes | None) -> Photo:
+    height, width, _ = planes.rgb.shape
+    return Photo(
+        *planes,
+        icc_profile=profile if _profile_fits(profile, planes.grey) else None,
+        exif=exif.upright(block, width, height) if block else None,
+    )
+
+
+def _profile_fits(profile: bytes | None, grey: bool) -> bool:
+    # Bytes 16 to 19 of a profile's head name its colours, 36 to 39 are its mark (ICC.1, 7.2).
+    return (
+        profile is not None
+        and profile[36:40] == b"acsp"
+        and profile[16:20] == (b"GRAY" if grey else b"RGB ")
+    )
+
+
+def _pixels_for(
+    format_name: str, photo: Photo, background: tuple[int, int, int]
+) -> tuple[np.ndarray, list[str]]:
+    """What to write: (h, w) or (h, w, 2 to 4); and what of it is lost."""
+    lost = []
+    pixels, alpha, paper = photo.rgb, photo.alpha, np.array([[background]], np.uint8)
+    if photo.grey:
+        pixels, paper = _luma(pixels), _luma(paper)
+    if pixels.dtype == np.uint16 and format_name not in ("PNG", "TIFF"):
+        pixels = _TO_8_BITS[pixels]
+        alpha = None if alpha is None else _TO_8_BITS[alpha]
+        lost.append("16 bits become 8")
+    if alpha is not None and format_name in ("JPEG", "BMP"):
+        if alpha.min() < 255:
+            name = "white" if background == (255, 255, 255) else f"the colour {background}"
+            lost.append(f"transparency is laid on {name}")
+            pixels = _laid_on(paper, pixels, alpha)
+    elif alpha is not None:
+        pixels = np.dstack([pixels, alpha])
+    return pixels, lost
+
+
+def _luma(rgb: np.ndarray) -> np.ndarray:
+    total = np.full(rgb.shape[:2], 32768, np.uint32)
+    for channel, weight in enumerate(_LUMA):
+        total += rgb[..., channel] * np.uint32(weight)
+    return (total >> 16).astype(rgb.dtype)
+
+
+def _laid_on(paper: np.ndarray, pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    weight = alpha.reshape(alpha.shape + (1,) * (pixels.ndim - 2)).astype(np.uint16)
+    total = pixels * weight  # at most 255 * 255 in all, and the half that rounds
+    total += paper * (255 - weight)
+    total += 127
+    return (total // 255).astype(np.uint8)
+
+
+def _data_for(format_name: str, photo: Photo) -> tuple[bytes | None, bytes | None, list[str]]:
+    """The profile and the camera's data as the format holds them; and what is dropped."""
+    profile, block, dropped = photo.icc_profile, photo.exif, []
+    written_grey = photo.grey and format_name != "WEBP"
+    if profile is not None and (
+        format_name == "BMP"
+        or not _profile_fits(profile, written_grey)
+        or (format_name == "JPEG" and len(profile) > _JPEG_PROFILE)
+    ):
+        profile = None
+        dropped.append("the ICC profile is dropped")
+    if block is not None and (
+        format_name == "BMP" or (format_name == "JPEG" and len(block) > _JPEG_EXIF)
+    ):
+        block = None
+        dropped.append("EXIF is dropped")
+    return profile, block, dropped
+
+
+def _write_deep_png(
+    file: BinaryIO, pixels: np.ndarray, profile: bytes | None, block: bytes | None
+) -> None:
+    # Of photographs libpng's defaults took three times as long and made files 10 % larger.
+    data = imagecodecs.png_encode(pixels, level=1, filter=imagecodecs.PNG.FILTER.SUB)
+    file.write(data[:_PNG_HEAD])
+    if profile:
+        file.write(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile)))
+    if block:
+        file.write(_chunk(b"eXIf", block))
+    file.write(memoryview(data)[_PNG_HEAD:])
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    check = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+
+def _write_tiff(
+    file: BinaryIO, pixels: np.ndarray, profile: bytes | None, block: bytes | None
+) -> None:
+    """Writes a TIFF file without compression: head, pixels, tags."""
+    camera = exif.Directory("<", {})
+    if block:
+        with contextlib.suppress(ValueError, struct.error):
+            camera = exif.read_directory(block)
+    order = camera.order
+    height, width = pixels.shape[:2]
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    bits = 8 * pixels.itemsize
+    end = 8 + pixels.nbytes + pixels.nbytes % 2
+    fields = camera.camera() | {
+        tag: exif.numbers(order, kind, *values)
+        for tag, kind, values in (
+            (0x0100, exif.LONG, [width]),
+            (0x0101, exif.LONG, [height]),
+            (0x0102, exif.SHORT, [bits] * channels),
+            (0x0103, exif.SHORT, [1]),  # no compression
+            (0x0106, exif.SHORT, [2 if channels > 2 else 1]),  # RGB, or black is zero
+            (0x0111, exif.LONG, [8]),  # the one strip starts behind the head,
+            (0x0115, exif.SHORT, [channels]),
+            (0x0116, exif.LONG, [height]),  # has all rows
+            (0x0117, exif.LONG, [pixels.nbytes]),  # and this length
+            (0x011C, exif.SHORT, [1]),  # a pixel's values stand together
+            (0x0152, exif.SHORT, [2] * (channels % 2 == 0)),  # the last is alpha, colours as seen
+        )
+        if values
+    }
+    if profile:
+        fields[exif.PROFILE] = exif.Field(exif.UNDEFINED, profile)
+    file.write(exif.header(order, end))
+    file.write(pixels.astype(pixels.dtype.newbyteorder(order), copy=False).tobytes())
+    file.write(bytes(end - file.tell()) + exif.pack(order, fields, end))

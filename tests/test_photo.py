@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from picture_files import (
+    GREY,
+    SRGB,
+    UPRIGHT,
+    camera,
+    decoded,
+    encoded,
+    metadata,
+    noise,
+    phone,
+    tiff_metadata,
+)
+from PIL import Image
+
+from drsformer_jax.data.photo import Photo, read_photo, write_photo
+from drsformer_jax.errors import InputError
+
+
+@st.composite
+def files(draw) -> dict:
+    extension = draw(st.sampled_from([".png", ".jpg", ".webp", ".bmp", ".tif"]))
+    deep = extension in (".png", ".tif") and draw(st.booleans())
+    grey = extension != ".webp" and draw(st.booleans())
+    alpha = extension not in (".jpg", ".bmp") and draw(st.booleans())
+    known = extension != ".bmp"
+    return {
+        "extension": extension,
+        "deep": deep,
+        "channels": (1 if grey else 3) + alpha,
+        "size": (draw(st.integers(1, 9)), draw(st.integers(1, 9))),
+        "orientation": draw(st.integers(1, 8)) if known and draw(st.booleans()) else None,
+        "profile": known and draw(st.booleans()),
+        "seed": draw(st.integers(0, 99)),
+        "target": draw(st.sampled_from([".png", ".jpg", ".webp", ".bmp", ".tif"])),
+    }
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(file=files())
+def test_every_file_comes_through_unchanged_but_for_what_the_notes_tell(tmp_path_factory, file):
+    folder = tmp_path_factory.mktemp("f")
+    channels, deep, target = file["channels"], file["deep"], file["target"]
+    grey, alpha = channels < 3, channels % 2 == 0
+    shape = (*file["size"], channels) if channels > 1 else file["size"]
+    stored = noise(shape, deep, file["seed"])
+    profile = (GREY if grey else SRGB) if file["profile"] else None
+    block = phone(file["orientation"]) if file["orientation"] else None
+    source = folder / f"source{file['extension']}"
+    source.write_bytes(encoded(stored, file["extension"], profile=profile, block=block))
+
+    photo = read_photo(source)
+    with_channels = stored if channels > 1 else stored[..., None]
+    if file["extension"] == ".jpg":
+        with_channels = np.atleast_3d(np.asarray(Image.open(source)))
+    expected = UPRIGHT[file["orientation"] or 1](with_channels)
+    colours = np.repeat(expected[..., :1], 3, 2) if grey else expected[..., :3]
+    assert photo.rgb.dtype == stored.dtype
+    np.testing.assert_array_equal(photo.rgb, colours)
+    assert photo.rgb.flags.writeable
+    assert photo.rgb.flags.c_contiguous
+    assert (photo.alpha is not None) == alpha
+    if alpha:
+        np.testing.assert_array_equal(photo.alpha, expected[..., -1])
+    assert photo.grey == grey
+    assert photo.icc_profile == profile
+    assert (photo.exif is not None) == (block is not None)
+    if block:
+        assert camera(photo.exif)[:2] == ("Maker", 1)
+
+    notes = write_photo(folder / f"target{target}", photo)
+    path = folder / f"target{target}"
+    becomes_8 = deep and target not in (".png", ".tif")
+    flat = alpha and target in (".jpg", ".bmp") and photo.alpha.min() < np.iinfo(stored.dtype).max
+    kept_profile = profile and target != ".bmp" and not (grey and target == ".webp")
+    assert ("16 bits become 8" in notes) == becomes_8
+    assert ("transparency is laid on white" in notes) == flat
+    assert ("the ICC profile is dropped" in notes) == bool(profile and not kept_profile)
+    assert ("EXIF is dropped" in notes) == bool(block and target == ".bmp")
+    assert len(notes) == len(set(notes))
+
+    found_profile, found_exif = (tiff_metadata if target == ".tif" else metadata)(path)
+    assert found_profile == (profile if kept_profile else None)
+    if block and target != ".bmp":
+        assert camera(found_exif)[:2] == ("Maker", 1)
+    found = np.atleast_3d(decoded(path))
+    assert found.dtype == (np.uint16 if deep and not becomes_8 else np.uint8)
+    if becomes_8:
+        expected = np.round(expected / 257).astype(np.uint8)
+    if grey and target == ".webp":
+        expected = np.concatenate([expected[..., [0, 0, 0]], expected[..., 1:]], 2)
+    if alpha and target in (".jpg", ".bmp"):
+        weight = expected[..., -1:] / 255
+        expected = np.round(expected[..., :-1] * weight + 255 * (1 - weight)).astype(np.uint8)
+    assert found.shape == expected.shape
+    if target != ".jpg":
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("extension", [".png", ".jpg", ".bmp", ".tif"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_restored_grey_picture_is_written_as_luma(tmp_path, extension, deep):
+    rgb = noise((64, 64, 3), deep)
+    write_photo(tmp_path / f"a{extension}", Photo(rgb, grey=True))
+    luma = rgb @ np.array([0.299, 0.587, 0.114])
+    found = decoded(tmp_path / f"a{extension}").squeeze()
+    assert found.ndim == 2
+    if deep and extension in (".jpg", ".bmp"):
+        luma = luma / 257
+    if extension == ".jpg":
+        assert np.abs(found - luma).mean() < 2
+    else:  # half a step for rounding, and of 16 bits as much for weights of 16 bits
+        assert np.abs(found - luma).max() <= (0.9 if found.dtype == np.uint16 else 0.51)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_every_grey_comes_back_exactly(tmp_path, deep):
+    greys = np.arange(65536 if deep else 256).reshape(256, -1).astype("u2" if deep else "u1")
+    for extension in [".png", ".tif"]:
+        photo = Photo(np.repeat(greys[..., None], 3, 2), grey=True)
+        write_photo(tmp_path / f"a{extension}", photo)
+        np.testing.assert_array_equal(read_photo(tmp_path / f"a{extension}").rgb, photo.rgb)
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".bmp"])
+@pytest.mark.parametrize("grey", [False, True])
+def test_transparency_is_laid_on_the_background_where_the_format_has_none(
+    tmp_path, extension, grey
+):
+    colours = np.full((16, 16, 3), 100 if grey else (100, 0, 200), np.uint8)
+    photo = Photo(colours, np.full((16, 16), 51, np.uint8), grey=grey)
+    notes = write_photo(tmp_path / f"a{extension}", photo, background=(10, 10, 10))
+    assert notes == ["transparency is laid on the colour (10, 10, 10)"]
+    with Image.open(tmp_path / f"a{extension}") as image:
+        assert image.mode == ("L" if grey else "RGB")
+        found = np.asarray(image.convert("RGB"))[8, 8].astype(int)
+    assert np.abs(found - ([28, 28, 28] if grey else [28, 8, 48])).max() <= 2 * (
+        extension == ".jpg"
+    )
+    opaque = replace(photo, alpha=np.full((16, 16), 255, np.uint8))
+    assert write_photo(tmp_path / f"a{extension}", opaque) == []
+
+
+def test_webp_keeps_the_colours_below_what_is_transparent(tmp_path):
+    photo = Photo(noise((8, 8, 3)), np.zeros((8, 8), np.uint8))
+    write_photo(tmp_path / "a.webp", photo)
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.webp").rgb, photo.rgb)
+
+
+def test_quality_is_that_of_jpeg_and_webp(tmp_path):
+    photo = Photo(noise((64, 64, 3)))
+
+    def pillows(name: str, **options: object) -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(photo.rgb).save(stream, name, **options)
+        return stream.getvalue()
+
+    for quality, options in ((None, {"quality": 95}), (60, {"quality": 60})):
+        write_photo(tmp_path / "a.jpg", photo, quality=quality)
+        assert (tmp_path / "a.jpg").read_bytes() == pillows("JPEG", subsampling=0, **options)
+    write_photo(tmp_path / "a.webp", photo, quality=60)
+    assert (tmp_path / "a.webp").read_bytes() == pillows("WEBP", quality=60)
+    write_photo(tmp_path / "a.png", photo, quality=60)
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.png").rgb, photo.rgb)
+    for quality in (0, 101):
+        with pytest.raises(InputError, match=f"^quality is {quality}; expected 1 to 100$"):
+            write_photo(tmp_path / "new" / "a.png", photo, quality=quality)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_failing_halfway_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, name):
+    photo = Photo(noise((5, 7, 3), True), exif=phone(1)[6:])
+    write_photo(tmp_path / name, photo)
+    before = (tmp_path / name).read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("drsformer_jax.data.photo._chunk", fail)
+    monkeypatch.setattr("drsformer_jax.data.exif.pack", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_photo(tmp_path / name, replace(photo, rgb=photo.rgb[::-1]))
+    assert (tmp_path / name).read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def test_the_extension_and_the_size_are_checked_before_anything_is_made(tmp_path):
+    photo = Photo(np.zeros((1, 16384, 3), np.uint16))
+    with pytest.raises(
+        InputError, match=r"a\.gif has the extension '\.gif'; expected one of \.png"
+    ):
+        write_photo(tmp_path / "new" / "a.gif", photo)
+    with pytest.raises(InputError, match=r"is 16384x1; expected sides of at most 16383 in WEBP"):
+        write_photo(tmp_path / "new" / "a.webp", photo)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rgb", "alpha", "message"),
+    [
+        (np.zeros((2, 3, 3)), None, r"rgb is float64 \(2, 3, 3\); expected uint8 or uint16"),
+        (np.zeros((2, 3), np.uint8), None, r"rgb is uint8 \(2, 3\); expected uint8 or uint16"),
+        (np.zeros((0, 3, 3), np.uint8), None, r"rgb is \(0, 3, 3\); expected at least one pixel"),
+        (
+            np.zeros((2, 3, 3), np.uint8),
+            np.zeros((2, 3), np.uint16),
+            r"alpha is uint16 \(2, 3\); expected uint8 \(2, 3\)",
+        ),
+        (
+            np.zeros((2, 3, 3), np.uint8),
+            np.zeros((3, 2), np.uint8),
+            r"alpha is uint8 \(3, 2\); expected uint8 \(2, 3\)",
+        ),
+    ],
+)
+def test_a_photo_of_arrays_that_do_not_fit_is_refused(rgb, alpha, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        Photo(rgb, alpha)
+
+
+def test_several_threads_read_and_write_the_same(tmp_path):
+    photos = [
+        Photo(noise((40, 30, 3), seed % 2 > 0, seed), noise((40, 30), seed % 2 > 0, seed))
+        for seed in range(8)
+    ]
+
+    def there_and_back(number: int) -> Photo:
+        path = tmp_path / f"{number}{('.png', '.tif')[number // 2 % 2]}"
+        write_photo(path, photos[number % 8])
+        return read_photo(path)
+
+    with ThreadPoolExecutor(8) as pool:
+        for number, photo in enumerate(pool.map(there_and_back, range(64))):
+            np.testing.assert_array_equal(photo.rgb, photos[number % 8].rgb)
+            np.testing.assert_array_equal(photo.alpha, photos[number % 8].alpha)

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from picture_files import GREY, KINDS, SRGB, chunk, encoded, noise, phone, refused
+from PIL import Image
+
+from drsformer_jax.data.images import EXTENSIONS, read_picture
+from drsformer_jax.data.photo import Photo, read_photo, write_photo
+from drsformer_jax.errors import InputError
+
+
+def test_palettes_become_rgb_and_keep_their_transparency(tmp_path):
+    image = Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.putdata([2, 0, 1])
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "clear.png", transparency=b"\x00\x80\xff")
+    plain, clear = read_photo(tmp_path / "plain.png"), read_photo(tmp_path / "clear.png")
+    assert plain.rgb[0].tolist() == [[70, 80, 90], [10, 20, 30], [40, 50, 60]]
+    assert clear.rgb.tolist() == plain.rgb.tolist()
+    assert (plain.alpha, clear.alpha.tolist()) == (None, [[255, 0, 128]])
+    assert not plain.grey
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "row", "key", "rgb", "alpha"),
+    [
+        (1, 0, b"\x40", (1,), [[0] * 3, [255] * 3], [255, 0]),
+        (2, 0, b"\x60", (1,), [[85] * 3, [170] * 3], [0, 255]),
+        (4, 0, b"\x5a", (10,), [[85] * 3, [170] * 3], [255, 0]),
+        (8, 0, b"\x05\x0a", (5,), [[5] * 3, [10] * 3], [0, 255]),
+        (16, 0, b"\x05\0\x05\1", (0x501,), [[0x500] * 3, [0x501] * 3], [65535, 0]),
+        (8, 2, b"\1\2\3\1\2\4", (1, 2, 3), [[1, 2, 3], [1, 2, 4]], [0, 255]),
+        (16, 2, b"\0\1\0\2\0\3\0\1\0\2\0\4", (1, 2, 4), [[1, 2, 3], [1, 2, 4]], [65535, 0]),
+    ],
+)
+def test_a_transparent_colour_of_a_png_becomes_alpha(tmp_path, depth, kind, row, key, rgb, alpha):
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, kind, 0, 0, 0))
+        + chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
+        + chunk(b"IDAT", zlib.compress(b"\0" + row))
+        + chunk(b"IEND", b"")
+    )
+    photo = read_photo(tmp_path / "a.png")
+    assert (photo.rgb[0].tolist(), photo.alpha[0].tolist()) == (rgb, alpha)
+    assert photo.grey == (kind == 0)
+
+
+@pytest.mark.parametrize("extension", [".png", ".tif", ".bmp"])
+def test_bilevel_pictures_are_grey(tmp_path, extension):
+    levels = noise((5, 9)) > 127
+    Image.fromarray(levels).save(tmp_path / f"a{extension}")
+    photo = read_photo(tmp_path / f"a{extension}")
+    assert photo.grey
+    np.testing.assert_array_equal(photo.rgb, np.repeat(255 * levels[..., None], 3, 2))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "lzw", "predictor": True},
+        {"compression": "zlib"},
+        {"compression": "packbits"},
+        {"tile": (16, 16)},
+        {"rowsperstrip": 2},
+        {"byteorder": ">"},
+        {"bigtiff": True},
+        {"planarconfig": "separate"},
+    ],
+    ids=str,
+)
+def test_16_bit_tiff_files_of_every_layout_are_read(tmp_path, channels, options):
+    pixels = noise((5, 7, channels) if channels > 1 else (5, 7), True)
+    if channels == 1:
+        options = {name: value for name, value in options.items() if name != "planarconfig"}
+    stored = np.moveaxis(pixels, 2, 0) if "planarconfig" in options else pixels
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        stored,
+        **{
+            "photometric": "rgb" if channels > 2 else "minisblack",
+            "planarconfig": "contig" if channels > 1 else None,
+            "extrasamples": ["unassalpha"] if channels in (2, 4) else None,
+            "iccprofile": SRGB if channels > 2 else GREY,
+            "extratags": [(0x0112, 3, 1, 8, True), (0x013B, 2, 0, "Zoe", True)],
+        }
+        | options,
+    )
+    photo = read_photo(tmp_path / "a.tif")
+    expected = np.rot90(np.atleast_3d(pixels))
+    colours = expected[..., :3] if channels > 2 else expected[..., [0, 0, 0]]
+    np.testing.assert_array_equal(photo.rgb, colours)
+    if channels in (2, 4):
+        np.testing.assert_array_equal(photo.alpha, expected[..., -1])
+    assert photo.icc_profile == (SRGB if channels > 2 else GREY)
+    exif = Image.Exif()
+    exif.load(photo.exif)
+    assert (exif[0x013B], exif[0x0112]) == ("Zoe", 1)
+
+
+def test_tiff_of_16_bits_with_white_at_zero_and_with_multiplied_alpha(tmp_path):
+    grey = noise((5, 7), True)
+    tifffile.imwrite(tmp_path / "a.tif", grey, photometric="miniswhite")
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.tif").rgb[..., 1], 65535 - grey)
+    rgb, alpha = noise((64, 64, 3), True), noise((64, 64, 1), True, 1)
+    stored = np.dstack([np.round(rgb * (alpha / 65535)).astype(np.uint16), alpha])
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
+    photo = read_photo(tmp_path / "a.tif")
+    np.testing.assert_array_equal(photo.alpha, alpha[..., 0])
+    error = np.abs(photo.rgb.astype(float) - rgb)
+    assert (error <= 0.5 * 65535 / np.maximum(alpha, 1) + 0.51).all()
+
+
+def test_a_tiff_channel_that_is_not_said_to_be_alpha_is_left_out(tmp_path):
+    pixels = noise((5, 7, 4), True)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
+    photo = read_photo(tmp_path / "a.tif")
+    assert photo.alpha is None
+    np.testing.assert_array_equal(photo.rgb, pixels[..., :3])
+
+
+def test_tiff_of_16_bits_cmyk_is_read_as_rgb(tmp_path):
+    ink = np.zeros((4, 4, 4), np.uint16)
+    ink[..., 1:3] = 65535
+    tifffile.imwrite(tmp_path / "a.tif", ink, photometric="separated", planarconfig="contig")
+    assert read_photo(tmp_path / "a.tif").rgb[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (np.ones((3, 3), np.float32), "32 bits a channel, whose white is unknown; use 8 or 16"),
+        (np.ones((3, 3), np.int32), "32 bits a channel, whose white is unknown; use 8 or 16"),
+        (np.ones((3, 3), np.int16), "its 16 bits are signed or floating, whose white is unknown"),
+        (np.ones((3, 3), np.float16), "its 16 bits are signed or floating, whose white is unknown"),
+        (np.ones((3, 3, 3), np.float32), ".+"),
+        (np.ones((3, 3), np.float64), ".+"),
+    ],
+    ids=str,
+)
+def test_values_without_a_known_white_are_refused(tmp_path, pixels, reason):
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb" if pixels.ndim > 2 else None)
+    with pytest.raises(InputError, match=rf"a\.tif is no picture that can be read \(.*{reason}\);"):
+        read_photo(tmp_path / "a.tif")
+
+
+def test_of_an_animation_the_first_picture_is_read(tmp_path):
+    frames = [Image.fromarray(noise((6, 6, 3), seed=seed)) for seed in (1, 2)]
+    for name, options in (("a.png", {}), ("a.webp", {"lossless": True}), ("a.tif", {})):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+        np.testing.assert_array_equal(read_photo(tmp_path / name).rgb, frames[0])
+    deep = noise((2, 6, 6, 3), True)
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb")
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.tif").rgb, deep[0])
+
+
+@pytest.mark.parametrize("extension", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.5, 0.9])
+def test_truncated_files_of_16_bits_are_refused(tmp_path, extension, channels, share):
+    data = encoded(noise((50, 50, channels) if channels > 1 else (50, 50), True), extension)
+    path = tmp_path / "cut"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError, match=refused(path)):
+        read_photo(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize(
+    ("extension", "deep"),
+    KINDS,
+)
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, extension, deep):
+    data = encoded(noise((9, 9, 3), deep), extension, profile=SRGB, block=phone(6))
+    random = np.random.default_rng(0)
+    path, refusals = tmp_path / "a", []
+    for _ in range(150):
+        broken = bytearray(data)
+        # The heads, where sizes and places stand, are hit as often as all the rest.
+        spans = (64, len(data)) if extension != ".tif" else (len(data), len(data))
+        for span in spans:
+            broken[random.integers(span)] = random.integers(256)
+        path.write_bytes(broken)
+        try:
+            read_photo(path)
+        except InputError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert [line for line in refusals if not re.match(refused(path), line)] == []
+
+
+def test_nothing_but_pixels_and_transparency_of_a_16_bit_png_reaches_the_decoder(tmp_path, capfd):
+    # The decoder would print that the profile is of other colours.
+    (tmp_path / "a.png").write_bytes(encoded(noise((5, 7), True), ".png", profile=SRGB))
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.png").rgb[..., 0], noise((5, 7), True))
+    assert capfd.readouterr() == ("", "")
+
+
+def bomb(tags: dict[int, tuple[int, int]]) -> bytes:
+    rows = [
+        struct.pack("<HHLL", tag, kind, 1, value) for tag, (kind, value) in sorted(tags.items())
+    ]
+    return b"II*\0" + struct.pack("<LH", 8, len(rows)) + b"".join(rows) + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({0x0100: (4, 100_000), 0x0101: (4, 100_000)}, "100000x100000 exceeds the limit of"),
+        ({0x0115: (3, 60_000)}, "it has 60000 values a pixel for 1 colours"),
+        ({0x0115: (3, 0)}, "it has 0 values a pixel for 1 colours"),
+        ({0x0100: (4, 0)}, "no picture"),
+        ({0x0111: (4, 2**31)}, "no picture"),
+    ],
+)
+def test_tiff_files_that_promise_too_much_are_refused(tmp_path, changed, reason):
+    tags = {0x0100: (4, 9), 0x0101: (4, 9), 0x0102: (3, 16), 0x0103: (3, 1), 0x0106: (3, 1)}
+    tags |= {0x0111: (4, 8), 0x0115: (3, 1), 0x0116: (4, 9), 0x0117: (4, 162)}
+    (tmp_path / "fine").write_bytes(bomb(tags) + bytes(200))
+    assert read_photo(tmp_path / "fine").rgb.shape == (9, 9, 3)
+    (tmp_path / "bomb").write_bytes(bomb(tags | changed) + bytes(200))
+    with pytest.raises(InputError, match=reason):
+        read_photo(tmp_path / "bomb")
+
+
+def test_a_png_bomb_of_16_bits_is_refused_without_decoding(tmp_path):
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 16, 6, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x" * 99)
+    )
+    with pytest.raises(InputError, match="100000x100000 exceeds the limit of 134217728 pixels"):
+        read_photo(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_an_opaque_picture_of_8_bits_is_read_as_for_training(tmp_path, extension):
+    write_photo(tmp_path / f"a{extension}", Photo(noise((9, 12, 3))))
+    photo = read_photo(tmp_path / f"a{extension}")
+    np.testing.assert_array_equal(photo.rgb, read_picture(tmp_path / f"a{extension}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -14,9 +13,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from drsformer_jax.config import ModelConfig, TrainConfig, from_dict, to_dict
+from drsformer_jax.config import ModelConfig, TrainConfig, read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
-from drsformer_jax.files import write_text
 from drsformer_jax.nn.functional import Params, abstract_params
 from drsformer_jax.training import TrainState
 
@@ -65,8 +63,7 @@ class Run:
 
     def write_config(self, config: TrainConfig) -> None:
         """Records the configuration."""
-        text = json.dumps(to_dict(config), indent=2) + "\n"
-        write_text(self.folder / "config.json", text)
+        write_config(self.folder, to_dict(config))
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints."""
@@ -157,21 +154,6 @@ def check_architecture(found: ModelConfig, expected: ModelConfig, where: Path) -
             f"{where} holds checkpoints of another architecture: {', '.join(differing)}; "
             "expected the same, or another folder"
         )
-
-
-def read_config(folder: Path) -> TrainConfig:
-    """Reads the configuration of a run.
-
-    Raises:
-        InputError: if the folder is no run or its `config.json` is damaged.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(f"{folder} has no config.json; expected the folder of a training run")
-    try:
-        return from_dict(json.loads(path.read_text()))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}); expected what train.py wrote") from None
 
 
 def load(folder: str | os.PathLike[str], step: int | None = None) -> tuple[ModelConfig, Params]:

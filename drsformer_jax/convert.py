@@ -8,15 +8,16 @@ last, the branches of the sparse attention, from 1.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import traverse_util
+from flax import nnx, traverse_util
 
-from drsformer_jax.config import ModelConfig
+from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.errors import InputError
 from drsformer_jax.nn import DRSformer
 from drsformer_jax.nn.experts import DILATED_SIZES, SEPARABLE_SIZES
@@ -133,22 +134,73 @@ def _flat(tree: Params) -> dict[str, Any]:
     return traverse_util.flatten_dict(tree, sep=".")
 
 
-def from_torch(state: Mapping[str, Any], config: ModelConfig | None = None) -> DRSformer:
-    """Builds the network from an official state dict.
+def from_torch(state: Mapping[str, Any]) -> DRSformer:
+    """Builds the network from an official state dict; its `config` says which variant it is.
 
     Args:
-        state: official keys to arrays, channels first as PyTorch has them.
-        config: the architecture; read off the keys and shapes where it is not given.
+        state: official keys to arrays, channels first as PyTorch has them; or what holds such a
+            mapping, as `state_dict` reads it.
 
     Raises:
         InputError: names every missing, unused and wrongly shaped key.
     """
-    config = config or infer_config({key: np.shape(value) for key, value in state.items()})
+    state = state_dict(state)
+    config = infer_config({key: np.shape(value) for key, value in state.items()})
     return build(config, params_from_torch(state, config))
 
 
+def to_torch(model: DRSformer) -> dict[str, np.ndarray]:
+    """The official state dict of a network; undoes `from_torch`."""
+    return params_to_torch(nnx.to_pure_dict(nnx.state(model, nnx.Param)), model.config)
+
+
+def state_dict(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Finds the state dict in what a checkpoint file holds.
+
+    It stands bare, or under `params_ema` or `params`; the average is taken where there are both.
+    The prefix `module.`, which training on several GPUs leaves, is cut off.
+
+    Raises:
+        InputError: if there is none, or the prefix hides a second array of one name.
+    """
+    nested = isinstance(content, Mapping)
+    sets = [content[name] for name in ("params_ema", "params") if nested and name in content]
+    found = sets[0] if sets else content
+    arrays = isinstance(found, Mapping) and all(hasattr(x, "shape") for x in found.values())
+    if not arrays or not found:
+        raise InputError(
+            f"the checkpoint holds {_listed(content)}; expected a state dict, bare or under params "
+            "or params_ema"
+        )
+    state = {str(key).removeprefix("module."): value for key, value in found.items()}
+    if len(state) < len(found):
+        raise InputError("the checkpoint has keys with and without module.; expected one kind")
+    return state
+
+
+def _listed(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    names = [repr(str(key)[:40]) for key in itertools.islice(content, 5)]
+    return ", ".join(names) + (", ..." if len(content) > 5 else "") if names else "nothing"
+
+
+def describe(config: ModelConfig) -> str:
+    """Says in a few words which network it is: a preset, or how it differs from the nearest one."""
+
+    def differences(preset: ModelConfig) -> dict[str, Any]:
+        ours, theirs = config.architecture(), preset.architecture()
+        return {name: value for name, value in ours.items() if value != theirs[name]}
+
+    name, differing = min(
+        ((name, differences(preset)) for name, preset in PRESETS.items()),
+        key=lambda item: len(item[1]),
+    )
+    return name + "".join(f", {field} {value}" for field, value in differing.items())
+
+
 def params_from_torch(state: Mapping[str, Any], config: ModelConfig) -> Params:
-    """The parameters of `config` from an official state dict; raises as `from_torch` does."""
+    """The parameters of `config` from a bare state dict; raises as `from_torch` does."""
     entries = _entries(config)
     abstract = _flat(abstract_params(config))
     problems = [f"{key} is missing" for key in entries if key not in state]
@@ -206,20 +258,21 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
         feed_forward = "fn"
     refinement_blocks = _count(shapes, "refinement")
     has_experts = any(key.startswith("refinement.layers.") for key in shapes)
-    config = ModelConfig(
-        dim=dim,
-        blocks=tuple(_count(shapes, level) for level in levels),  # type: ignore[arg-type]
-        heads=heads,  # type: ignore[arg-type]
-        encoder_level0=(
+    fields: dict[str, Any] = {
+        "dim": dim,
+        "blocks": tuple(_count(shapes, level) for level in levels),
+        "heads": heads,
+        "encoder_level0": (
             "mefc" if any(key.startswith("encoder_level0.") for key in shapes) else "none"
         ),
-        refinement="mefc" if has_experts else "blocks" if refinement_blocks else "none",
-        refinement_blocks=refinement_blocks or ModelConfig.refinement_blocks,
-        attention="topk" if f"{first}.attn.attn1" in shapes else "dense",
-        feed_forward=feed_forward,  # type: ignore[arg-type]
-        norm="with_bias" if f"{first}.norm1.body.bias" in shapes else "bias_free",
-        bias=f"{first}.attn.qkv.bias" in shapes,
-    )
+        "refinement": "mefc" if has_experts else "blocks" if refinement_blocks else "none",
+        "refinement_blocks": refinement_blocks or ModelConfig.refinement_blocks,
+        "attention": "topk" if f"{first}.attn.attn1" in shapes else "dense",
+        "feed_forward": feed_forward,
+        "norm": "with_bias" if f"{first}.norm1.body.bias" in shapes else "bias_free",
+        "bias": f"{first}.attn.qkv.bias" in shapes,
+    }
+    config = ModelConfig(**fields)
     return dataclasses.replace(config, expansion=_expansion(config, hidden))
 
 

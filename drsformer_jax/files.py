@@ -1,13 +1,16 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from drsformer_jax.errors import InputError
 
 
 @contextlib.contextmanager
@@ -33,3 +36,23 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file in one step; raises as `replacing` does."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Opens a hidden folder that becomes `path` when the block ends.
+
+    Raises:
+        InputError: if something stands at `path`.
+        OSError: if the file system fails.
+    """
+    if path.exists():
+        raise InputError(f"{path} is there already; expected the name of a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        os.rename(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -6,13 +6,19 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import jax
 import pytest
 from jaxtyping import install_import_hook
 
 # The parts whose signatures name shapes, before anything imports them.
 CHECKED = ("metrics", "nn", "ops", "restore", "training")
 install_import_hook([f"drsformer_jax.{part}" for part in CHECKED], "typechecker.check")
+
+if TYPE_CHECKING:
+    from drsformer_jax.config import ModelConfig
+    from drsformer_jax.nn.functional import Params
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,3 +46,31 @@ def official_shapes(shared: Path) -> Callable[[str], dict[str, tuple[int, ...]]]
         return {key: tuple(shape) for key, shape in json.loads(text).items()}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def network() -> tuple[ModelConfig, Params]:
+    """A network that compiles in a moment, and drawn parameters."""
+    from drsformer_jax.config import ModelConfig
+    from drsformer_jax.nn.functional import init_params
+
+    config = ModelConfig(
+        dim=4,
+        blocks=(1, 1, 1, 1),
+        heads=(1, 1, 1, 1),
+        encoder_level0="none",
+        refinement="none",
+        attention="dense",
+        feed_forward="fn",
+    )
+    return config, init_params(config, jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def model(network: tuple[ModelConfig, Params], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that network."""
+    from drsformer_jax import weights
+
+    folder = tmp_path_factory.mktemp("model") / "small"
+    weights.save(folder, *network)
+    return folder

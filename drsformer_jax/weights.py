@@ -1,0 +1,87 @@
+"""The network on disk in every form that users have: runs, model folders, official checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from drsformer_jax.config import ModelConfig, read_config, write_config
+from drsformer_jax.convert import infer_config, params_from_torch, state_dict
+from drsformer_jax.errors import InputError
+from drsformer_jax.files import new_folder
+from drsformer_jax.nn.functional import Params, abstract_params
+from drsformer_jax.tensor_files import read_tensors, write_safetensors
+
+_PARAMS = "params.safetensors"
+
+
+def load(path: str | os.PathLike[str], step: int | None = None) -> tuple[ModelConfig, Params]:
+    """Reads a network, whatever holds it.
+
+    Args:
+        path: the folder of a training run, a folder that `save` wrote, or a `.pth` or
+            `.safetensors` file with the official programs' keys.
+        step: checkpoint of a training run; the best one where it is not given.
+
+    Raises:
+        InputError: if there is no network, or not that step of it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist; expected a run, a model folder, a .pth or a .safetensors file"
+        )
+    if path.is_dir() and not (path / _PARAMS).exists():
+        from drsformer_jax import checkpoint  # Orbax takes seconds to import.
+
+        return checkpoint.load(path, step)
+    if step is not None:
+        raise InputError(f"{path} is no training run; expected one to take step {step} of")
+    return _read_folder(path) if path.is_dir() else _read_official(path)
+
+
+def save(folder: str | os.PathLike[str], config: ModelConfig, params: Params) -> None:
+    """Writes a folder that holds a network and needs nothing else: `config.json` and parameters.
+
+    Raises:
+        InputError: if something stands there already.
+        OSError: if the file system fails; nothing is left half written.
+    """
+    flat = traverse_util.flatten_dict(params, sep=".")
+    with new_folder(Path(folder)) as unfinished:
+        write_safetensors(
+            unfinished / _PARAMS, {name: np.asarray(leaf) for name, leaf in flat.items()}
+        )
+        write_config(unfinished, {"model": dataclasses.asdict(config)})
+
+
+def _read_folder(folder: Path) -> tuple[ModelConfig, Params]:
+    config, path = read_config(folder).model, folder / _PARAMS
+    stored = read_tensors(path)
+    expected = traverse_util.flatten_dict(abstract_params(config), sep=".")
+    problems = [f"{name} is missing" for name in expected if name not in stored]
+    problems += [f"{name} is not used" for name in stored if name not in expected]
+    problems += [
+        f"{name} has shape {stored[name].shape}, expected {leaf.shape}"
+        for name, leaf in expected.items()
+        if name in stored and stored[name].shape != leaf.shape
+    ]
+    if problems:
+        raise InputError(f"{path} does not fit the config.json beside it: {'; '.join(problems)}")
+    leaves = {name: jnp.asarray(stored[name], leaf.dtype) for name, leaf in expected.items()}
+    return config, traverse_util.unflatten_dict(leaves, sep=".")
+
+
+def _read_official(path: Path) -> tuple[ModelConfig, Params]:
+    content = read_tensors(path)
+    try:
+        state = state_dict(content)
+        config = infer_config({key: np.shape(value) for key, value in state.items()})
+        return config, params_from_torch(state, config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

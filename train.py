@@ -20,8 +20,9 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from drsformer_jax.checkpoint import Run, check_architecture, read_config
-from drsformer_jax.config import TrainConfig
+from drsformer_jax.checkpoint import Run, check_architecture
+from drsformer_jax.compile_cache import use_compile_cache
+from drsformer_jax.config import TrainConfig, read_config
 from drsformer_jax.data.images import write_picture
 from drsformer_jax.data.pipeline import Batch, Pairs, batches, describe, open_pairs
 from drsformer_jax.data.sheets import contact_sheet
@@ -54,6 +55,7 @@ def main() -> None:
         command = parse_command(sys.argv[1:])
         if "float64" in (command.train.model.dtype, command.train.model.param_dtype):
             jax.config.update("jax_enable_x64", True)
+        use_compile_cache()
         train(command.train, command.workdir, started)
 
 

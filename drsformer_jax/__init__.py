@@ -1,12 +1,44 @@
 """DRSformer, the sparse Transformer that removes rain from photographs, in JAX and Flax.
 
-Source: "Learning A Sparse Transformer Network for Effective Image Deraining", CVPR 2023. Importing
-the package loads none of its parts; they are
+Source: "Learning A Sparse Transformer Network for Effective Image Deraining", CVPR 2023.
+In four lines:
+
+    import drsformer_jax
+
+    restorer = drsformer_jax.load("model")
+    clean = restorer(rainy)  # uint8 (h, w, 3), RGB, of any size
+
+Importing the package loads none of its parts; they are
 
 - `drsformer_jax.config`: every setting, and the published variants of the network;
 - `drsformer_jax.nn`: the network;
 - `drsformer_jax.convert`: official PyTorch parameters to ours and back;
+- `drsformer_jax.weights`: networks on disk in every form;
 - `drsformer_jax.metrics`: PSNR and SSIM in the protocols of published results;
 - `drsformer_jax.restore`: a rainy picture in, the picture without rain out;
 - `drsformer_jax.data`, `training`, `checkpoint`, `evaluation`: the parts of train.py and eval.py.
 """
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drsformer_jax.restore import Restorer
+
+
+def load(path: str | os.PathLike[str], step: int | None = None, **options: Any) -> Restorer:
+    """Reads a network and returns what restores pictures with it; see `restore.Restorer.load`.
+
+    Args:
+        path: a training run, a converted folder, or an official `.pth` or `.safetensors` file.
+        step: checkpoint of a training run; the best one where it is not given.
+        **options: `tile` and `overlap` of `Restorer`.
+
+    Raises:
+        InputError: if there is no network, or not that step of it.
+    """
+    from drsformer_jax.restore import Restorer
+
+    return Restorer.load(path, step, **options)

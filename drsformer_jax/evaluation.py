@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,7 @@ from drsformer_jax import metrics
 from drsformer_jax.config import Protocol
 from drsformer_jax.data.pipeline import Pairs
 from drsformer_jax.data.synthetic import Pair
+from drsformer_jax.restore import Restorer
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Scores:
     """PSNR in dB and SSIM of a rainy and of the restored picture, both against the clean one."""
 
     rainy_psnr: float
+    """NaN, like the SSIM, where there is no rainy picture."""
     rainy_ssim: float
     restored_psnr: float
     restored_ssim: float
@@ -31,28 +35,57 @@ class Scores:
         return self.restored_psnr - self.rainy_psnr
 
 
+def score(
+    rainy: np.ndarray | None, restored: np.ndarray, clean: np.ndarray, protocol: Protocol
+) -> Scores:
+    """Scores one picture.
+
+    Args:
+        rainy: uint8 (h, w, 3); None where it is not at hand.
+        restored: what a program made of it.
+        clean: what it should have made.
+        protocol: how; see `drsformer_jax.metrics`.
+
+    Raises:
+        InputError: if the pictures are not uint8 (h, w, 3) of one size.
+    """
+    return Scores(
+        *(
+            math.nan if picture is None else metric(picture, clean, protocol=protocol)
+            for picture in (rainy, restored)
+            for metric in (metrics.psnr, metrics.ssim)
+        )
+    )
+
+
 def evaluate(
-    restore: Callable[[np.ndarray], np.ndarray], pairs: Pairs, protocol: Protocol
+    restorer: Restorer, pairs: Pairs, protocol: Protocol
 ) -> Iterator[tuple[Pair, np.ndarray, Scores]]:
     """Restores and scores pairs one after another.
 
+    Warns if pictures are more than memory holds: they are restored in tiles, which scores lower.
+
     Args:
-        restore: uint8 (h, w, 3) to the same.
+        restorer: what restores; its buckets are chosen for these pairs.
         pairs: what to score on.
         protocol: how; see `drsformer_jax.metrics`.
 
     Yields:
         (pair, restored picture, its scores).
     """
+    sizes = pairs.sizes()
+    restorer.plan(sizes)
+    tiled = sum(restorer.tiling(size) is not None for size in sizes)
+    if tiled:
+        warnings.warn(
+            f"{tiled} of {len(sizes)} pictures are restored in tiles, an approximation, since the "
+            "whole needs more memory than there is",
+            stacklevel=2,
+        )
     for index in range(len(pairs)):
         pair = pairs[index]
-        restored = restore(pair["rainy"])
-        scores = [
-            score(picture, pair["clean"], protocol=protocol)
-            for picture in (pair["rainy"], restored)
-            for score in (metrics.psnr, metrics.ssim)
-        ]
-        yield pair, restored, Scores(*scores)
+        restored = restorer(pair["rainy"])
+        yield pair, restored, score(pair["rainy"], restored, pair["clean"], protocol)
 
 
 def mean(scores: Sequence[Scores]) -> Scores:

@@ -3,66 +3,206 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+from collections.abc import Iterable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drsformer_jax import checkpoint
+from drsformer_jax import weights
+from drsformer_jax.buckets import Size, bucket_on_ladder, padded, plan_buckets
+from drsformer_jax.compile_cache import use_compile_cache
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.errors import InputError
-from drsformer_jax.nn.drsformer import SIZE_MULTIPLE
+from drsformer_jax.memory import available_bytes, forward_bytes
 from drsformer_jax.nn.functional import Params, apply
+from drsformer_jax.tiles import Tiling
 from drsformer_jax.types import Array
+
+OVERLAP = 64
+"""Pixels that neighbouring tiles share where nothing else is asked for."""
+_TILE_STEP = 64
 
 
 class Restorer:
-    """Removes rain from pictures of any size. Each new size compiles once.
+    """Removes rain from pictures of any size; safe to call from several threads.
+
+    A picture is restored inside a bucket, an array of one of few sizes, and each bucket compiles
+    once. What the network computes is exactly what it computes without the bucket, up to the order
+    of floating-point sums.
 
     Args:
         config: the network.
         params: its parameters.
+        tile: side of the tiles that pictures are restored in, in pixels, a multiple of 8; 0 for
+            whole pictures always; `auto` for whole pictures as far as memory goes, by an estimate.
+            Tiles are an approximation: each sees its own pixels alone, where the network's
+            attention looks at the whole picture.
+        overlap: pixels that neighbouring tiles share at least.
+
+    Raises:
+        InputError: if tile and overlap are impossible.
     """
 
-    def __init__(self, config: ModelConfig, params: Params) -> None:
-        self._config = config
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        *,
+        tile: int | Literal["auto"] = "auto",
+        overlap: int = OVERLAP,
+    ) -> None:
+        self.config = config
         self._params = params
+        self._overlap = overlap
+        self._tiling = Tiling(tile, overlap) if isinstance(tile, int) and tile else None
+        self._budget = available_bytes() if tile == "auto" else None
+        self._planned: list[Size] = []
+        self.programs: set[Size] = set()
+        """Buckets that were used so far."""
 
     @classmethod
-    def load(cls, run: str | os.PathLike[str], step: int | None = None) -> Restorer:
-        """Reads the network of a training run: its best checkpoint, or that of a given step.
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        step: int | None = None,
+        *,
+        tile: int | Literal["auto"] = "auto",
+        overlap: int = OVERLAP,
+    ) -> Restorer:
+        """Reads a network in any form that `drsformer_jax.weights.load` reads.
+
+        Compiled programs are kept in the user's cache folder from here on.
 
         Raises:
-            InputError: if the folder is no run, or has no checkpoint or not that one.
+            InputError: if there is no network, or not that step, or tile and overlap are
+                impossible.
         """
-        return cls(*checkpoint.load(run, step))
+        use_compile_cache()
+        return cls(*weights.load(path, step), tile=tile, overlap=overlap)
+
+    def plan(self, sizes: Iterable[Size]) -> None:
+        """Chooses few buckets for pictures of these sizes; others get one of a fixed ladder."""
+        whole = [size for size in sizes if self.tiling(size) is None]
+        self._planned = plan_buckets(whole, self._fits)
+
+    def bucket(self, size: Size) -> Size:
+        """The bucket of a picture of this (height, width) that is restored whole."""
+        size = padded(size)
+        planned = (bucket for bucket in self._planned if _holds(bucket, size))
+        rung = bucket_on_ladder(size)
+        return next(planned, rung if self._fits(rung) else size)
+
+    def tiling(self, size: Size) -> Tiling | None:
+        """How a picture of this (height, width) is cut into tiles; None where it is not.
+
+        Raises:
+            InputError: if not even small tiles fit into memory.
+        """
+        size = padded(size)
+        if self._budget is None:
+            return self._tiling if self._tiling and max(size) > self._tiling.side else None
+        if self._fits(size):
+            return None
+        per_pixel = forward_bytes(self.config, 1, 1)
+        side = int((self._budget / per_pixel) ** 0.5) // _TILE_STEP * _TILE_STEP
+        if side < max(_TILE_STEP, 2 * self._overlap):
+            raise InputError(
+                f"{self._budget / 2**20:.0f} MiB of memory are left; expected room for a tile of "
+                f"{max(_TILE_STEP, 2 * self._overlap)} pixels a side"
+            )
+        return Tiling(side, self._overlap)
+
+    def cost(self, size: Size) -> int:
+        """Pixels that the network computes for a picture of this (height, width)."""
+        tiling = self.tiling(size)
+        if tiling is None:
+            return math.prod(self.bucket(size))
+        shape, count = tiling.tiles(padded(size))
+        return count * math.prod(self.bucket(shape))
 
     def __call__(self, rainy: np.ndarray) -> np.ndarray:
         """Removes rain.
 
         As in the official program the picture is padded right and below to a multiple of 8 by
-        reflection, and the result cut back, clamped and rounded to 8 bits.
+        reflection, and the result cut back, clamped and rounded.
 
         Args:
-            rainy: uint8 (h, w, 3), RGB.
+            rainy: uint8 or uint16, (h, w, 3) or (b, h, w, 3), RGB.
 
         Returns:
-            uint8 (h, w, 3).
+            The same type and shape.
 
         Raises:
             InputError: if it is no such array.
         """
-        if rainy.dtype != np.uint8 or rainy.ndim != 3 or rainy.shape[2] != 3 or rainy.size == 0:
-            raise InputError(f"rainy is {rainy.dtype} {rainy.shape}; expected uint8 (h, w, 3)")
-        height, width, _ = rainy.shape
-        missing = [(0, -side % SIZE_MULTIPLE) for side in (height, width)]
-        padded = np.pad(rainy, [*missing, (0, 0)], mode="reflect")
-        restored = _restore(self._config, self._params, padded[None])
-        return np.asarray(restored)[0, :height, :width]
+        kinds, axes = (np.uint8, np.uint16), (3, 4)
+        if (
+            rainy.dtype not in kinds
+            or rainy.ndim not in axes
+            or rainy.shape[-1] != 3
+            or not rainy.size
+        ):
+            raise InputError(
+                f"rainy is {rainy.dtype} {rainy.shape}; expected uint8 or uint16, (h, w, 3) or "
+                "(b, h, w, 3)"
+            )
+        pictures = rainy.reshape(-1, *rainy.shape[-3:])
+        height, width = pictures.shape[1:3]
+        missing = [
+            (0, to - side)
+            for side, to in zip((height, width), padded((height, width)), strict=False)
+        ]
+        pictures = np.pad(pictures, [(0, 0), *missing, (0, 0)], mode="reflect")
+        tiling = self.tiling((height, width))
+        if tiling is not None:
+            restored = np.stack([self._restore_tiles(tiling, picture) for picture in pictures])
+        elif self._fits(self.bucket((height, width)), len(pictures)):
+            restored = self._restore(pictures)
+        else:
+            restored = np.concatenate([self._restore(picture[None]) for picture in pictures])
+        return restored[:, :height, :width].reshape(rainy.shape)
+
+    def _restore(self, pictures: np.ndarray, *, rounded: bool = True) -> np.ndarray:
+        """Restores pictures whose sides are multiples of 8, whole."""
+        count, height, width, _ = pictures.shape
+        bucket = self.bucket((height, width))
+        self.programs.add(bucket)
+        size = np.full((count, 2), (height, width), np.int32)
+        program = _restore if rounded else _restore_unclamped
+        restored = program(self.config, self._params, _pad(pictures, bucket, "constant"), size)
+        return np.asarray(restored)[:, :height, :width]
+
+    def _restore_tiles(self, tiling: Tiling, picture: np.ndarray) -> np.ndarray:
+        blended = tiling.apply(lambda tile: self._restore(tile[None], rounded=False)[0], picture)
+        white = np.iinfo(picture.dtype).max
+        return np.rint(np.clip(blended, 0, 1) * white).astype(picture.dtype)
+
+    def _fits(self, bucket: Size, count: int = 1) -> bool:
+        if self._budget is None:
+            return True
+        return count * forward_bytes(self.config, *bucket) <= self._budget
+
+
+def _pad(pictures: np.ndarray, to: Size, mode: Literal["reflect", "constant"]) -> np.ndarray:
+    height, width = pictures.shape[1:3]
+    return np.pad(pictures, [(0, 0), (0, to[0] - height), (0, to[1] - width), (0, 0)], mode)
+
+
+def _holds(bucket: Size, size: Size) -> bool:
+    return bucket[0] >= size[0] and bucket[1] >= size[1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _restore(config: ModelConfig, params: Params, rainy: Array) -> Array:
-    restored = apply(config, params, rainy.astype(jnp.float32) / 255)
-    return jnp.round(jnp.clip(restored, 0, 1) * 255).astype(jnp.uint8)
+def _restore_unclamped(config: ModelConfig, params: Params, rainy: Array, size: Array) -> Array:
+    white = jnp.iinfo(rainy.dtype).max
+    return apply(config, params, rainy.astype(jnp.float32) / white, size)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _restore(config: ModelConfig, params: Params, rainy: Array, size: Array) -> Array:
+    restored = _restore_unclamped(config, params, rainy, size)
+    return jnp.round(jnp.clip(restored, 0, 1) * jnp.iinfo(rainy.dtype).max).astype(rainy.dtype)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from drsformer_jax.data.images import EXTENSIONS, read_picture
+from drsformer_jax.data.images import EXTENSIONS, picture_size, read_picture
 from drsformer_jax.errors import InputError
 
 
-def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
+def find_pictures(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:
     """Lists a folder's picture files, told by their extension, with 2.png before 10.png.
 
-    Hidden files, subfolders and what is in them are left out.
+    Hidden files and folders are left out, and so are subfolders unless `nested` is set.
 
     Raises:
         InputError: if the folder is missing, is a file or has no picture.
@@ -26,12 +27,14 @@ def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
         raise InputError(f"{folder} {found}; expected a folder of pictures")
     pictures = [
         path
-        for path in folder.iterdir()
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+        for path in (folder.rglob("*") if nested else folder.iterdir())
+        if path.suffix.lower() in EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     ]
     if not pictures:
         raise InputError(f"{folder} holds no picture; expected files named {' '.join(EXTENSIONS)}")
-    return sorted(pictures, key=lambda path: _natural(path.name))
+    return sorted(pictures, key=lambda path: [_natural(part) for part in path.parts])
 
 
 def find_pairs(folder: str | os.PathLike[str]) -> list[tuple[str, Path, Path]]:
@@ -41,7 +44,7 @@ def find_pairs(folder: str | os.PathLike[str]) -> list[tuple[str, Path, Path]]:
         (file name, rainy file, clean file) of each pair, in natural order.
 
     Raises:
-        InputError: if a folder is missing or empty, or a picture has no partner.
+        InputError: as `find_pairs_in`, and if there is no `input/` or `target/`.
     """
     folder = Path(folder)
     for part in ("input", "target"):
@@ -53,24 +56,81 @@ def find_pairs(folder: str | os.PathLike[str]) -> list[tuple[str, Path, Path]]:
 
 
 def find_pairs_in(
-    input_dir: str | os.PathLike[str], target_dir: str | os.PathLike[str]
+    input_dir: str | os.PathLike[str], target_dir: str | os.PathLike[str], match: str | None = None
 ) -> list[tuple[str, Path, Path]]:
-    """Lists the pictures that have one name in both folders, as `find_pairs` does.
+    r"""Lists the pictures of two folders that belong together, as `find_pairs` does.
+
+    Names are compared without their extension: a restored PNG belongs to the JPEG it came from.
+
+    Args:
+        input_dir: folder of the first pictures.
+        target_dir: folder of their partners.
+        match: regular expression searched in the names without extension. Its first group, or all
+            that it matches, is the key that a picture and its partner share: `\d+` pairs
+            norain-1.png with 1.png. Several inputs may share a target. Among several targets of
+            one key the one of the input's own name is its partner.
 
     Raises:
-        InputError: if a folder is missing or empty, or a picture has no partner.
+        InputError: if a folder is missing or empty, a picture has no partner or more than one, two
+            inputs have one name, or `match` is invalid or finds nothing in a name.
     """
-    inputs, targets = (
-        {path.name: path for path in find_pictures(folder)} for folder in (input_dir, target_dir)
-    )
-    alone = sorted(inputs.keys() ^ targets.keys(), key=_natural)
+    inputs, targets = find_pictures(input_dir), find_pictures(target_dir)
+    names: dict[str, Path] = {}
+    for path in inputs:
+        other = names.setdefault(path.stem, path)
+        if other != path:
+            raise InputError(f"{other} and {path} both have the name '{path.stem}'; expected one")
+    key_of = _keys([*inputs, *targets], match)
+    with_key: dict[str, list[Path]] = {}
+    for path in targets:
+        with_key.setdefault(key_of[path], []).append(path)
+    pairs = [
+        (path.name, path, _only(path, with_key[key_of[path]], key_of[path], match))
+        for path in inputs
+        if key_of[path] in with_key
+    ]
+    paired = {path for _, *both in pairs for path in both}
+    alone = sorted({*inputs, *targets} - paired, key=lambda path: _natural(path.name))
     if alone:
-        found, other = (inputs, target_dir) if alone[0] in inputs else (targets, input_dir)
+        other_dir = target_dir if alone[0] in inputs else input_dir
+        expected = "equal file names" if match is None else f"one that '{match}' finds equal"
         raise InputError(
-            f"{found[alone[0]]} has no partner in {other} ({len(alone)} of "
-            f"{len(inputs) + len(targets)} pictures have none); expected equal file names"
+            f"{alone[0]} has no partner in {other_dir} ({len(alone)} of "
+            f"{len(key_of)} pictures have none); expected {expected}"
         )
-    return [(name, path, targets[name]) for name, path in inputs.items()]
+    return pairs
+
+
+def _keys(paths: Sequence[Path], match: str | None) -> dict[Path, str]:
+    """What each picture shares with its partner."""
+    if match is None:
+        return {path: path.stem for path in paths}
+    try:
+        pattern = re.compile(match)
+    except re.error as error:
+        raise InputError(
+            rf"the pattern '{match}' is invalid ({error}); expected one such as '\d+'"
+        ) from None
+    keys = {}
+    for path in paths:
+        found = pattern.search(path.stem)
+        key = found and found[1 if pattern.groups else 0]
+        if not key:
+            raise InputError(f"'{match}' finds nothing in the name of {path}; expected a key")
+        keys[path] = key
+    return keys
+
+
+def _only(path: Path, partners: Sequence[Path], key: str, match: str | None) -> Path:
+    """The one partner of a picture among those of its key."""
+    if len(partners) > 1:
+        partners = [each for each in partners if each.stem == path.stem] or partners
+    if len(partners) > 1:
+        kind = "name" if match is None else "key"
+        raise InputError(
+            f"{partners[0]} and {partners[1]} both have the {kind} '{key}' of {path}; expected one"
+        )
+    return partners[0]
 
 
 def read_pair(
@@ -85,12 +145,34 @@ def read_pair(
         InputError: if a file cannot be read or the sizes differ.
     """
     rainy, clean = read_picture(input_path), read_picture(target_path)
-    if rainy.shape != clean.shape:
-        raise InputError(
-            f"{target_path} is {clean.shape[1]}x{clean.shape[0]}, "
-            f"{input_path} is {rainy.shape[1]}x{rainy.shape[0]}; a pair must have one size"
-        )
+    _check_sizes(input_path, rainy.shape, target_path, clean.shape)
     return rainy, clean
+
+
+def pair_size(
+    input_path: str | os.PathLike[str], target_path: str | os.PathLike[str]
+) -> tuple[int, int]:
+    """Reads the (height, width) of a pair from the files' heads.
+
+    Raises:
+        InputError: if a file is no picture or the sizes differ.
+    """
+    size, target_size = picture_size(input_path), picture_size(target_path)
+    _check_sizes(input_path, size, target_path, target_size)
+    return size
+
+
+def _check_sizes(
+    input_path: str | os.PathLike[str],
+    size: tuple[int, ...],
+    target_path: str | os.PathLike[str],
+    target_size: tuple[int, ...],
+) -> None:
+    if size != target_size:
+        raise InputError(
+            f"{target_path} is {target_size[1]}x{target_size[0]}, "
+            f"{input_path} is {size[1]}x{size[0]}; a pair must have one size"
+        )
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:

@@ -13,8 +13,7 @@ from typing import Literal, Protocol, TypedDict
 import numpy as np
 
 from drsformer_jax.config import DataConfig
-from drsformer_jax.data.folders import find_pairs, read_pair
-from drsformer_jax.data.images import picture_size
+from drsformer_jax.data.folders import find_pairs, pair_size, read_pair
 from drsformer_jax.data.synthetic import Pair, SyntheticRain, photographs
 from drsformer_jax.errors import InputError
 
@@ -28,6 +27,10 @@ class Pairs(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Pair: ...
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each pair, without decoding it."""
+        ...
 
 
 class Batch(TypedDict):
@@ -65,16 +68,7 @@ class PairedFiles:
         Raises:
             InputError: if a file is no picture or the sizes of a pair differ.
         """
-        sizes = []
-        for _, input_path, target_path in self._pairs:
-            (height, width), target = picture_size(input_path), picture_size(target_path)
-            if (height, width) != target:
-                raise InputError(
-                    f"{target_path} is {target[1]}x{target[0]}, "
-                    f"{input_path} is {width}x{height}; a pair must have one size"
-                )
-            sizes.append((height, width))
-        return sizes
+        return [pair_size(rainy, clean) for _, rainy, clean in self._pairs]
 
 
 class Cached:
@@ -105,6 +99,10 @@ class Cached:
                     self._room -= size
         return pair
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """As those of what is kept."""
+        return self._pairs.sizes()
+
     def __reduce__(self) -> tuple[type[Cached], tuple[Pairs, int]]:
         # Another process starts with an empty cache.
         return Cached, (self._pairs, self._limit)
@@ -124,11 +122,12 @@ def open_pairs(config: DataConfig, split: Literal["train", "validation"], seed: 
         train, validation = photographs(config.photographs)
         chosen, rains = (train, config.rains) if split == "train" else (validation, None)
         pairs: Pairs = SyntheticRain(chosen, rains or _VALIDATION_RAINS, seed)
-        sizes = {str(photo.path): picture_size(photo.path) for photo in chosen}
+        names = [str(photo.path) for photo in chosen]
     else:
         listed = find_pairs(source)
         pairs = PairedFiles(listed)
-        sizes = dict(zip([str(path) for _, path, _ in listed], pairs.sizes(), strict=True))
+        names = [str(path) for _, path, _ in listed]
+    sizes = dict(zip(names, pairs.sizes(), strict=False))  # Synthetic rains repeat the photographs.
     if split == "train":
         _check_small(sizes, config)
     return Cached(pairs, config.cache_mib * 2**20)

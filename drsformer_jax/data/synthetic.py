@@ -13,7 +13,7 @@ from typing import TypedDict
 import numpy as np
 
 from drsformer_jax.data.folders import find_pictures
-from drsformer_jax.data.images import read_picture
+from drsformer_jax.data.images import picture_size, read_picture
 from drsformer_jax.errors import InputError
 
 PHOTOGRAPHS = {
@@ -230,6 +230,10 @@ class SyntheticRain:
 
     def __len__(self) -> int:
         return len(self._photographs) * self._rains
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each pair, from the photographs' heads."""
+        return [picture_size(photograph.path) for photograph in self._photographs] * self._rains
 
     def __getitem__(self, index: int) -> Pair:
         if not 0 <= index < len(self):

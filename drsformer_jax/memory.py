@@ -1,0 +1,67 @@
+"""How much memory restoring takes, and how much there is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import psutil
+
+from drsformer_jax.config import ModelConfig
+
+# Channels alive at once at full resolution, for each channel of the last level, or for each hidden
+# one of its feed-forward network: what XLA reports for programs compiled for CPUs, rounded up.
+_ATTENTION = 13.0
+_EXPERTS = 17.5
+_FEED_FORWARD = {"msfn": 11.0, "gdfn": 5.6, "dfn": 4.0, "fn": 3.0}
+_MARGIN = 1.25
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def forward_bytes(config: ModelConfig, height: int, width: int) -> int:
+    """Bytes that restoring one picture takes beside the parameters: an estimate.
+
+    Args:
+        config: the network.
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+    """
+    channels = 2 * config.dim
+    alive = max(
+        _ATTENTION * channels,
+        _FEED_FORWARD[config.feed_forward] * config.hidden(channels),
+        _EXPERTS * channels * ("mefc" in (config.encoder_level0, config.refinement)),
+    )
+    # CPUs compute bfloat16 in float32.
+    narrow = config.dtype == "bfloat16" and jax.default_backend() != "cpu"
+    bytes_each = 2 if narrow else 8 if config.dtype == "float64" else 4
+    return int(alive * bytes_each * height * width)
+
+
+def available_bytes() -> int:
+    """Bytes that a program may take: free memory of the accelerator, or of the machine.
+
+    A margin is left for what else is going on.
+    """
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    else:
+        free = min([psutil.virtual_memory().available, *_free_of_groups()])
+    return int(free / _MARGIN)
+
+
+def _free_of_groups() -> Iterator[int]:
+    """What the limits of containers and batch systems leave (Linux control groups, version 2)."""
+    try:
+        own = Path("/proc/self/cgroup").read_text().strip().removeprefix("0::/")
+    except OSError:
+        return
+    group = _GROUPS / own
+    for folder in (group, *group.parents):
+        # Without a limit the file holds a word, and the root has no file.
+        with contextlib.suppress(OSError, ValueError):
+            limit = int((folder / "memory.max").read_text())
+            yield max(limit - int((folder / "memory.current").read_text()), 0)

@@ -1,0 +1,80 @@
+"""Overlapping tiles whose blend shows no seams."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from drsformer_jax.errors import InputError
+from drsformer_jax.nn.drsformer import SIZE_MULTIPLE
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """Squares of `side` pixels of which neighbours share `overlap` pixels or more.
+
+    Raises:
+        InputError: if a value is impossible.
+    """
+
+    side: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if self.side < 2 * SIZE_MULTIPLE or self.side % SIZE_MULTIPLE:
+            raise InputError(f"the tile is {self.side}; expected a multiple of 8, at least 16")
+        if not 0 <= self.overlap <= self.side // 2:
+            raise InputError(
+                f"the overlap is {self.overlap}; expected 0 to half of the tile, {self.side // 2}"
+            )
+
+    def apply(self, restore: Callable[[np.ndarray], np.ndarray], picture: np.ndarray) -> np.ndarray:
+        """Restores tile by tile and blends: each tile fades out linearly where the next fades in.
+
+        Args:
+            restore: a tile of the picture to float32 of its shape; always called with one shape.
+            picture: (h, w, 3), height and width multiples of 8.
+
+        Returns:
+            float32 (h, w, 3).
+        """
+        height, width, _ = picture.shape
+        rows, columns = (self._intervals(side) for side in (height, width))
+        blended = np.zeros(picture.shape, np.float32)
+        for top, bottom, vertical in rows:
+            for left, right, horizontal in columns:
+                weight = (vertical[:, None] * horizontal)[..., None]
+                tile = restore(picture[top:bottom, left:right])
+                blended[top:bottom, left:right] += weight * tile
+        return blended
+
+    def tiles(self, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+        """((height, width) of each tile, number of tiles) of a picture of this size."""
+        rows, columns = (self._intervals(length) for length in size)
+        height, width = (each[0][1] - each[0][0] for each in (rows, columns))
+        return (height, width), len(rows) * len(columns)
+
+    def _intervals(self, length: int) -> list[tuple[int, int, np.ndarray]]:
+        """(start, end, weights) of the tiles along one side; the weights add up to 1."""
+        side = min(self.side, length)
+        # Starts are multiples of 8, so that the network's levels see the pixels where they would
+        # see them in the whole picture.
+        cells, step = (length - side) // SIZE_MULTIPLE, (side - self.overlap) // SIZE_MULTIPLE
+        last = math.ceil(cells / step) if cells else 0
+        starts = [SIZE_MULTIPLE * (cells * i // max(last, 1)) for i in range(last + 1)]
+        weights = np.zeros((len(starts), length), np.float32)
+        for i, start in enumerate(starts):
+            share = np.zeros(length, np.float32)
+            share[start:] = 1
+            if i:
+                shared = starts[i - 1] + side - start
+                share[start : start + shared] = (np.arange(shared) + 0.5) / shared
+            weights[:i] *= 1 - share
+            weights[i] = share
+        return [
+            (start, start + side, row[start : start + side])
+            for start, row in zip(starts, weights, strict=True)
+        ]

@@ -1,0 +1,62 @@
+"""The estimate of memory is close to what XLA reports, from above."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import psutil
+import pytest
+
+from drsformer_jax import memory
+from drsformer_jax.config import PRESETS, ModelConfig
+from drsformer_jax.nn.functional import abstract_params, apply
+
+SMALL = dataclasses.replace(PRESETS["tiny"], blocks=(1, 1, 1, 1))
+VARIANTS = {
+    "attention": {"feed_forward": "fn"},
+    "gdfn": {},
+    "msfn": {"feed_forward": "msfn"},
+    "experts": {"feed_forward": "fn", "encoder_level0": "mefc", "refinement": "mefc"},
+    "bfloat16": {"dtype": "bfloat16"},
+}
+
+
+def reported_bytes(config: ModelConfig, side: int) -> int:
+    """Temporary memory of the compiled network, as users compile it."""
+    shapes = (
+        jax.ShapeDtypeStruct((1, side, side, 3), np.float32),
+        jax.ShapeDtypeStruct((1, 2), np.int32),
+    )
+    lowered = jax.jit(apply, static_argnums=0).lower(config, abstract_params(config), *shapes)
+    options = {"xla_backend_optimization_level": 3}
+    return lowered.compile(options).memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_estimate_is_at_most_a_third_above_what_xla_reports_and_not_far_below(name):
+    config = dataclasses.replace(SMALL, **VARIANTS[name])
+    estimate = memory.forward_bytes(config, 128, 128)
+    reported = reported_bytes(config, 128)
+    # What is missing below stays within the margin of `available_bytes`; XLA computes the
+    # bfloat16 network of a CPU with copies in both types.
+    assert (0.6 if name == "bfloat16" else 1.0) <= estimate / reported <= 4 / 3
+
+
+def test_estimate_grows_with_pixels_and_width():
+    once = memory.forward_bytes(SMALL, 256, 256)
+    assert memory.forward_bytes(SMALL, 512, 256) == 2 * once
+    twice = memory.forward_bytes(dataclasses.replace(SMALL, dim=2 * SMALL.dim), 256, 256)
+    assert twice == pytest.approx(2 * once, rel=0.02)
+
+
+def test_available_memory_is_what_machine_and_group_leave(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    free = psutil.virtual_memory().available
+    assert 0.5 * free < memory.available_bytes() * 1.25 < 1.5 * free
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("400000\n")
+    assert memory.available_bytes() == 480_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_bytes() > 1_000_000

@@ -1,0 +1,142 @@
+"""Pictures of any size, depth and number are restored, few programs serving them all."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+
+import drsformer_jax
+from drsformer_jax import restore
+from drsformer_jax.errors import InputError
+from drsformer_jax.memory import forward_bytes
+from drsformer_jax.nn.functional import apply
+from drsformer_jax.restore import Restorer
+
+TWENTY = [(9 + 3 * i, 80 - 2 * i) for i in range(20)]
+
+
+def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+    white = np.iinfo(dtype).max
+    return np.random.default_rng(0).integers(0, white, (*shape, 3), dtype, endpoint=True)
+
+
+@pytest.fixture(scope="module")
+def restorer(network):
+    """Everything goes through one bucket."""
+    restorer = Restorer(*network)
+    restorer.plan([(64, 80), (80, 64), *TWENTY[:2]])
+    return restorer
+
+
+def exactly(network, rainy: np.ndarray) -> np.ndarray:
+    """The official way: pad by reflection to multiples of 8, restore, cut, clamp, round."""
+    config, params = network
+    white = np.iinfo(rainy.dtype).max
+    h, w, _ = rainy.shape
+    padded = np.pad(rainy / white, [(0, -h % 8), (0, -w % 8), (0, 0)], mode="reflect")
+    restored = apply(config, params, jax.numpy.asarray(padded[None], np.float32))
+    return np.rint(np.clip(np.float64(restored[0, :h, :w]), 0, 1) * white).astype(rainy.dtype)
+
+
+def assert_differ_by_rounding(found: np.ndarray, expected: np.ndarray, levels: int = 1) -> None:
+    assert found.dtype == expected.dtype
+    difference = np.abs(found.astype(np.int64) - expected)
+    assert difference.max() <= levels
+    assert np.mean(difference > 0) < 0.01 * levels**2
+
+
+def test_twenty_pictures_of_twenty_sizes_take_three_compilations(network):
+    restorer = Restorer(*network)
+    restorer.plan(TWENTY)
+    before = restore._restore._cache_size()
+    restored = [restorer(noise(*size)) for size in TWENTY]
+    assert restore._restore._cache_size() - before <= 3
+    assert len(restorer.programs) <= 3
+    for size, picture in list(zip(TWENTY, restored, strict=True))[::12]:
+        assert_differ_by_rounding(picture, exactly(network, noise(*size)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 12)])
+def test_any_size_is_restored_as_the_official_program_does(network, restorer, size):
+    assert_differ_by_rounding(restorer(noise(*size)), exactly(network, noise(*size)))
+
+
+def test_sixteen_bits_are_restored_in_floating_point(network, restorer):
+    deep = noise(20, 30, dtype=np.uint16)
+    assert_differ_by_rounding(restorer(deep), exactly(network, deep), levels=2)
+    assert len(np.unique(restorer(deep) % 257)) > 200, "not eight bits made wider"
+
+
+def test_batch_equals_its_pictures_one_by_one(restorer):
+    batch = noise(3, 20, 30)
+    restored = restorer(batch)
+    assert restored.shape == batch.shape
+    for picture, alone in zip(restored, batch, strict=True):
+        assert_differ_by_rounding(picture, restorer(alone))
+
+
+def test_batch_beyond_memory_is_restored_one_by_one(network):
+    restorer = Restorer(*network)
+    restorer._budget = forward_bytes(restorer.config, 24, 32)
+    expected = [restorer(picture) for picture in noise(2, 20, 30)]
+    np.testing.assert_array_equal(restorer(noise(2, 20, 30)), expected)
+
+
+def test_threads_share_a_restorer(restorer):
+    pictures = [noise(8 + i, 30) for i in range(8)]
+    expected = [restorer(picture) for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        for found, alone in zip(pool.map(restorer, pictures * 3), expected * 3, strict=True):
+            np.testing.assert_array_equal(found, alone)
+
+
+def test_library_needs_four_lines(model, network):
+    restorer = drsformer_jax.load(model)
+    assert_differ_by_rounding(restorer(noise(20, 30)), exactly(network, noise(20, 30)))
+
+
+def test_tiles_are_near_to_the_whole_picture_and_of_one_size(network):
+    whole, tiled = Restorer(*network, tile=0), Restorer(*network, tile=48, overlap=16)
+    picture = noise(100, 90)
+    error = whole(picture).astype(float) - tiled(picture)
+    assert 0 < np.sqrt(np.mean(error**2)) < 2
+    assert tiled.programs == {(48, 48)}
+    small = noise(40, 48)
+    np.testing.assert_array_equal(tiled(small), whole(small))
+
+
+def test_whole_pictures_as_far_as_memory_goes_then_tiles(network):
+    restorer = Restorer(*network, overlap=16)
+    restorer._budget = forward_bytes(restorer.config, 130, 130)
+    assert restorer.tiling((128, 128)) is None
+    assert restorer.tiling((136, 136)).side == 128
+    assert restorer.cost((136, 200)) == 4 * 128 * 128
+    restorer.plan([(128, 128), (120, 130), (400, 400)])
+    assert restorer(noise(136, 136)).shape == (136, 136, 3)
+    assert restorer.bucket((121, 121)) == (128, 128)
+
+
+def test_too_little_memory_for_any_tile_is_told_in_one_line(network):
+    restorer = Restorer(*network)
+    restorer._budget = forward_bytes(restorer.config, 100, 100)
+    with pytest.raises(InputError, match="MiB of memory are left; expected room for a tile of 128"):
+        restorer(noise(120, 120))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((1, 1, 4, 4, 3), np.uint8),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)
+def test_other_arrays_are_refused_in_one_line(restorer, wrong):
+    with pytest.raises(InputError, match=r"rainy is .*; expected uint8 or uint16, \(h, w, 3\) or"):
+        restorer(wrong)

@@ -1,4 +1,7 @@
-"""Scores a checkpoint: python eval.py --checkpoint RUN --input DIR --target DIR."""
+"""Scores restored pictures: python eval.py --checkpoint RUN --input DIR --target DIR.
+
+Or, for pictures that any program made: python eval.py --restored DIR --target DIR.
+"""
 
 from __future__ import annotations
 
@@ -7,44 +10,89 @@ import dataclasses
 import functools
 import io
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import tyro
 
-from drsformer_jax.config import Protocol
-from drsformer_jax.data.folders import find_pairs_in
-from drsformer_jax.data.images import write_picture
+from drsformer_jax import complexity, evaluation, published
+from drsformer_jax.config import ModelConfig, Protocol
+from drsformer_jax.data.folders import find_pairs_in, read_pair
+from drsformer_jax.data.images import read_picture, write_picture
 from drsformer_jax.data.pipeline import PairedFiles
-from drsformer_jax.errors import one_line_errors
-from drsformer_jax.evaluation import Scores, evaluate, mean
+from drsformer_jax.errors import InputError, one_line_errors
+from drsformer_jax.evaluation import Scores
 from drsformer_jax.files import write_text
 from drsformer_jax.flags import parse
+from drsformer_jax.published import Dataset, System
 from drsformer_jax.reporting import finite
 from drsformer_jax.restore import Restorer
 
-_COLUMNS = ("rainy PSNR", "SSIM", "restored PSNR", "SSIM", "gain")
+_COLUMNS = {
+    "rainy_psnr": ("rainy PSNR", ".2f"),
+    "rainy_ssim": ("SSIM", ".4f"),
+    "restored_psnr": ("restored PSNR", ".2f"),
+    "restored_ssim": ("SSIM", ".4f"),
+    "gain": ("gain", "+.2f"),
+}
+"""Heading and format of each score."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """Restores rainy pictures and scores them against clean ones."""
+    r"""Scores pictures against clean ones: those that a checkpoint restores, or any program's.
 
-    checkpoint: Path
-    """Folder of a training run."""
-    input: Path
-    """Folder of rainy pictures."""
-    target: Path
-    """Folder of clean pictures under the same names."""
-    protocol: Protocol = "rain200_spa"
-    """rain200_spa for Rain200L/H, SPA-Data, Rain100L/H and Test100/1200/2800; did_ddn for DID-Data
-    and DDN-Data."""
+    Files belong together if their names are equal but for the extension, or by --match.
+    """
+
+    checkpoint: Path | None = None
+    """What restores the rainy pictures: folder of a training run, or a file of weights."""
+    restored: Path | None = None
+    """Folder of pictures that were restored before, in place of --checkpoint."""
+    input: Path | None = None
+    """Folder of rainy pictures; with --restored it may be left out."""
+    target: Path | None = None
+    """Folder of clean pictures."""
+    data: Path | None = None
+    """Folder that holds input/ and target/, in place of the two flags."""
+    match: str | None = None
+    r"""Regular expression searched in names without extension; its first group, or all that it
+    matches, must be equal in files that belong together: '\d+' pairs norain-1.png with 1.png.
+    Several rainy or restored pictures may share a clean one."""
+    dataset: str | None = None
+    """Benchmark whose protocol to score by, and whose published figures to show: Rain200L,
+    Rain200H, DID-Data, DDN-Data, SPA-Data, Rain100L, Rain100H, Test100, Test1200 or Test2800."""
+    protocol: Protocol | None = None
+    """did_ddn for DID-Data and DDN-Data, rain200_spa for all others; the dataset's, or rain200_spa,
+    where it is not given."""
     step: int | None = None
-    """Checkpoint to take; the best one where it is not given."""
+    """Checkpoint of a run to take; the best one where it is not given."""
     save: Path | None = None
-    """Folder for the restored pictures, as PNG."""
+    """Folder for the pictures that the checkpoint restores, as PNG."""
     output: Path | None = None
-    """Folder for scores.json and scores.csv; where not given, evaluation/PROTOCOL/ in the run's."""
+    """Folder for scores.json and scores.csv. Where it is not given: evaluation/NAME in the run's
+    folder, NAME being the dataset or protocol; evaluation/WHAT/NAME in the current folder for
+    WHAT, a file of weights or --restored."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Pictures to score, and how."""
+
+    kind: Literal["checkpoint", "restored"]
+    path: Path
+    """The checkpoint, or the folder of restored pictures."""
+    names: Sequence[str]
+    """Names of the pictures."""
+    results: Iterator[tuple[str, np.ndarray, Scores]]
+    """Name, restored picture and scores of each; computed as they are asked for."""
+    columns: Sequence[str]
+    """Which scores there are."""
+    network: ModelConfig | None
+    """What restores; None where that is not known."""
 
 
 def main() -> None:
@@ -54,64 +102,179 @@ def main() -> None:
 
 
 def score(command: Command) -> None:
-    """Restores, scores, prints a row a picture, and writes the scores."""
-    pairs = PairedFiles(find_pairs_in(command.input, command.target))
-    pairs.sizes()
-    restorer = Restorer.load(command.checkpoint, command.step)
-    output = command.output or command.checkpoint / "evaluation" / command.protocol
+    """Scores, prints a row a picture, compares with what was published, and writes the scores."""
+    dataset = None if command.dataset is None else published.dataset(command.dataset)
+    protocol = protocol_of(command, dataset)
+    work = prepare(command, protocol)
+    output = command.output or default_output(work, dataset.name if dataset else protocol)
     for folder in (output, command.save):
         if folder is not None:  # Before the work, since a folder may not be writable.
             folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Scores] = {}
-    width = max(len(pairs[0]["name"]), 16)
-    print(f"PSNR in dB and SSIM on luma, protocol {command.protocol}")
-    print(f"{'picture':{width}} " + " ".join(f"{column:>13}" for column in _COLUMNS))
-    for pair, restored, scores in evaluate(restorer, pairs, command.protocol):
-        results[pair["name"]] = scores
-        print(row(pair["name"], scores, width), flush=True)
-        if command.save is not None:
-            # Without loss, also where the rainy picture is a JPEG.
-            write_picture(command.save / f"{Path(pair['name']).stem}.png", restored)
-    average = mean(list(results.values()))
-    print(row(f"mean of {len(results)}", average, width))
-    write_scores(output, command, results, average)
+    print(f"PSNR in dB and SSIM on luma, protocol {protocol}")
+    scores, average = run(work, command.save)
+    document: dict[str, Any] = {work.kind: str(work.path), "protocol": protocol}
+    document["mean"] = values(average, work.columns)
+    if work.network is not None:
+        document["complexity"] = network = size_of(work.network)
+        print(
+            f"{network['parameters']:,} parameters, {network['multiply_accumulates'] / 1e9:.2f} G "
+            "multiply-accumulates for a picture of 256x256"
+        )
+    if dataset is not None:
+        systems = published.compare(dataset, measured(work, average), len(scores))
+        document["dataset"] = {**dataclasses.asdict(dataset), "scored_pairs": len(scores)}
+        document["systems"] = [finite(dataclasses.asdict(system)) for system in systems]
+        print("\n" + published.table(dataset, systems, len(scores)) + "\n")
+    write_scores(output, document, {n: values(each, work.columns) for n, each in scores.items()})
     print(f"scores are in {output / 'scores.json'} and {output / 'scores.csv'}")
 
 
-def row(name: str, scores: Scores, width: int) -> str:
-    """One line of the table."""
-    values = (
-        f"{scores.rainy_psnr:.2f}",
-        f"{scores.rainy_ssim:.4f}",
-        f"{scores.restored_psnr:.2f}",
-        f"{scores.restored_ssim:.4f}",
-        f"{scores.gain:+.2f}",
+def protocol_of(command: Command, dataset: Dataset | None) -> Protocol:
+    """The protocol of the dataset, or else the one that is asked for."""
+    if dataset is None:
+        return command.protocol or "rain200_spa"
+    if command.protocol not in (None, dataset.protocol):
+        raise InputError(
+            f"--protocol is {command.protocol}, {dataset.name} is scored by {dataset.protocol}; "
+            "expected --dataset without --protocol"
+        )
+    return dataset.protocol
+
+
+def prepare(command: Command, protocol: Protocol) -> Work:
+    """Finds the pictures and what restores them; refuses flags that do not go together."""
+    if command.checkpoint is not None and command.restored is not None:
+        raise InputError("--checkpoint and --restored are both given; expected one of them")
+    if command.checkpoint is not None:
+        return prepare_checkpoint(command, command.checkpoint, protocol)
+    if command.restored is not None:
+        return prepare_restored(command, command.restored, protocol)
+    raise InputError("neither --checkpoint nor --restored is given; expected one of them")
+
+
+def prepare_checkpoint(command: Command, checkpoint: Path, protocol: Protocol) -> Work:
+    """Finds the rainy pictures and reads the network that is to restore them."""
+    input_dir, target_dir = folders_of(command)
+    if input_dir is None:
+        raise InputError("--input is missing; expected it, or --data with input/ and target/")
+    for folder in (input_dir, target_dir):
+        if command.save is not None and command.save.resolve() == folder.resolve():
+            raise InputError(
+                f"--save is {folder}, whose pictures are read; expected another folder"
+            )
+    listed = find_pairs_in(input_dir, target_dir, command.match)
+    pairs = PairedFiles(listed)
+    pairs.sizes()  # Refuses pairs of two sizes before the network is read.
+    restorer = Restorer.load(checkpoint, command.step)
+    results = (
+        (pair["name"], restored, scores)
+        for pair, restored, scores in evaluation.evaluate(restorer, pairs, protocol)
     )
-    return f"{name:{width}} " + " ".join(f"{value:>13}" for value in values)
+    names = [name for name, *_ in listed]
+    return Work("checkpoint", checkpoint, names, results, tuple(_COLUMNS), restorer.config)
+
+
+def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work:
+    """Finds pictures that were restored before, and the rainy ones if their folder is known."""
+    for flag, value in (("--save", command.save), ("--step", command.step)):
+        if value is not None:
+            raise InputError(f"{flag} is {value} beside --restored; expected --checkpoint for it")
+    input_dir, target_dir = folders_of(command)
+    pairs = find_pairs_in(folder, target_dir, command.match)
+    rainy_pairs = [] if input_dir is None else find_pairs_in(folder, input_dir, command.match)
+    for each in (pairs, rainy_pairs):
+        PairedFiles(each).sizes()
+    rainy_paths = {name: path for name, _, path in rainy_pairs}
+
+    def results() -> Iterator[tuple[str, np.ndarray, Scores]]:
+        for name, path, target_path in pairs:
+            restored, clean = read_pair(path, target_path)
+            rainy = read_picture(rainy_paths[name]) if rainy_paths else None
+            yield name, restored, evaluation.score(rainy, restored, clean, protocol)
+
+    columns = tuple(_COLUMNS) if rainy_paths else ("restored_psnr", "restored_ssim")
+    return Work("restored", folder, [name for name, *_ in pairs], results(), columns, None)
+
+
+def folders_of(command: Command) -> tuple[Path | None, Path]:
+    """The folders of rainy and of clean pictures."""
+    if command.data is not None:
+        if command.input is not None or command.target is not None:
+            raise InputError("--data is given beside --input or --target; expected it alone")
+        return command.data / "input", command.data / "target"
+    if command.target is None:
+        raise InputError("--target is missing; expected it, or --data with input/ and target/")
+    return command.input, command.target
+
+
+def default_output(work: Work, name: str) -> Path:
+    """A run keeps its scores; beside a file or in another program's folder nothing is written."""
+    if work.kind == "checkpoint" and work.path.is_dir():
+        return work.path / "evaluation" / name
+    return Path("evaluation") / work.path.resolve().name / name
+
+
+def run(work: Work, save: Path | None) -> tuple[dict[str, Scores], Scores]:
+    """Prints a row a picture and their mean; returns both."""
+    width = max(16, *(len(name) for name in work.names))
+    headings = " ".join(f"{_COLUMNS[column][0]:>13}" for column in work.columns)
+    print(f"{'picture':{width}} {headings}")
+    scores: dict[str, Scores] = {}
+    for name, restored, each in work.results:
+        scores[name] = each
+        print(row(name, each, work.columns, width), flush=True)
+        if save is not None:
+            # Without loss, also where the rainy picture is a JPEG.
+            write_picture(save / f"{Path(name).stem}.png", restored)
+    average = evaluation.mean(list(scores.values()))
+    print(row(f"mean of {len(scores)}", average, work.columns, width))
+    return scores, average
+
+
+def row(name: str, scores: Scores, columns: Sequence[str], width: int) -> str:
+    """One line of the table."""
+    cells = (f"{getattr(scores, column):{_COLUMNS[column][1]}}" for column in columns)
+    return f"{name:{width}} " + " ".join(f"{cell:>13}" for cell in cells)
+
+
+def size_of(network: ModelConfig) -> dict[str, int]:
+    """Parameters, and multiply-accumulates for a picture of 256x256."""
+    return {
+        "parameters": complexity.parameters(network),
+        "multiply_accumulates": complexity.multiply_accumulates(network),
+    }
+
+
+def measured(work: Work, average: Scores) -> System:
+    """The row of what was scored here."""
+    size = {} if work.network is None else size_of(work.network)
+    return System(
+        work.path.resolve().name,
+        average.restored_psnr,
+        average.restored_ssim,
+        size["parameters"] / 1e6 if size else None,
+        size["multiply_accumulates"] / 1e9 if size else None,
+        "measured",
+    )
+
+
+def values(scores: Scores, columns: Sequence[str]) -> dict[str, float | None]:
+    """The scores by name; None where one is infinite or undefined."""
+    return finite({column: getattr(scores, column) for column in columns})
 
 
 def write_scores(
-    folder: Path, command: Command, results: dict[str, Scores], average: Scores
+    folder: Path, document: Mapping[str, Any], pictures: Mapping[str, Mapping[str, float | None]]
 ) -> None:
     """Writes scores.json (everything) and scores.csv (a row a picture)."""
-    rows = [{"picture": name, **values(scores)} for name, scores in results.items()]
-    document = {
-        "checkpoint": str(command.checkpoint),
-        "protocol": command.protocol,
-        "mean": values(average),
-        "pictures": rows,
-    }
+    rows = [{"picture": name, **scores} for name, scores in pictures.items()]
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder / "scores.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
+    text = json.dumps({**document, "pictures": rows}, indent=2, allow_nan=False) + "\n"
+    write_text(folder / "scores.json", text)
     write_text(folder / "scores.csv", table.getvalue())
-
-
-def values(scores: Scores) -> dict[str, float | None]:
-    """The scores and the gain by name; None where one is infinite or undefined."""
-    return finite({**dataclasses.asdict(scores), "gain": scores.gain})
 
 
 if __name__ == "__main__":

@@ -82,11 +82,93 @@ def test_missing_partners_are_counted_and_the_first_is_named(tmp_path):
         folders.find_pairs(tmp_path)
 
 
-def test_the_extension_is_part_of_a_pairs_name(tmp_path):
-    touch(tmp_path / "input", "1.jpg")
-    touch(tmp_path / "target", "1.png")
-    with pytest.raises(InputError, match=r"/input/1\.jpg has no partner"):
-        folders.find_pairs(tmp_path)
+def test_the_extension_is_no_part_of_a_pairs_name(tmp_path):
+    """Restored pictures are saved as PNG, also those of a benchmark whose pictures are JPEG."""
+    touch(tmp_path / "input", "1.jpg", "2.png", "1.5.JPEG")
+    touch(tmp_path / "target", "1.png", "2.png", "1.5.png")
+    pairs = folders.find_pairs(tmp_path)
+    assert [name for name, _, _ in pairs] == ["1.5.JPEG", "1.jpg", "2.png"]
+    assert [(path.name, other.name) for _, path, other in pairs] == [
+        ("1.5.JPEG", "1.5.png"),
+        ("1.jpg", "1.png"),
+        ("2.png", "2.png"),
+    ]
+
+
+@pytest.mark.parametrize("match", [None, r"\d+"])
+def test_two_files_of_one_name_are_refused(tmp_path, match):
+    one, two = touch(tmp_path / "one", "1.png"), touch(tmp_path / "two", "1.png", "1.tif")
+    with pytest.raises(
+        InputError, match=r"/two/1\.png and \S+/two/1\.tif both have the name '1'; expected one$"
+    ):
+        folders.find_pairs_in(two, one, match)
+    with pytest.raises(
+        InputError, match=r"/two/1\.png and \S+/two/1\.tif both have the (name|key)"
+    ):
+        folders.find_pairs_in(one, two, match)
+
+
+def paired(first: Path, second: Path, match: str) -> list[tuple[str, str]]:
+    return [
+        (path.name, other.name) for _, path, other in folders.find_pairs_in(first, second, match)
+    ]
+
+
+@pytest.mark.parametrize("match", [r"\d+", r"^(?:norain-)?(\d+)(_DR)?$"])
+def test_a_pattern_finds_the_key_of_a_pair(tmp_path, match):
+    restored = touch(tmp_path / "restored", "1_DR.png", "12_DR.png")
+    target = touch(tmp_path / "target", "norain-1.png", "norain-12.jpg")
+    assert paired(restored, target, match) == [
+        ("1_DR.png", "norain-1.png"),
+        ("12_DR.png", "norain-12.jpg"),
+    ]
+
+
+def test_several_pictures_share_a_target_by_their_key_and_keep_to_their_own_names(tmp_path):
+    rainy = touch(tmp_path / "rainy", "1_1.jpg", "1_2.jpg", "2_1.jpg")
+    target = touch(tmp_path / "target", "1.jpg", "2.jpg")
+    restored = touch(tmp_path / "restored", "1_1.png", "1_2.png", "2_1.png")
+    assert [other for _, other in paired(rainy, target, r"^\d+")] == ["1.jpg", "1.jpg", "2.jpg"]
+    assert [other for _, other in paired(restored, rainy, r"^\d+")] == [
+        "1_1.jpg",
+        "1_2.jpg",
+        "2_1.jpg",
+    ]
+    (restored / "1_2.png").unlink()
+    with pytest.raises(
+        InputError, match=r"/rainy/1_2\.jpg has no partner in \S+/restored \(1 of 5"
+    ):
+        folders.find_pairs_in(restored, rainy, r"^\d+")
+
+
+def test_two_targets_of_one_key_are_refused(tmp_path):
+    rainy = touch(tmp_path / "rainy", "1_x.png")
+    target = touch(tmp_path / "target", "1_a.png", "1_b.png")
+    with pytest.raises(
+        InputError,
+        match=r"/target/1_a\.png and \S+/target/1_b\.png both have the key '1' of \S+/1_x\.png; "
+        r"expected one$",
+    ):
+        folders.find_pairs_in(rainy, target, r"\d+")
+
+
+@pytest.mark.parametrize(
+    ("match", "message"),
+    [
+        ("(", r"^the pattern '\(' is invalid \(.*\); expected one such as '\\d\+'$"),
+        ("[a-z]+", r"^'\[a-z\]\+' finds nothing in the name of \S+/1\.png; expected a key$"),
+        ("(x)?", r"^'\(x\)\?' finds nothing in the name of \S+/1\.png; expected a key$"),
+        (
+            r"\d+",
+            r"/input/1\.png has no partner in \S+ \(2 of 2 .*\); expected one that '\\d\+' finds",
+        ),
+    ],
+)
+def test_a_pattern_that_pairs_nothing_is_told_in_one_line(tmp_path, match, message):
+    touch(tmp_path / "input", "1.png")
+    touch(tmp_path / "target", "2.png")
+    with pytest.raises(InputError, match=message):
+        folders.find_pairs_in(tmp_path / "input", tmp_path / "target", match)
 
 
 def test_a_pair_is_read_and_one_of_two_sizes_is_refused(tmp_path):
@@ -100,3 +182,14 @@ def test_a_pair_is_read_and_one_of_two_sizes_is_refused(tmp_path):
         InputError, match=r"/c\.png is 4x6, \S+/a\.png is 6x4; a pair must have one size$"
     ):
         folders.read_pair(tmp_path / "a.png", tmp_path / "c.png")
+
+
+def test_the_size_of_a_pair_is_read_and_two_sizes_are_refused(tmp_path):
+    write_picture(tmp_path / "a.png", noise(4, 6))
+    write_picture(tmp_path / "b.png", noise(4, 6))
+    write_picture(tmp_path / "c.png", noise(4, 5))
+    assert folders.pair_size(tmp_path / "a.png", tmp_path / "b.png") == (4, 6)
+    with pytest.raises(
+        InputError, match=r"/c\.png is 5x4, \S+/a\.png is 6x4; a pair must have one size$"
+    ):
+        folders.pair_size(tmp_path / "a.png", tmp_path / "c.png")

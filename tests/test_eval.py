@@ -1,0 +1,311 @@
+"""eval.py scores what a checkpoint or any other program restored, beside published figures."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from drsformer_jax import complexity, metrics, weights
+from drsformer_jax.convert import params_to_torch
+from drsformer_jax.data.images import read_picture, write_picture
+from drsformer_jax.errors import InputError
+from drsformer_jax.restore import Restorer
+from drsformer_jax.tensor_files import write_pth
+
+ROOT = Path(__file__).parents[1]
+RAINY = {"rainy_psnr", "rainy_ssim", "gain"}
+
+
+@pytest.fixture(scope="module")
+def program():
+    """The program as a module."""
+    spec = importlib.util.spec_from_file_location("eval_program", ROOT / "eval.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Where dataclasses look up their annotations.
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The current folder: rainy, restored and clean pictures under three kinds of names."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for index in (1, 2):
+        clean = rng.integers(40, 200, (24, 32, 3), dtype=np.uint8)
+        for folder, name, noise in (
+            ("data/target", f"{index}.png", 0),
+            ("data/input", f"{index}.png", 40),
+            ("restored", f"{index}.png", 10),
+            ("tagged", f"{index}_DR.png", 10),
+        ):
+            error = rng.integers(-noise, noise + 1, clean.shape)
+            write_picture(tmp_path / folder / name, (clean + error).astype(np.uint8))
+    return tmp_path
+
+
+@pytest.fixture
+def score(program, capsys):
+    """Scores with these flags; returns what was printed."""
+
+    def score(**flags):
+        program.score(program.Command(**flags))
+        return capsys.readouterr().out
+
+    return score
+
+
+def read_scores(folder):
+    """scores.json and the rows of scores.csv."""
+    document = json.loads((folder / "scores.json").read_text())
+    return document, list(csv.DictReader((folder / "scores.csv").read_text().splitlines()))
+
+
+def psnrs(document):
+    return [round(each["restored_psnr"], 2) for each in document["pictures"]]
+
+
+def test_pictures_of_any_program_are_scored_with_the_rainy_ones(place, score):
+    printed = score(restored=Path("restored"), input=Path("data/input"), target=Path("data/target"))
+    document, table = read_scores(Path("evaluation/restored/rain200_spa"))
+    assert (document["restored"], document["protocol"]) == ("restored", "rain200_spa")
+    assert [row["picture"] for row in table] == ["1.png", "2.png"]
+    for row, listed in zip(table, document["pictures"], strict=True):
+        clean = read_picture(Path("data/target") / row["picture"])
+        for kind, folder in (("rainy", "data/input"), ("restored", "restored")):
+            picture = read_picture(Path(folder) / row["picture"])
+            psnr, ssim = (f(picture, clean, "rain200_spa") for f in (metrics.psnr, metrics.ssim))
+            assert listed[f"{kind}_psnr"] == float(row[f"{kind}_psnr"]) == psnr
+            assert listed[f"{kind}_ssim"] == float(row[f"{kind}_ssim"]) == ssim
+        assert listed["gain"] == listed["restored_psnr"] - listed["rainy_psnr"] > 5
+    mean = np.mean([each["restored_psnr"] for each in document["pictures"]])
+    assert document["mean"]["restored_psnr"] == pytest.approx(mean, abs=1e-12)
+    assert "rainy PSNR" in printed
+    assert f"{mean:.2f}" in next(line for line in printed.splitlines() if "mean of 2" in line)
+    assert not {"dataset", "systems", "complexity", "checkpoint"} & document.keys()
+
+
+def test_without_rainy_pictures_only_the_restored_ones_have_columns(place, score):
+    printed = score(restored=Path("restored"), target=Path("data/target"), output=Path("out"))
+    document, table = read_scores(Path("out"))
+    assert "rainy" not in printed
+    assert printed.splitlines()[1].split() == ["picture", "restored", "PSNR", "SSIM"]
+    for each in (document["mean"], *document["pictures"], *table):
+        assert each.keys() - {"picture"} == {"restored_psnr", "restored_ssim"}
+
+
+def test_data_stands_for_input_and_target(place, score):
+    first = score(restored=Path("restored"), data=Path("data"))
+    second = score(restored=Path("restored"), input=Path("data/input"), target=Path("data/target"))
+    assert first == second
+
+
+def test_the_pattern_pairs_names_that_differ(place, score):
+    score(restored=Path("restored"), data=Path("data"), output=Path("plain"))
+    score(restored=Path("tagged"), data=Path("data"), output=Path("out"), match=r"\d+")
+    document, _ = read_scores(Path("out"))
+    assert [each["picture"] for each in document["pictures"]] == ["1_DR.png", "2_DR.png"]
+    rainy = [each["rainy_psnr"] for each in document["pictures"]]
+    assert rainy == [each["rainy_psnr"] for each in read_scores(Path("plain"))[0]["pictures"]]
+    with pytest.raises(InputError, match=r"^data/target/1\.png has no partner in tagged \(4 of 4 "):
+        score(restored=Path("tagged"), data=Path("data"))
+
+
+def test_equal_pictures_have_no_finite_psnr_in_the_files(place, score):
+    printed = score(
+        restored=Path("data/target"), target=Path("data/target"), dataset="DID-Data", output=place
+    )
+    document, table = read_scores(place)
+    assert document["mean"] == {"restored_psnr": None, "restored_ssim": 1.0}
+    assert document["systems"][-1]["psnr"] is None
+    assert table[0]["restored_psnr"] == ""
+    assert re.search(r"mean of 2 +inf +1\.0000\n", printed)
+
+
+def test_a_checkpoint_restores_and_is_scored_beside_published_systems(place, score, model):
+    shutil.copytree(model, "net")
+    printed = score(
+        checkpoint=Path("net"), data=Path("data"), save=Path("saved"), dataset="rain200h"
+    )
+    document, table = read_scores(Path("net/evaluation/Rain200H"))
+    assert (document["checkpoint"], document["protocol"]) == ("net", "rain200_spa")
+    assert set(table[0]) == {"picture", "restored_psnr", "restored_ssim", *RAINY}
+    restored = Restorer.load(model)(read_picture("data/input/1.png"))
+    np.testing.assert_array_equal(read_picture("saved/1.png"), restored)
+    config, params = weights.load(model)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    products = complexity.multiply_accumulates(config)
+    assert document["complexity"] == {"parameters": count, "multiply_accumulates": products}
+    assert f"{count:,} parameters, {products / 1e9:.2f} G multiply-accumulates for a" in printed
+    assert document["dataset"] == {
+        "name": "Rain200H",
+        "protocol": "rain200_spa",
+        "test_pairs": 200,
+        "scored_pairs": 2,
+    }
+    assert len(document["systems"]) == 13
+    mean = document["mean"]
+    assert document["systems"][-1] == {
+        "system": "net",
+        "psnr": mean["restored_psnr"],
+        "ssim": mean["restored_ssim"],
+        "parameters_m": count / 1e6,
+        "multiply_accumulates_g": products / 1e9,
+        "source": "measured",
+    }
+    assert re.search(r"\n> net .* M .* G +measured\n2 of the 200 pairs: ", printed)
+    assert re.search(r"\n  Restormer +32\.00 +0\.9329 +26\.1 M +174\.7 G +published\n", printed)
+
+
+def test_scores_of_an_official_file_go_into_the_current_folder(place, score, network):
+    config, params = network
+    write_pth(Path("weights/net.pth"), params_to_torch(params, config))
+    printed = score(checkpoint=Path("weights/net.pth"), data=Path("data"), protocol="did_ddn")
+    document, _ = read_scores(Path("evaluation/net.pth/did_ddn"))
+    assert document["checkpoint"] == "weights/net.pth"
+    assert "published" not in printed
+
+
+def test_the_dataset_decides_on_the_protocol(place, score):
+    arguments = {"restored": Path("restored"), "target": Path("data/target"), "output": Path("out")}
+    for asked in (None, "did_ddn"):
+        printed = score(**arguments, dataset="ddn_data", protocol=asked)
+        assert read_scores(Path("out"))[0]["protocol"] == "did_ddn"
+        assert printed.startswith("PSNR in dB and SSIM on luma, protocol did_ddn\n")
+    by_protocol = score(**arguments, protocol="did_ddn")
+    assert printed.splitlines()[:5] == by_protocol.splitlines()[:5]
+    assert by_protocol != score(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({}, "^neither --checkpoint nor --restored is given; expected one of them$"),
+        (
+            {"checkpoint": "run", "restored": "restored", "data": "data"},
+            "^--checkpoint and --restored are both given; expected one of them$",
+        ),
+        ({"restored": "restored"}, "^--target is missing; expected it, or --data with input/ and"),
+        ({"restored": "restored", "input": "data/input"}, "^--target is missing; expected it, or"),
+        ({"checkpoint": "run"}, "^--target is missing; expected it, or --data with input/ and"),
+        (
+            {"checkpoint": "run", "target": "data/target"},
+            "^--input is missing; expected it, or --data with input/ and target/$",
+        ),
+        (
+            {"restored": "restored", "data": "data", "target": "data/target"},
+            "^--data is given beside --input or --target; expected it alone$",
+        ),
+        (
+            {"checkpoint": "run", "data": "data", "input": "data/input"},
+            "^--data is given beside --input or --target; expected it alone$",
+        ),
+        (
+            {"restored": "restored", "data": "data", "save": "x"},
+            "^--save is x beside --restored; expected --checkpoint for it$",
+        ),
+        (
+            {"restored": "restored", "data": "data", "step": 0},
+            "^--step is 0 beside --restored; expected --checkpoint for it$",
+        ),
+        (
+            {"checkpoint": "run", "data": "data", "save": "data/../data/input"},
+            "^--save is data/input, whose pictures are read; expected another folder$",
+        ),
+        (
+            {"restored": "restored", "data": "data", "dataset": "Rain"},
+            "^the dataset is 'Rain'; exp",
+        ),
+        (
+            {
+                "restored": "restored",
+                "data": "data",
+                "dataset": "did-data",
+                "protocol": "rain200_spa",
+            },
+            "^--protocol is rain200_spa, DID-Data is scored by did_ddn; expected --dataset without "
+            "--protocol$",
+        ),
+        (
+            {"restored": "restored", "data": "data", "match": "["},
+            r"^the pattern '\[' is invalid \(",
+        ),
+        ({"restored": "nowhere", "data": "data"}, "^nowhere does not exist; expected a folder of"),
+        ({"restored": "restored", "data": "restored"}, "^restored/target does not exist; expected"),
+        (
+            {"checkpoint": "nowhere", "data": "data"},
+            "^nowhere does not exist; expected a run, a model folder, a .pth or a ",
+        ),
+        ({"restored": "small", "data": "data"}, "/1.png is 32x24, small/1.png is 8x8; a pair must"),
+    ],
+    ids=str,
+)
+def test_flags_that_do_not_go_together_are_refused_before_anything_is_made(
+    place, score, flags, message
+):
+    for name in ("1.png", "2.png"):
+        write_picture(Path("small") / name, np.zeros((8, 8, 3), np.uint8))
+    before = sorted(place.rglob("*"))
+    texts = ("dataset", "protocol", "match", "step")
+    paths = {name: value if name in texts else Path(value) for name, value in flags.items()}
+    with pytest.raises(InputError, match=message):
+        score(**paths)
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_rainy_picture_of_another_size_is_refused(place, score):
+    write_picture(Path("data/input/2.png"), np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(
+        InputError, match=r"^data/input/2\.png is 8x8, restored/2\.png is 32x24; a "
+    ):
+        score(restored=Path("restored"), data=Path("data"))
+
+
+def test_the_command_line_has_the_flags(place, program, monkeypatch, capsys):
+    arguments = "eval.py --restored tagged --target data/target --match [0-9] --dataset test100"
+    monkeypatch.setattr(sys, "argv", arguments.split())
+    program.main()
+    assert "\n2 of the 100 pairs: averages do not compare" in capsys.readouterr().out
+    assert read_scores(Path("evaluation/tagged/Test100"))[0]["protocol"] == "rain200_spa"
+    monkeypatch.setattr(sys, "argv", ["eval.py"])
+    with pytest.raises(SystemExit, match=r"^error: neither --checkpoint nor --restored is given"):
+        program.main()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [("Rain200H", [39.27, 26.20, 36.12]), ("Rain200L", [45.57, 36.74, 43.54])],
+)
+def test_pictures_of_the_official_program_have_their_published_scores(
+    place, score, shared, dataset, expected
+):
+    folder = shared / "data" / "published_outputs" / "DRSformer" / dataset
+    printed = score(
+        restored=folder, data=shared / "data" / dataset / "test", dataset=dataset.lower()
+    )
+    document, _ = read_scores(Path("evaluation") / dataset / dataset)
+    assert psnrs(document) == expected
+    assert document["dataset"]["scored_pairs"] == 3
+    assert "\n3 of the 200 pairs: averages do not compare with published ones\n" in printed
+
+
+def test_a_published_picture_of_did_data_is_paired_by_its_number(place, score, shared):
+    source = shared / "data" / "published_outputs" / "DID-Data"
+    for name, folder in (("1_DR.png", "official"), ("1_GT.png", "clean")):
+        Path(folder).mkdir()
+        shutil.copy(source / name, folder)
+    score(restored=Path("official"), target=Path("clean"), match=r"\d+", dataset="did-data")
+    document, _ = read_scores(Path("evaluation/official/DID-Data"))
+    golden = json.loads((shared / "golden" / "metrics.json").read_text())["pairs"]
+    (official,) = (pair["did_ddn"] for pair in golden if pair["restored"].endswith("1_DR.png"))
+    assert document["mean"]["restored_psnr"] == pytest.approx(official["psnr"], abs=1e-4)
+    assert document["mean"]["restored_ssim"] == pytest.approx(official["ssim"], abs=1e-6)

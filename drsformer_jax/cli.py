@@ -2,79 +2,191 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
-from drsformer_jax.data.folders import find_pictures
-from drsformer_jax.data.images import (
-    check_extension,
-    read_picture,
-    write_picture,
-)
+from drsformer_jax import weights
+from drsformer_jax.complexity import parameters
+from drsformer_jax.convert import describe, params_to_torch
+from drsformer_jax.data.video import VIDEO_EXTENSIONS, restore_video
+from drsformer_jax.derain import plan_jobs, restore_files
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.flags import parse
-from drsformer_jax.restore import Restorer
+from drsformer_jax.restore import OVERLAP, Restorer
+from drsformer_jax.tensor_files import write_pth, write_safetensors
+
+_FRAMES = 4
+"""Frames of a video that are restored together."""
 
 
 @dataclass(frozen=True)
 class Derain:
-    """Removes rain from a picture, or from every picture of a folder."""
+    """Removes rain from pictures, folders of pictures, or a video."""
 
-    input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
-    """A picture, or a folder of pictures (PNG, JPEG, WebP, BMP, TIFF) of any sizes."""
-    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
-    """The file, or the folder where the results go under the same names."""
+    paths: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT [INPUT ...] OUTPUT")
+    ]
+    """Pictures (PNG, JPEG, WebP, BMP, TIFF), folders with subfolders, or patterns such as
+    'photos/**/*.jpg'; last the folder where the results go under the same names. Or one picture or
+    video, and the file for the result."""
     checkpoint: Path
-    """Folder of a training run."""
+    """A training run, a converted folder, or an official .pth or .safetensors file."""
     step: int | None = None
-    """Checkpoint to take; the best one where it is not given."""
+    """Checkpoint of a training run; the best one where it is not given."""
+    format: Literal["png", "jpg", "webp", "bmp", "tif"] | None = None
+    """Format of the results; that of each picture where it is not given."""
+    quality: int | None = None
+    """Quality of JPEG and lossy WebP, 1 to 100 (JPEG 95 and lossless WebP where not given); of a
+    video the constant rate factor, where less is better."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour (R G B) under transparent pictures where the format has no transparency."""
+    compare: Path | None = None
+    """Folder for pictures that show rainy and restored side by side."""
+    tile: int | Literal["auto"] = "auto"
+    """Side of tiles in pixels, a multiple of 8; 0 for whole pictures always; auto for whole ones as
+    far as memory goes. Tiles are an approximation."""
+    overlap: int = OVERLAP
+    """Pixels that neighbouring tiles share."""
+    workers: int = min(4, os.cpu_count() or 1)
+    """Threads; while one picture is computed, others are read and written."""
+    overwrite: bool = False
+    """Write over results that are there."""
+    resume: bool = False
+    """Skip pictures whose results are there."""
 
     def run(self) -> None:
         """Restores the pictures; one that cannot be read is reported and the rest goes on.
 
         Raises:
-            InputError: if a folder, the picture or the checkpoint is missing, or pictures failed.
+            InputError: if a flag, a folder, the picture or the checkpoint is wrong, or pictures
+                failed.
         """
-        jobs = self._jobs()
-        restorer = Restorer.load(self.checkpoint, self.step)
-        failed = 0
-        for source, target in tqdm(jobs, unit="picture", disable=None):
-            try:
-                write_picture(target, restorer(read_picture(source)))
-            except InputError as error:
-                if not self.input.is_dir():
-                    raise
-                print(f"error: {error}", file=sys.stderr)
-                failed += 1
-        print(f"restored {len(jobs) - failed} of {len(jobs)} pictures into {self.output}")
-        if failed:
-            raise InputError(f"{failed} of {len(jobs)} pictures failed; expected none to")
+        self._check()
+        *inputs, output = self.paths
+        if any(path.suffix.lower() in VIDEO_EXTENSIONS for path in inputs):
+            self._restore_video(inputs, output)
+            return
+        extension = None if self.format is None else f".{self.format}"
+        jobs = plan_jobs(inputs, output, extension=extension, compare=self.compare)
+        self._check_free([job.target for job in jobs])
+        summary = restore_files(
+            jobs,
+            self._restorer(),
+            workers=self.workers,
+            resume=self.resume,
+            quality=self.quality,
+            background=self.background,
+        )
+        print(
+            f"restored {summary.restored} of {len(jobs)} pictures into {output} in "
+            f"{summary.seconds:.1f} s ({summary.skipped} were there already); programs for "
+            f"{summary.programs} sizes, whose padding added {summary.waste:.0%} to the pixels"
+        )
+        if summary.failed:
+            raise InputError(f"{summary.failed} of {len(jobs)} pictures failed; expected none to")
 
-    def _jobs(self) -> list[tuple[Path, Path]]:
-        if not self.input.exists():
-            raise InputError(f"{self.input} is missing; expected a picture or a folder of them")
-        if self.input.is_dir():
-            if self.output.exists() and not self.output.is_dir():
-                raise InputError(f"{self.output} is a file; expected a folder, as {self.input} is")
-            jobs = [(path, self.output / path.name) for path in find_pictures(self.input)]
+    def _restore_video(self, inputs: list[Path], output: Path) -> None:
+        if len(inputs) > 1:
+            raise InputError(f"{len(inputs)} inputs with a video among them; expected it alone")
+        target = output / inputs[0].name if output.is_dir() else output
+        if not self._check_free([target]):
+            restorer = self._restorer()
+
+            def restore(frames: np.ndarray) -> np.ndarray:
+                restorer.plan([frames.shape[1:3]])
+                return restorer(frames)
+
+            with tqdm(unit="frame", disable=None) as bar:
+                count = restore_video(
+                    inputs[0],
+                    target,
+                    restore,
+                    batch=_FRAMES,
+                    quality=self.quality,
+                    progress=lambda done: bar.update(done - bar.n),
+                )
+            print(f"restored {count} frames into {target}")
+
+    def _restorer(self) -> Restorer:
+        return Restorer.load(self.checkpoint, self.step, tile=self.tile, overlap=self.overlap)
+
+    def _check(self) -> None:
+        def check(fits: bool, flag: str, found: object, expected: str) -> None:
+            if not fits:
+                raise InputError(f"--{flag} is {found}; expected {expected}")
+
+        if len(self.paths) < 2:
+            raise InputError(f"{len(self.paths)} paths are given; expected INPUT and OUTPUT")
+        check(self.quality in (None, *range(1, 101)), "quality", self.quality, "1 to 100")
+        check(
+            all(0 <= value <= 255 for value in self.background),
+            "background",
+            self.background,
+            "three numbers from 0 to 255",
+        )
+        check(self.workers >= 1, "workers", self.workers, "at least 1")
+        check(not (self.overwrite and self.resume), "resume", "set beside --overwrite", "one")
+
+    def _check_free(self, targets: list[Path]) -> bool:
+        """Whether results are there that may stay."""
+        there = [target for target in targets if target.exists()]
+        if there and not (self.overwrite or self.resume):
+            raise InputError(
+                f"{there[0]} is there already ({len(there)} of {len(targets)} results are); "
+                "expected --overwrite or --resume"
+            )
+        return bool(there) and self.resume
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Turns an official checkpoint into a model folder, or any network into an official one."""
+
+    input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
+    """An official .pth or .safetensors file, a training run, or a model folder."""
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    """The new folder; with --to-torch the new .pth or .safetensors file."""
+    to_torch: bool = False
+    """Write a file that the official programs load."""
+    step: int | None = None
+    """Checkpoint of a training run; the best one where it is not given."""
+
+    def run(self) -> None:
+        """Reads, says which network it is, and writes.
+
+        Raises:
+            InputError: if the input is no network or the output is there already.
+        """
+        writers = {".pth": write_pth, ".safetensors": write_safetensors}
+        is_file = self.output.suffix in writers
+        if is_file != self.to_torch:
+            expected = "--to-torch for a file" if is_file else f"one of {' '.join(writers)}"
+            raise InputError(f"{self.output} ends in {self.output.suffix!r}; expected {expected}")
+        if self.output.exists():
+            raise InputError(f"{self.output} is there already; expected a new name")
+        config, params = weights.load(self.input, self.step)
+        if self.to_torch:
+            writers[self.output.suffix](self.output, params_to_torch(params, config))
         else:
-            inside = self.output.is_dir()
-            jobs = [(self.input, self.output / self.input.name if inside else self.output)]
-        for source, target in jobs:
-            check_extension(target)
-            if target.resolve() == source.resolve():
-                raise InputError(f"{target} is the input itself; expected another place")
-        return jobs
+            weights.save(self.output, config, params)
+        count = f"{parameters(config):,} parameters"
+        print(f"{self.input} is {describe(config)}, {count}; written to {self.output}")
 
 
 def main() -> None:
     """Runs the command line."""
     application = tyro.extras.SubcommandApp()
     application.command(name="derain")(Derain)
+    application.command(name="convert")(Convert)
     with one_line_errors():
         parse(application.cli, prog="drsformer").run()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +12,10 @@ import optax
 import pytest
 from recipe import Golden, load, relative_error
 
+from drsformer_jax import weights
 from drsformer_jax.config import PRESETS, TrainConfig
 from drsformer_jax.convert import from_torch, params_from_torch, params_to_torch
+from drsformer_jax.nn.functional import apply
 from drsformer_jax.optim import transformation
 from drsformer_jax.training import TrainState, train_step
 
@@ -28,6 +33,30 @@ def test_every_stage_and_the_output_equal_the_official_network(preset, shared, o
     errors = {name: relative_error(stages[name], value) for name, value in golden.stages().items()}
     errors["all"] = relative_error(golden["input"] + stages["output"], golden["output"])
     assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.parametrize("preset", ["drsformer", "drsformer_no_mefc", "restormer"])
+def test_official_file_is_converted_there_and_back(preset, shared, official_shapes, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = shared / "golden" / f"{preset}.npz"
+    golden = load(path, PRESETS[preset].architecture(), official_shapes(preset))
+    tensors = {key: torch.from_numpy(weight) for key, weight in golden.weights.items()}
+    torch.save({"params": tensors}, tmp_path / "official.pth")
+
+    def convert(*arguments: object) -> str:
+        command = [sys.executable, "-m", "drsformer_jax.cli", "convert", *map(str, arguments)]
+        return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
+
+    said = convert(tmp_path / "official.pth", tmp_path / "model")
+    assert f"is {preset}, {sum(w.size for w in golden.weights.values()):,} parameters" in said
+    config, params = weights.load(tmp_path / "model")
+    restored = jax.jit(apply, static_argnums=0)(config, params, jnp.asarray(golden["input"]))
+    assert relative_error(restored, golden["output"]) < 1e-5
+    convert("--to-torch", tmp_path / "model", tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth")["params"]
+    # These keys and shapes, no more and no fewer, are what load_state_dict(strict=True) asks for.
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[key], tensors[key]) for key in tensors)
 
 
 @pytest.fixture(scope="module")

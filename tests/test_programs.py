@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from drsformer_jax import checkpoint, metrics
+from drsformer_jax.data.folders import find_pictures
 from drsformer_jax.data.images import read_picture, write_picture
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 
@@ -56,25 +58,25 @@ class Programs:
             "cwd": folder,
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
-            "env": {
-                **os.environ,
-                "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "PYTHONPATH": str(ROOT),
-            },
+        }
+        self.environment = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONPATH": str(ROOT),
         }
         self._programs = {
             "train": [str(ROOT / "train.py")],
             "eval": [str(ROOT / "eval.py")],
-            "drsformer": ["-c", "from drsformer_jax.cli import main; main()"],
+            "drsformer": ["-m", "drsformer_jax.cli"],
         }
 
-    def start(self, program, *arguments):
+    def start(self, program, *arguments, environment=None):
         command = [sys.executable, *self._programs[program], *map(str, arguments)]
-        return subprocess.Popen(command, **self._options)
+        return subprocess.Popen(command, env=environment or self.environment, **self._options)
 
-    def __call__(self, program, *arguments):
-        with self.start(program, *arguments) as process:
+    def __call__(self, program, *arguments, environment=None):
+        with self.start(program, *arguments, environment=environment) as process:
             output, errors = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
@@ -217,6 +219,76 @@ def test_derain_restores_one_file(run, trained, place):
     result = run("drsformer", "derain", source, "one.png", "--checkpoint", trained[0])
     assert result.returncode == 0, result.stderr
     assert read_picture(place / "one.png").shape == read_picture(source).shape
+
+
+def test_run_becomes_an_official_file_and_a_model_folder_and_both_restore_alike(
+    run, trained, place
+):
+    folder, _ = trained
+    assert run("drsformer", "convert", "--to-torch", folder, "net.pth").returncode == 0
+    result = run("drsformer", "convert", "net.pth", "model")
+    assert re.search(r"net\.pth is \w+, .*dim 4, .* parameters; written to model\n", result.stdout)
+    for checkpoint_, output in ((folder, "a"), ("net.pth", "b"), ("model", "c")):
+        arguments = ("pairs/input/0.png", f"{output}.png", "--checkpoint", checkpoint_)
+        assert run("drsformer", "derain", *arguments).returncode == 0
+    pictures = [read_picture(place / f"{name}.png") for name in "abc"]
+    np.testing.assert_array_equal(pictures[1], pictures[0])
+    np.testing.assert_array_equal(pictures[2], pictures[0])
+    refused(run("drsformer", "convert", "net.pth", "model"), "model is there already")
+    refused(run("drsformer", "convert", "net.pth", "x.pth"), r"'\.pth'; expected --to-torch")
+
+
+def test_results_are_neither_overwritten_nor_made_again_unasked(run, trained, place):
+    arguments = ("drsformer", "derain", "pairs/input", "once", "--checkpoint", trained[0])
+    assert run(*arguments).returncode == 0
+    (place / "once" / "1.png").unlink()
+    refused(run(*arguments), r"0\.png is there already \(1 of 2 results are\); expected")
+    kept = (place / "once" / "0.png").stat().st_mtime_ns
+    result = run(*arguments, "--resume")
+    assert "restored 1 of 2 pictures" in result.stdout
+    assert (place / "once" / "0.png").stat().st_mtime_ns == kept
+    result = run(*arguments, "--overwrite")
+    assert "restored 2 of 2 pictures" in result.stdout
+    assert (place / "once" / "0.png").stat().st_mtime_ns > kept
+
+
+def test_killed_derain_leaves_no_half_picture_and_resumes(run, trained, place):
+    for index in range(40):
+        write_picture(place / "many" / f"{index}.png", np.full((200, 300, 3), index, np.uint8))
+    arguments = ("derain", "many", "killed-out", "--checkpoint", trained[0])
+    with run.start("drsformer", *arguments) as process:
+        while len(list((place / "killed-out").glob("*.png"))) < 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    done = find_pictures(place / "killed-out")
+    assert 3 <= len(done) < 40
+    for path in done:
+        assert read_picture(path).shape == (200, 300, 3)
+    result = run("drsformer", *arguments, "--resume")
+    assert f"restored {40 - len(done)} of 40 pictures" in result.stdout
+
+
+def test_video_is_restored_frame_by_frame(run, trained, place):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    source = ["-f", "lavfi", "-i", "testsrc=size=48x40:rate=5", "-t", "2"]
+    subprocess.run([ffmpeg, "-v", "error", *source, place / "rain.mp4"], check=True)
+    result = run("drsformer", "derain", "rain.mp4", "clear.mp4", "--checkpoint", trained[0])
+    assert "restored 10 frames into clear.mp4" in result.stdout, result.stderr
+    listed = subprocess.run([ffmpeg, "-i", place / "clear.mp4"], text=True, stderr=subprocess.PIPE)
+    assert re.search(r"48x40.* 5 fps", listed.stderr)
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_folder(run, trained, place):
+    home = {"HOME": str(place / "home"), "XDG_CACHE_HOME": str(place / "home" / "cache")}
+    arguments = ("--checkpoint", trained[0], "pairs/input/0.png")
+    environment = {**run.environment, **home}
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+    for output in ("first.png", "second.png"):
+        result = run("drsformer", "derain", *arguments, output, environment=environment)
+        assert result.returncode == 0, result.stderr
+        kept = list((place / "home" / "cache" / "drsformer_jax").glob("jit__restore-*-cache"))
+        assert len(kept) == 1
 
 
 def test_another_architecture_is_refused_by_naming_what_differs(run, trained):

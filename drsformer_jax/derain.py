@@ -1,0 +1,207 @@
+"""Many picture files: which go where, and reading and writing while the network computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import itertools
+import math
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from drsformer_jax.buckets import Size
+from drsformer_jax.data.folders import find_pictures
+from drsformer_jax.data.images import check_extension, picture_size, write_picture
+from drsformer_jax.data.photo import read_photo, write_photo
+from drsformer_jax.data.sheets import contact_sheet
+from drsformer_jax.errors import InputError
+from drsformer_jax.restore import Restorer
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture: where it is, and where it goes."""
+
+    source: Path
+    target: Path
+    comparison: Path | None = None
+    """Where rainy and restored are written side by side."""
+
+
+def plan_jobs(
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    extension: str | None = None,
+    compare: Path | None = None,
+) -> list[Job]:
+    """Finds the pictures and gives each its place.
+
+    Args:
+        inputs: pictures, folders, whose subfolders are kept in the output, or patterns such as
+            `photos/**/*.jpg`.
+        output: a file where `inputs` is one picture and `output` no folder; else a folder.
+        extension: what the results' names end in, such as `.png`; as the source's where it is None.
+        compare: folder for side-by-side pictures.
+
+    Raises:
+        InputError: if nothing is found, a result would stand in the place of its source or of
+            another result, or an extension is unknown.
+    """
+    found = [each for path in inputs for each in _pictures(path, output)]
+    if not found:
+        raise InputError(f"{output} holds all the pictures of {inputs[0]}; expected others")
+    single = len(inputs) == 1 and inputs[0].is_file() and not output.is_dir()
+    if not single and output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file; expected a folder for {len(found)} pictures")
+    jobs = []
+    for source, place in found:
+        if extension is not None:
+            place = place.with_suffix(extension)
+        target = output if single and output.suffix else output / place
+        comparison = None if compare is None else compare / place.with_suffix(".png")
+        jobs.append(Job(source, target, comparison))
+    _check_places(jobs)
+    return jobs
+
+
+def _pictures(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
+    """(file, its place under the output folder) of every picture that a path stands for."""
+    if path.is_dir():
+        for source in find_pictures(path, nested=True):
+            # Results of an earlier run, where the output lies inside the input.
+            if path.resolve() == output.resolve() or not _is_within(source, output):
+                yield source, source.relative_to(path)
+        return
+    if path.is_file():
+        yield path, Path(path.name)
+        return
+    matches = [Path(each) for each in sorted(glob.glob(str(path), recursive=True))]
+    files = [each for each in matches if each.is_file() and not _is_within(each, output)]
+    if not files:
+        raise InputError(f"{path} is missing; expected a picture, a folder or a pattern of files")
+    plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+    shared = Path(*plain)
+    for source in files:
+        yield source, source.relative_to(shared)
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _check_places(jobs: Sequence[Job]) -> None:
+    owners: dict[Path, Path] = {}
+    for job in jobs:
+        check_extension(job.target)
+        if job.target.resolve() == job.source.resolve():
+            raise InputError(f"{job.target} is the input itself; expected another place")
+        other = owners.setdefault(job.target.resolve(), job.source)
+        if other != job.source:
+            raise InputError(
+                f"{other} and {job.source} would both be written to {job.target}; expected one"
+            )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of the pictures."""
+
+    restored: int
+    skipped: int
+    failed: int
+    seconds: float
+    programs: int
+    """Sizes that the network was compiled for, or that the cache had."""
+    waste: float
+    """Share of pixels that padding and overlaps added to the pictures'."""
+
+
+def restore_files(
+    jobs: Sequence[Job],
+    restorer: Restorer,
+    *,
+    workers: int,
+    resume: bool = False,
+    quality: int | None = None,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> Summary:
+    """Restores pictures; one that fails is reported on stderr and the rest goes on.
+
+    Args:
+        jobs: what to restore; all sizes together decide on the buckets.
+        restorer: the network.
+        workers: threads, each with a picture of its own: while one computes, the others read and
+            write.
+        resume: skip pictures whose result is there.
+        quality: of JPEG and lossy WebP, 1 to 100.
+        background: colour under transparent pictures where the format has no transparency.
+
+    Raises:
+        OSError: if the file system fails, for instance because it is full.
+    """
+    started, failed = time.monotonic(), 0
+    sizes = {job: size for job in jobs if (size := _size(job))}
+    restorer.plan(sizes.values())
+    todo = [job for job in jobs if not (resume and job.target.exists())]
+    for job in todo:
+        if job in sizes and (tiling := restorer.tiling(sizes[job])):
+            side = f"tiles of {tiling.side} pixels"
+            print(f"{job.source} is restored in {side}, an approximation", file=sys.stderr)
+    computing = threading.Lock()
+
+    def restore(job: Job) -> list[str]:
+        photo = read_photo(job.source)
+        with computing:
+            restored = restorer(photo.rgb)
+        if job.comparison is not None:
+            write_picture(job.comparison, _side_by_side(photo.rgb, restored))
+        photo = dataclasses.replace(photo, rgb=restored)
+        return write_photo(job.target, photo, quality=quality, background=background)
+
+    with ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(restore, job): job for job in todo}
+        try:
+            for future in tqdm(futures, unit="picture", disable=None):
+                try:
+                    for note in future.result():
+                        tqdm.write(f"{futures[future].target}: {note}", file=sys.stderr)
+                except InputError as error:
+                    if len(jobs) == 1:
+                        raise
+                    tqdm.write(f"error: {error}", file=sys.stderr)
+                    failed += 1
+        finally:
+            pool.shutdown(cancel_futures=True)
+    done = [sizes[job] for job in todo if job in sizes]
+    return Summary(
+        restored=len(todo) - failed,
+        skipped=len(jobs) - len(todo),
+        failed=failed,
+        seconds=time.monotonic() - started,
+        programs=len(restorer.programs),
+        waste=sum(map(restorer.cost, done)) / sum(map(math.prod, done)) - 1 if done else 0.0,
+    )
+
+
+def _size(job: Job) -> Size | None:
+    """(height, width); None where it cannot be read, which is told when its turn comes."""
+    try:
+        return picture_size(job.source)
+    except InputError:
+        return None
+
+
+def _side_by_side(rainy: np.ndarray, restored: np.ndarray) -> np.ndarray:
+    eight_bits = [
+        (picture >> 8 * (picture.itemsize - 1)).astype(np.uint8) for picture in (rainy, restored)
+    ]
+    return contact_sheet([eight_bits], ("rainy", "restored"))

@@ -1,0 +1,212 @@
+"""Folders of pictures of every kind are restored, each to its place, and nothing is lost."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from drsformer_jax.data.images import read_picture, write_picture
+from drsformer_jax.data.photo import Photo, read_photo, write_photo
+from drsformer_jax.derain import Job, plan_jobs, restore_files
+from drsformer_jax.errors import InputError
+from drsformer_jax.restore import Restorer
+
+
+def noise(h: int, w: int, dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(h * w).integers(0, np.iinfo(dtype).max, (h, w, 3), dtype)
+
+
+def pictures(folder: Path, *names: str) -> Path:
+    for name in names:
+        write_picture(folder / name, noise(4, 6))
+    return folder
+
+
+def places(jobs: list[Job], folder: Path) -> dict[str, str]:
+    return {job.source.name: job.target.relative_to(folder).as_posix() for job in jobs}
+
+
+@pytest.fixture(scope="module")
+def restorer(network):
+    restorer = Restorer(*network)
+    restorer.plan([(32, 32)])
+    return restorer
+
+
+def test_subfolders_are_kept_and_hidden_ones_left_out(tmp_path):
+    pictures(tmp_path / "in", "10.png", "2.jpg", "deep/er/3.bmp", ".hidden/4.png", "deep/.5.png")
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
+    assert [job.source.name for job in jobs] == ["2.jpg", "10.png", "3.bmp"]
+    assert places(jobs, tmp_path / "out") == {
+        "10.png": "10.png",
+        "2.jpg": "2.jpg",
+        "3.bmp": "deep/er/3.bmp",
+    }
+
+
+def test_pattern_keeps_what_stands_below_its_plain_part(tmp_path):
+    pictures(tmp_path / "in", "a/1.png", "a/b/2.png", "a/b/3.jpg", "c/4.png")
+    jobs = plan_jobs([tmp_path / "in" / "a" / "**" / "*.png"], tmp_path / "out")
+    assert places(jobs, tmp_path / "out") == {"1.png": "1.png", "2.png": "b/2.png"}
+
+
+def test_several_inputs_go_into_one_folder(tmp_path):
+    pictures(tmp_path, "a/1.png", "b/2.png", "3.png")
+    inputs = [tmp_path / "a", tmp_path / "b" / "2.png", tmp_path / "3.png"]
+    jobs = plan_jobs(inputs, tmp_path / "out", extension=".jpg", compare=tmp_path / "both")
+    assert places(jobs, tmp_path / "out") == {"1.png": "1.jpg", "2.png": "2.jpg", "3.png": "3.jpg"}
+    assert jobs[0].comparison == tmp_path / "both" / "1.png"
+
+
+def test_one_picture_goes_to_a_file_or_into_a_folder(tmp_path):
+    source = pictures(tmp_path, "1.png") / "1.png"
+    (tmp_path / "folder.png").mkdir()
+    for output, place in (
+        ("x.jpg", "x.jpg"),
+        ("new", "new/1.png"),
+        ("folder.png", "folder.png/1.png"),
+    ):
+        assert plan_jobs([source], tmp_path / output)[0].target == tmp_path / place
+
+
+def test_results_inside_the_input_are_no_input_of_the_next_run(tmp_path):
+    pictures(tmp_path, "1.png", "out/1.png", "out/2.png")
+    assert places(plan_jobs([tmp_path], tmp_path / "out"), tmp_path / "out") == {"1.png": "1.png"}
+    jobs = plan_jobs([tmp_path / "**" / "*.png"], tmp_path / "out")
+    assert places(jobs, tmp_path / "out") == {"1.png": "1.png"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "flags", "message"),
+    [
+        (["none.png"], "out", {}, r"none\.png is missing; expected a picture, a folder or a pat"),
+        (["x/*.gif"], "out", {}, r"x/\*\.gif is missing"),
+        (["x"], "x", {}, r"1\.png is the input itself; expected another place"),
+        (["x"], "1.txt", {}, r"1\.txt is a file; expected a folder for 2 pictures"),
+        (["x/1.png"], "out.gif", {}, r"out\.gif has the extension '\.gif'; expected one of"),
+        (["x", "y"], "out", {}, r"x/1\.png and .*y/1\.png would both be written to .*out/1\.png"),
+        (["z"], "out", {"extension": ".png"}, r"a\.jpg and .*a\.png would both be written to"),
+        (["empty"], "out", {}, "empty holds no picture"),
+    ],
+)
+def test_impossible_places_are_told_in_one_line(tmp_path, inputs, output, flags, message):
+    pictures(tmp_path, "x/1.png", "x/2.png", "y/1.png", "z/a.png", "z/a.jpg")
+    (tmp_path / "1.txt").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=message) as error:
+        plan_jobs([tmp_path / each for each in inputs], tmp_path / output, **flags)
+    assert "\n" not in str(error.value)
+
+
+KINDS = st.sampled_from(["L", "LA", "RGB", "RGBA", "P", "1", "deep", "deep grey"])
+FORMATS = st.sampled_from([".png", ".jpg", ".webp", ".bmp", ".tif"])
+SIDES = st.integers(1, 16)  # Four sizes when padded, so that little is compiled.
+
+
+def save_any(path: Path, kind: str, size: tuple[int, int]) -> None:
+    """Writes a picture of a kind, as far as its format can."""
+    if kind.startswith("deep"):
+        write_photo(path, Photo(noise(*size, np.uint16), grey="grey" in kind))
+        return
+    image = Image.fromarray(noise(*size)).convert(kind)
+    plain = {".jpg": ("L", "RGB"), ".bmp": ("L", "RGB", "P", "1"), ".webp": ("RGB", "RGBA")}
+    image.convert(kind if kind in plain.get(path.suffix, kind) else "RGB").save(path)
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(KINDS, FORMATS, SIDES, SIDES), min_size=1, max_size=12), FORMATS)
+def test_pictures_of_any_kind_size_and_format_are_restored(restorer, pictures, extension):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for index, (kind, suffix, *size) in enumerate(pictures):
+            save_any(folder / f"{index}{suffix}", kind, (size[0], size[1]))
+        jobs = plan_jobs([folder], folder / "out", extension=extension)
+        jobs += [Job(job.source, folder / "same" / job.source.name) for job in jobs]
+        summary = restore_files(jobs, restorer, workers=2)
+        assert (summary.restored, summary.failed) == (len(jobs), 0)
+        for job in jobs:
+            before, after = read_photo(job.source), read_photo(job.target)
+            assert after.rgb.shape == before.rgb.shape
+            assert after.grey == (before.grey and job.target.suffix != ".webp")
+            if job.target.suffix in (".png", ".tif"):
+                assert after.rgb.dtype == before.rgb.dtype
+                assert (after.alpha is None) == (before.alpha is None)
+                expected = restorer(before.rgb)
+                if not before.grey:
+                    np.testing.assert_array_equal(after.rgb, expected)
+
+
+def test_bad_files_are_reported_and_the_rest_goes_on(restorer, tmp_path, capsys):
+    pictures(tmp_path / "in", "1.png", "3.png")
+    (tmp_path / "in" / "2.png").write_text("no picture")
+    data = (tmp_path / "in" / "1.png").read_bytes()
+    (tmp_path / "in" / "4.png").write_bytes(data[: len(data) - 30])
+    summary = restore_files(plan_jobs([tmp_path / "in"], tmp_path / "out"), restorer, workers=2)
+    assert (summary.restored, summary.failed) == (2, 2)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"1.png", "3.png"}
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if line.startswith("error: ")]) == 2
+    assert any("2.png is no picture" in line for line in lines)
+
+
+def test_resumed_run_skips_what_is_done_and_uses_the_same_buckets(network, tmp_path):
+    for index, side in enumerate((8, 16, 24, 32)):
+        write_picture(tmp_path / "in" / f"{index}.png", noise(side, 8))
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
+    first = Restorer(*network)
+    restore_files(jobs, first, workers=1)
+    (tmp_path / "out" / "1.png").unlink()
+    kept = (tmp_path / "out" / "0.png").stat().st_mtime_ns
+    second = Restorer(*network)
+    summary = restore_files(jobs, second, workers=1, resume=True)
+    assert (summary.restored, summary.skipped) == (1, 3)
+    assert second.programs <= first.programs
+    assert (tmp_path / "out" / "0.png").stat().st_mtime_ns == kept
+
+
+def test_comparison_shows_rainy_and_restored_side_by_side(restorer, tmp_path):
+    deep = Photo(noise(20, 30, np.uint16))
+    write_photo(tmp_path / "in.png", deep)
+    job = Job(tmp_path / "in.png", tmp_path / "out.png", tmp_path / "both.png")
+    restore_files([job], restorer, workers=1)
+    sheet = read_picture(tmp_path / "both.png")
+    np.testing.assert_array_equal(sheet[32:52, 8:38], (deep.rgb >> 8).astype(np.uint8))
+    restored = read_photo(tmp_path / "out.png").rgb
+    assert any(
+        np.array_equal(sheet[32:52, left : left + 30], (restored >> 8).astype(np.uint8))
+        for left in range(38, sheet.shape[1] - 30)
+    )
+
+
+def test_what_a_format_cannot_keep_is_told(restorer, tmp_path, capsys):
+    rgba = np.dstack([noise(8, 8), np.full((8, 8), 100, np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    jobs = [Job(tmp_path / "a.png", tmp_path / "a.jpg")]
+    restore_files(jobs, restorer, workers=1, background=(255, 0, 0))
+    assert "a.jpg: transparency is laid on the colour (255, 0, 0)" in capsys.readouterr().err
+
+
+def test_tiles_are_announced_as_an_approximation(network, tmp_path, capsys):
+    pictures(tmp_path, "1.png")
+    write_picture(tmp_path / "2.png", noise(40, 30))
+    restorer = Restorer(*network, tile=32, overlap=8)
+    summary = restore_files(plan_jobs([tmp_path], tmp_path / "out"), restorer, workers=1)
+    told = capsys.readouterr().err
+    assert "2.png is restored in tiles of 32 pixels, an approximation" in told
+    assert "1.png" not in told
+    assert summary.waste == pytest.approx((64 + 2 * 32 * 32) / (24 + 1200) - 1)
+
+
+def test_summary_of_nothing_to_do_wastes_nothing(restorer, tmp_path):
+    pictures(tmp_path / "in", "1.png")
+    pictures(tmp_path / "out", "1.png")
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
+    assert restore_files(jobs, restorer, workers=1, resume=True).waste == 0

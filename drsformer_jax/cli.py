@@ -83,10 +83,11 @@ class Derain:
             quality=self.quality,
             background=self.background,
         )
+        there = f", {summary.skipped} were there already" if summary.skipped else ""
         print(
             f"restored {summary.restored} of {len(jobs)} pictures into {output} in "
-            f"{summary.seconds:.1f} s ({summary.skipped} were there already); programs for "
-            f"{summary.programs} sizes, whose padding added {summary.waste:.0%} to the pixels"
+            f"{summary.seconds:.1f} s{there}; programs for {summary.programs} sizes, whose padding "
+            f"added {summary.waste:.0%} to the pixels"
         )
         if summary.failed:
             raise InputError(f"{summary.failed} of {len(jobs)} pictures failed; expected none to")

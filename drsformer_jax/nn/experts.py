@@ -68,7 +68,7 @@ class Step(nnx.Module):
         channels = x.shape[-1]
         experts = [getattr(self, f"separable{size}") for size in SEPARABLE_SIZES]
         experts += [getattr(self, f"dilated{size}") for size in DILATED_SIZES]
-        features = [expert(x, inside) for expert in experts] + [average_pool(x, inside)]
+        features = [expert(x, inside) for expert in experts] + [average_pool(x, inside=inside)]
         last = [expert.pointwise_last.kernel[...] for expert in experts]
         last.append(jnp.eye(channels, dtype=last[0].dtype))  # The pool has no 1x1 convolution.
         join = self.join.kernel[...].reshape(EXPERTS, channels, channels)

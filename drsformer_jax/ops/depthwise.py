@@ -57,14 +57,14 @@ def paired_conv(
 
 
 def average_pool(
-    x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None, size: int = 3
+    x: Float[Array, "b h w c"], size: int = 3, inside: Bool[Array, "b h w 1"] | None = None
 ) -> Float[Array, "b h w c"]:
     """Mean over size x size neighbours, counting only those inside the picture; stride 1.
 
     Args:
         x: pictures.
-        inside: mask of the pictures where the arrays are larger; results outside mean nothing.
         size: side of the window, odd.
+        inside: mask of the pictures where the arrays are larger; results outside mean nothing.
     """
     ones = jnp.ones((size, size, x.shape[-1]), _accumulator(x))
     counted = jnp.ones_like(x[:1, :, :, :1], ones.dtype) if inside is None else inside

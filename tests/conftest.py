@@ -51,19 +51,11 @@ def official_shapes(shared: Path) -> Callable[[str], dict[str, tuple[int, ...]]]
 @pytest.fixture(scope="session")
 def network() -> tuple[ModelConfig, Params]:
     """A network that compiles in a moment, and drawn parameters."""
-    from drsformer_jax.config import ModelConfig
+    from recipe import SMALL
+
     from drsformer_jax.nn.functional import init_params
 
-    config = ModelConfig(
-        dim=4,
-        blocks=(1, 1, 1, 1),
-        heads=(1, 1, 1, 1),
-        encoder_level0="none",
-        refinement="none",
-        attention="dense",
-        feed_forward="fn",
-    )
-    return config, init_params(config, jax.random.key(0))
+    return SMALL, init_params(SMALL, jax.random.key(0))
 
 
 @pytest.fixture(scope="session")

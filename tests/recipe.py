@@ -12,6 +12,16 @@ import numpy as np
 
 from drsformer_jax.config import ModelConfig
 
+SMALL = ModelConfig(
+    dim=4,
+    blocks=(1, 1, 1, 1),
+    heads=(1, 1, 1, 1),
+    encoder_level0="none",
+    refinement="none",
+    attention="dense",
+    feed_forward="fn",
+)
+"""A network that compiles in a moment."""
 FOLDER = Path(__file__).parent / "golden"
 FORWARD = ("drsformer", "no_mefc", "restormer", "dfn", "fn", "dense", "bias", "bias_free")
 

@@ -7,24 +7,16 @@ import math
 
 import jax
 import pytest
+import recipe
 
 from drsformer_jax.complexity import multiply_accumulates, parameters
-from drsformer_jax.config import PRESETS, ModelConfig
+from drsformer_jax.config import PRESETS
 from drsformer_jax.errors import InputError
 from drsformer_jax.nn.functional import abstract_params
 
 # Blocks of 10 C^2 + 27 C: qkv 3 C^2, its 3x3 depthwise 27 C, q k^T and (softmax) v with one head
 # C^2 each, projection C^2, feed-forward network twice C * 2 C.
-SMALL = ModelConfig(
-    dim=4,
-    blocks=(1, 1, 1, 1),
-    heads=(1, 1, 1, 1),
-    encoder_level0="none",
-    refinement="none",
-    attention="dense",
-    feed_forward="fn",
-    expansion=2.0,
-)
+SMALL = dataclasses.replace(recipe.SMALL, expansion=2.0)
 SMALL_WORK = (
     # 3 -> 4, block of 4, 4 -> 2, block of 8, 8 -> 3
     64 * (9 * 3 * 4 + 268 + 9 * 4 * 2 + 856 + 9 * 8 * 3)

@@ -11,25 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from recipe import Golden, load_small, relative_error
+from recipe import SMALL, Golden, load_small, relative_error
 
-from drsformer_jax.config import ModelConfig, OptimConfig, TrainConfig
+from drsformer_jax.config import OptimConfig, TrainConfig
 from drsformer_jax.convert import params_from_torch, params_to_torch
 from drsformer_jax.nn.functional import Params, init_params
 from drsformer_jax.optim import learning_rate, transformation
 from drsformer_jax.training import TrainState, init_state, train_step
 
-COMPACT = TrainConfig(
-    model=ModelConfig(
-        dim=2,
-        blocks=(1, 1, 1, 1),
-        heads=(1, 1, 1, 1),
-        encoder_level0="none",
-        refinement="none",
-        attention="dense",
-        feed_forward="fn",
-    )
-)
+COMPACT = TrainConfig(model=dataclasses.replace(SMALL, dim=2))
 # The official schedule at a few numbers of updates done.
 OFFICIAL_RATES = {
     0: 0.0003,

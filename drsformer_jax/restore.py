@@ -152,11 +152,7 @@ class Restorer:
             )
         pictures = rainy.reshape(-1, *rainy.shape[-3:])
         height, width = pictures.shape[1:3]
-        missing = [
-            (0, to - side)
-            for side, to in zip((height, width), padded((height, width)), strict=False)
-        ]
-        pictures = np.pad(pictures, [(0, 0), *missing, (0, 0)], mode="reflect")
+        pictures = _pad(pictures, padded((height, width)), "reflect")
         tiling = self.tiling((height, width))
         if tiling is not None:
             restored = np.stack([self._restore_tiles(tiling, picture) for picture in pictures])
@@ -164,22 +160,34 @@ class Restorer:
             restored = self._restore(pictures)
         else:
             restored = np.concatenate([self._restore(picture[None]) for picture in pictures])
-        return restored[:, :height, :width].reshape(rainy.shape)
+        restored = restored[:, :height, :width].reshape(rainy.shape)
+        # 65535 = 255 * 257: rounding twice is rounding once.
+        if rainy.dtype == np.uint8:
+            restored = ((restored + np.uint32(128)) // 257).astype(np.uint8)
+        return restored
 
-    def _restore(self, pictures: np.ndarray, *, rounded: bool = True) -> np.ndarray:
-        """Restores pictures whose sides are multiples of 8, whole."""
+    def _restore(self, pictures: np.ndarray) -> np.ndarray:
+        """Restores pictures whose sides are multiples of 8, whole, to 16 bits."""
         count, height, width, _ = pictures.shape
         bucket = self.bucket((height, width))
         self.programs.add(bucket)
+        # One program for 8 and 16 bits.
+        rainy = _pad(pictures, bucket, "constant").astype(np.uint16)
+        white = np.float32(np.iinfo(pictures.dtype).max)
         size = np.full((count, 2), (height, width), np.int32)
-        program = _restore if rounded else _restore_unclamped
-        restored = program(self.config, self._params, _pad(pictures, bucket, "constant"), size)
-        return np.asarray(restored)[:, :height, :width]
+        try:
+            restored = _restore(self.config, self._params, rainy, white, size)
+            return np.asarray(restored)[:, :height, :width]
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise InputError(
+                f"{width}x{height} pixels need more memory than there is; expected smaller tiles"
+            ) from error
 
     def _restore_tiles(self, tiling: Tiling, picture: np.ndarray) -> np.ndarray:
-        blended = tiling.apply(lambda tile: self._restore(tile[None], rounded=False)[0], picture)
-        white = np.iinfo(picture.dtype).max
-        return np.rint(np.clip(blended, 0, 1) * white).astype(picture.dtype)
+        blended = tiling.apply(lambda tile: self._restore(tile[None])[0], picture)
+        return np.rint(blended).astype(np.uint16)
 
     def _fits(self, bucket: Size, count: int = 1) -> bool:
         if self._budget is None:
@@ -197,12 +205,6 @@ def _holds(bucket: Size, size: Size) -> bool:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _restore_unclamped(config: ModelConfig, params: Params, rainy: Array, size: Array) -> Array:
-    white = jnp.iinfo(rainy.dtype).max
-    return apply(config, params, rainy.astype(jnp.float32) / white, size)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _restore(config: ModelConfig, params: Params, rainy: Array, size: Array) -> Array:
-    restored = _restore_unclamped(config, params, rainy, size)
-    return jnp.round(jnp.clip(restored, 0, 1) * jnp.iinfo(rainy.dtype).max).astype(rainy.dtype)
+def _restore(config: ModelConfig, params: Params, rainy: Array, white: Array, size: Array) -> Array:
+    restored = apply(config, params, rainy.astype(jnp.float32) / white, size)
+    return jnp.round(jnp.clip(restored, 0, 1) * 65535).astype(jnp.uint16)

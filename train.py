@@ -29,6 +29,7 @@ from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.evaluation import Scores, evaluate, mean
 from drsformer_jax.flags import parse
+from drsformer_jax.nn.functional import use_wide_types
 from drsformer_jax.reporting import MetricsWriter, Progress
 from drsformer_jax.restore import Restorer
 from drsformer_jax.training import TrainState, init_state, train_step
@@ -53,8 +54,7 @@ def main() -> None:
     started = time.monotonic()
     with one_line_errors():
         command = parse_command(sys.argv[1:])
-        if "float64" in (command.train.model.dtype, command.train.model.param_dtype):
-            jax.config.update("jax_enable_x64", True)
+        use_wide_types(command.train.model)
         use_compile_cache()
         train(command.train, command.workdir, started)
 

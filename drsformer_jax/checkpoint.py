@@ -15,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from drsformer_jax.config import ModelConfig, TrainConfig, read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
-from drsformer_jax.nn.functional import Params, abstract_params
+from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
 from drsformer_jax.training import TrainState
 
 _METRIC = "psnr"
@@ -163,6 +163,7 @@ def load(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Model
         InputError: if the folder is no run, or has no checkpoint or not that one.
     """
     config = read_config(Path(folder)).model
+    use_wide_types(config)
     if not (Path(folder) / "checkpoints").is_dir():
         raise InputError(f"{folder} has no checkpoints; expected a run that has saved one")
     with Run(folder, keep=None) as run:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
@@ -144,9 +144,14 @@ def from_torch(state: Mapping[str, Any]) -> DRSformer:
     Raises:
         InputError: names every missing, unused and wrongly shaped key.
     """
-    state = state_dict(state)
-    config = infer_config({key: np.shape(value) for key, value in state.items()})
-    return build(config, params_from_torch(state, config))
+    return build(*network_from_torch(state))
+
+
+def network_from_torch(content: Mapping[str, Any]) -> tuple[ModelConfig, Params]:
+    """Configuration and parameters of an official network; takes and raises as `from_torch`."""
+    state = state_dict(content)
+    config = infer_config({key: value.shape for key, value in state.items()})
+    return config, params_from_torch(state, config)
 
 
 def to_torch(model: DRSformer) -> dict[str, np.ndarray]:
@@ -203,22 +208,50 @@ def params_from_torch(state: Mapping[str, Any], config: ModelConfig) -> Params:
     """The parameters of `config` from a bare state dict; raises as `from_torch` does."""
     entries = _entries(config)
     abstract = _flat(abstract_params(config))
-    problems = [f"{key} is missing" for key in entries if key not in state]
-    problems += [f"{key} is not used" for key in state if key not in entries]
+    empty = {leaf: np.broadcast_to(np.int8(0), value.shape) for leaf, value in abstract.items()}
+    expected = {
+        key: entry.to_official(empty[entry.leaf][entry.place]).shape
+        for key, entry in entries.items()
+    }
+    problems = mismatches({key: value.shape for key, value in state.items()}, expected)
+    problems += [
+        f"{key} is {value.dtype}, expected floating point"
+        for key, value in state.items()
+        if not jnp.issubdtype(value.dtype, jnp.floating)
+    ]
+    _refuse(problems)
     leaves = {leaf: np.zeros(value.shape, value.dtype) for leaf, value in abstract.items()}
     for key, entry in entries.items():
-        if key not in state:
-            continue
-        value, target = np.asarray(state[key]), leaves[entry.leaf][entry.place]
-        expected = entry.to_official(np.asarray(target)).shape
-        if value.shape == expected:
-            leaves[entry.leaf][entry.place] = entry.to_ours(value)
-        else:
-            problems.append(f"{key} has shape {value.shape}, expected {expected}")
+        target = leaves[entry.leaf][entry.place] = entry.to_ours(state[key])
+        if not np.isfinite(target).all():
+            problems.append(f"{key} holds values that are not finite")
+    _refuse(problems)
+    params = {leaf: jnp.asarray(value) for leaf, value in leaves.items()}
+    return traverse_util.unflatten_dict(params, sep=".")
+
+
+def mismatches(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Everything in which named arrays differ from those expected, one text each.
+
+    Args:
+        found: shapes by name.
+        expected: likewise.
+    """
+    missing = [f"{name} is missing" for name in expected if name not in found]
+    unused = [f"{name} is not used" for name in found if name not in expected]
+    wrong = [
+        f"{name} has shape {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    return missing + unused + wrong
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise InputError("the checkpoint does not fit the network: " + "; ".join(problems))
-    params = {leaf: jax.numpy.asarray(value) for leaf, value in leaves.items()}
-    return traverse_util.unflatten_dict(params, sep=".")
 
 
 def params_to_torch(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
@@ -241,15 +274,17 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     """
     levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
     first = "encoder_level1.0"
-    try:
-        dim = shapes["patch_embed.proj.weight"][0]
-        heads = tuple(shapes[f"{level}.0.attn.temperature"][0] for level in levels)
-        hidden = [shapes[f"{level}.0.ffn.project_out.weight"][1] for level in levels]
-        widened = shapes[f"{first}.ffn.project_in.weight"][0]
-    except (KeyError, IndexError) as error:
-        raise InputError(
-            f"the checkpoint has no usable {error}; expected the keys of DRSformer or Restormer"
-        ) from None
+
+    def length(key: str, axis: int) -> int:
+        if len(shapes.get(key, ())) <= axis:
+            found = f"has shape {shapes[key]}" if key in shapes else "is missing"
+            raise InputError(f"{key} {found}; expected the arrays of DRSformer or Restormer")
+        return shapes[key][axis]
+
+    dim = length("patch_embed.proj.weight", 0)
+    heads = tuple(length(f"{level}.0.attn.temperature", 0) for level in levels)
+    hidden = [length(f"{level}.0.ffn.project_out.weight", 1) for level in levels]
+    widened = length(f"{first}.ffn.project_in.weight", 0)
     if f"{first}.ffn.dwconv3x3.weight" in shapes:
         feed_forward, hidden = "msfn", [width // 2 for width in hidden]
     elif f"{first}.ffn.dwconv.weight" in shapes:

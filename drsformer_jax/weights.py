@@ -11,10 +11,10 @@ import numpy as np
 from flax import traverse_util
 
 from drsformer_jax.config import ModelConfig, read_config, write_config
-from drsformer_jax.convert import infer_config, params_from_torch, state_dict
+from drsformer_jax.convert import mismatches, network_from_torch, state_dict
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import new_folder
-from drsformer_jax.nn.functional import Params, abstract_params
+from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
 from drsformer_jax.tensor_files import read_tensors, write_safetensors
 
 _PARAMS = "params.safetensors"
@@ -62,15 +62,13 @@ def save(folder: str | os.PathLike[str], config: ModelConfig, params: Params) ->
 
 def _read_folder(folder: Path) -> tuple[ModelConfig, Params]:
     config, path = read_config(folder).model, folder / _PARAMS
+    use_wide_types(config)
     stored = read_tensors(path)
     expected = traverse_util.flatten_dict(abstract_params(config), sep=".")
-    problems = [f"{name} is missing" for name in expected if name not in stored]
-    problems += [f"{name} is not used" for name in stored if name not in expected]
-    problems += [
-        f"{name} has shape {stored[name].shape}, expected {leaf.shape}"
-        for name, leaf in expected.items()
-        if name in stored and stored[name].shape != leaf.shape
-    ]
+    problems = mismatches(
+        {name: value.shape for name, value in stored.items()},
+        {name: leaf.shape for name, leaf in expected.items()},
+    )
     if problems:
         raise InputError(f"{path} does not fit the config.json beside it: {'; '.join(problems)}")
     leaves = {name: jnp.asarray(stored[name], leaf.dtype) for name, leaf in expected.items()}
@@ -81,7 +79,9 @@ def _read_official(path: Path) -> tuple[ModelConfig, Params]:
     content = read_tensors(path)
     try:
         state = state_dict(content)
-        config = infer_config({key: np.shape(value) for key, value in state.items()})
-        return config, params_from_torch(state, config)
+        numbers, size = sum(value.size for value in state.values()), path.stat().st_size
+        if numbers > size:  # A few bytes can stand for an array of any size.
+            raise InputError(f"it claims {numbers:,} numbers in {size:,} bytes; expected fewer")
+        return network_from_torch(state)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -13,10 +13,12 @@ from recipe import FORWARD, Golden, load_small
 
 from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.convert import (
+    describe,
     from_torch,
     infer_config,
     params_from_torch,
     params_to_torch,
+    to_torch,
 )
 from drsformer_jax.errors import InputError
 from drsformer_jax.nn.functional import abstract_params, init_params
@@ -147,6 +149,63 @@ def test_everything_that_does_not_fit_is_named_in_one_error():
         "latent.0.attn.attn3 is missing",
         "output.weight is missing",
     ]
+
+
+def test_values_that_no_network_can_have_are_named():
+    state = empty_state(SMALL)
+    state["output.weight"] = state["output.weight"].astype(np.int64)
+    with pytest.raises(InputError, match=r"output\.weight is int64, expected floating point$"):
+        from_torch(state)
+    state = empty_state(SMALL)
+    state["output.weight"] = np.full_like(state["output.weight"], np.nan)
+    state["latent.0.attn.attn3"] = np.array([np.inf])
+    with pytest.raises(InputError, match=r"not finite; .* holds values that are not finite$"):
+        from_torch(state)
+
+
+def test_state_dict_is_found_bare_nested_and_prefixed():
+    state = empty_state(SMALL)
+    prefixed = {f"module.{key}": value for key, value in state.items()}
+    other = {"params": {}, "params_ema": prefixed, "iteration": 5}
+    for content in (state, prefixed, {"params": state}, other):
+        assert to_torch(from_torch(content)).keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({}, "nothing"),
+        ({"epoch": 3, "state": {}}, "'epoch', 'state'"),
+        ({"params": 5}, "'params'"),
+        ([1, 2], "a list"),
+        ({str(i): i for i in range(9)}, "'0', '1', '2', '3', '4', ..."),
+    ],
+)
+def test_what_holds_no_state_dict_is_told_in_one_line(content, found):
+    with pytest.raises(InputError) as error:
+        from_torch(content)
+    assert str(error.value) == (
+        f"the checkpoint holds {found}; expected a state dict, bare or under params or params_ema"
+    )
+
+
+def test_two_arrays_of_one_name_are_refused():
+    with pytest.raises(InputError, match=r"keys with and without module\.; expected one kind"):
+        from_torch({"a": np.zeros(1), "module.a": np.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (PRESETS["drsformer_no_mefc"], "drsformer_no_mefc"),
+        (
+            dataclasses.replace(PRESETS["restormer"], dim=32, bias=True),
+            "restormer, dim 32, bias True",
+        ),
+    ],
+)
+def test_network_is_described_by_its_preset_and_what_differs(config, text):
+    assert describe(config) == text
 
 
 def test_block_beyond_a_gap_in_the_numbers_is_named():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -104,7 +106,7 @@ def test_all_that_differs_from_the_configuration_beside_it_is_named(network, tmp
     [
         (
             {"conv.weight": np.zeros(3, np.float32)},
-            r"net\.pth: the checkpoint has no usable",
+            r"net\.pth: patch_embed\.proj\.weight is missing; expected",
         ),
         ({}, r"net\.pth: the checkpoint holds 'params'; expected a state dict, bare or under"),
     ],
@@ -113,6 +115,33 @@ def test_file_of_another_network_is_told_in_one_line(tmp_path, content, message)
     write_pth(tmp_path / "net.pth", content)
     with pytest.raises(InputError, match=message):
         weights.load(tmp_path / "net.pth")
+
+
+def test_bomb_that_claims_a_huge_network_is_refused_before_memory_is_asked_for(tmp_path):
+    torch = pytest.importorskip("torch")
+    shapes = {
+        "patch_embed.proj.weight": (10**5, 3, 3, 3),
+        "encoder_level1.0.ffn.project_in.weight": (10**6, 10**5, 1, 1),
+    }
+    state = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}
+    torch.save(state, tmp_path / "bomb.pth")
+    with pytest.raises(
+        InputError, match=r"bomb\.pth: it claims 100,002,700,000 numbers in"
+    ):
+        weights.load(tmp_path / "bomb.pth")
+
+
+def test_float64_network_is_read_in_float64(network, tmp_path):
+    with jax.enable_x64(True):
+        config = dataclasses.replace(network[0], dtype="float64", param_dtype="float64")
+        params = jax.tree.map(lambda leaf: leaf.astype("float64") / 3, network[1])
+        weights.save(tmp_path / "model", config, params)
+    script = (
+        "import sys, jax; from drsformer_jax import weights; "
+        "print({str(leaf.dtype) for leaf in jax.tree.leaves(weights.load(sys.argv[1])[1])})"
+    )
+    command = [sys.executable, "-W", "error", "-c", script, str(tmp_path / "model")]
+    assert subprocess.check_output(command, text=True) == "{'float64'}\n"
 
 
 def test_what_is_missing_or_has_no_steps_is_told_in_one_line(model, tmp_path):

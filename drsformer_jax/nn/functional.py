@@ -29,6 +29,12 @@ def abstract_params(config: ModelConfig) -> Params:
     return jax.tree.map(lambda leaf: leaf, _abstract(config)[1])
 
 
+def use_wide_types(config: ModelConfig) -> None:
+    """Lets JAX compute in float64 where the network does, which it must be told for the process."""
+    if "float64" in (config.dtype, config.param_dtype):
+        jax.config.update("jax_enable_x64", True)
+
+
 def init_params(config: ModelConfig, key: Array) -> Params:
     """Draws initial parameters: uniform within 1 / sqrt(fan_in) as in PyTorch."""
     return nnx.to_pure_dict(nnx.state(DRSformer(config, rngs=nnx.Rngs(params=key))))

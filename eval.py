@@ -91,8 +91,10 @@ class Work:
     """Name, restored picture and scores of each; computed as they are asked for."""
     columns: Sequence[str]
     """Which scores there are."""
-    network: ModelConfig | None
+    network: ModelConfig | None = None
     """What restores; None where that is not known."""
+    tiled: int = 0
+    """Pictures that memory makes it restore in tiles, an approximation."""
 
 
 def main() -> None:
@@ -115,6 +117,7 @@ def score(command: Command) -> None:
     document: dict[str, Any] = {work.kind: str(work.path), "protocol": protocol}
     document["mean"] = values(average, work.columns)
     if work.network is not None:
+        document["tiled_pictures"] = work.tiled
         document["complexity"] = network = size_of(work.network)
         print(
             f"{network['parameters']:,} parameters, {network['multiply_accumulates'] / 1e9:.2f} G "
@@ -164,14 +167,15 @@ def prepare_checkpoint(command: Command, checkpoint: Path, protocol: Protocol) -
             )
     listed = find_pairs_in(input_dir, target_dir, command.match)
     pairs = PairedFiles(listed)
-    pairs.sizes()  # Refuses pairs of two sizes before the network is read.
+    sizes = pairs.sizes()  # Refuses pairs of two sizes before the network is read.
     restorer = Restorer.load(checkpoint, command.step)
     results = (
         (pair["name"], restored, scores)
         for pair, restored, scores in evaluation.evaluate(restorer, pairs, protocol)
     )
     names = [name for name, *_ in listed]
-    return Work("checkpoint", checkpoint, names, results, tuple(_COLUMNS), restorer.config)
+    tiled = sum(restorer.tiling(size) is not None for size in sizes)
+    return Work("checkpoint", checkpoint, names, results, tuple(_COLUMNS), restorer.config, tiled)
 
 
 def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work:
@@ -193,7 +197,7 @@ def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work
             yield name, restored, evaluation.score(rainy, restored, clean, protocol)
 
     columns = tuple(_COLUMNS) if rainy_paths else ("restored_psnr", "restored_ssim")
-    return Work("restored", folder, [name for name, *_ in pairs], results(), columns, None)
+    return Work("restored", folder, [name for name, *_ in pairs], results(), columns)
 
 
 def folders_of(command: Command) -> tuple[Path | None, Path]:

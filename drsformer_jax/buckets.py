@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -50,7 +51,7 @@ def plan_buckets(sizes: Iterable[Size], fits: Callable[[Size], bool]) -> list[Si
     """
     counts = Counter(padded(size) for size in sizes)
     if len(counts) > _STEPS**2:  # Pairs of thousands of sizes would take long to try.
-        counts = _coarse(counts)
+        counts = _coarse(counts, fits)
     while len(counts) > MOST_PROGRAMS:
         unions = [
             (_added(a, b, counts), a, b)
@@ -65,13 +66,17 @@ def plan_buckets(sizes: Iterable[Size], fits: Callable[[Size], bool]) -> list[Si
     return sorted(counts, key=_area)
 
 
-def _coarse(counts: Counter[Size]) -> Counter[Size]:
+def _coarse(counts: Counter[Size], fits: Callable[[Size], bool]) -> Counter[Size]:
     """Rounds heights and widths up to few values each, with equally many pictures between them."""
     sides = np.array(list(counts.elements())).T
     steps = np.linspace(0, 1, _STEPS + 1)[1:]
-    grids = [np.quantile(side, steps, method="higher") for side in sides]
-    rounded = [grid[np.searchsorted(grid, side)] for grid, side in zip(grids, sides, strict=True)]
-    return Counter(zip(*(side.tolist() for side in rounded), strict=True))
+    heights, widths = (np.quantile(side, steps, method="higher").tolist() for side in sides)
+    coarse: Counter[Size] = Counter()
+    for (height, width), count in counts.items():
+        rounded = heights[bisect_left(heights, height)], widths[bisect_left(widths, width)]
+        candidates = (rounded, bucket_on_ladder((height, width)), (height, width))
+        coarse[next(filter(fits, candidates), (height, width))] += count
+    return coarse
 
 
 def _rung(side: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -63,8 +62,6 @@ def evaluate(
 ) -> Iterator[tuple[Pair, np.ndarray, Scores]]:
     """Restores and scores pairs one after another.
 
-    Warns if pictures are more than memory holds: they are restored in tiles, which scores lower.
-
     Args:
         restorer: what restores; its buckets are chosen for these pairs.
         pairs: what to score on.
@@ -73,15 +70,7 @@ def evaluate(
     Yields:
         (pair, restored picture, its scores).
     """
-    sizes = pairs.sizes()
-    restorer.plan(sizes)
-    tiled = sum(restorer.tiling(size) is not None for size in sizes)
-    if tiled:
-        warnings.warn(
-            f"{tiled} of {len(sizes)} pictures are restored in tiles, an approximation, since the "
-            "whole needs more memory than there is",
-            stacklevel=2,
-        )
+    restorer.plan(pairs.sizes())
     for index in range(len(pairs)):
         pair = pairs[index]
         restored = restorer(pair["rainy"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,4 +65,7 @@ def _free_of_groups() -> Iterator[int]:
         # Without a limit the file holds a word, and the root has no file.
         with contextlib.suppress(OSError, ValueError):
             limit = int((folder / "memory.max").read_text())
-            yield max(limit - int((folder / "memory.current").read_text()), 0)
+            used = int((folder / "memory.current").read_text())
+            # Files that were read stand in memory until it is needed for something else.
+            cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.M)
+            yield max(limit - used + (int(cached[1]) if cached else 0), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from typing import Literal
 
@@ -42,6 +43,7 @@ class Restorer:
             Tiles are an approximation: each sees its own pixels alone, where the network's
             attention looks at the whole picture.
         overlap: pixels that neighbouring tiles share at least.
+        memory: bytes that `auto` may take; measured where it is not given.
 
     Raises:
         InputError: if tile and overlap are impossible.
@@ -54,12 +56,13 @@ class Restorer:
         *,
         tile: int | Literal["auto"] = "auto",
         overlap: int = OVERLAP,
+        memory: int | None = None,
     ) -> None:
         self.config = config
         self._params = params
         self._overlap = overlap
         self._tiling = Tiling(tile, overlap) if isinstance(tile, int) and tile else None
-        self._budget = available_bytes() if tile == "auto" else None
+        self._memory = (memory or available_bytes()) if tile == "auto" else None
         self._planned: list[Size] = []
         self.programs: set[Size] = set()
         """Buckets that were used so far."""
@@ -86,7 +89,7 @@ class Restorer:
 
     def plan(self, sizes: Iterable[Size]) -> None:
         """Chooses few buckets for pictures of these sizes; others get one of a fixed ladder."""
-        whole = [size for size in sizes if self.tiling(size) is None]
+        whole = (size for size in map(padded, sizes) if not self._is_tiled(size))
         self._planned = plan_buckets(whole, self._fits)
 
     def bucket(self, size: Size) -> Size:
@@ -102,17 +105,17 @@ class Restorer:
         Raises:
             InputError: if not even small tiles fit into memory.
         """
-        size = padded(size)
-        if self._budget is None:
-            return self._tiling if self._tiling and max(size) > self._tiling.side else None
-        if self._fits(size):
+        if not self._is_tiled(padded(size)):
             return None
-        per_pixel = forward_bytes(self.config, 1, 1)
-        side = int((self._budget / per_pixel) ** 0.5) // _TILE_STEP * _TILE_STEP
-        if side < max(_TILE_STEP, 2 * self._overlap):
+        if self._tiling or self._memory is None:
+            return self._tiling
+        side = math.isqrt(self._memory // forward_bytes(self.config, 1, 1))
+        side -= side % _TILE_STEP
+        smallest = max(_TILE_STEP, 2 * self._overlap)
+        if side < smallest:
             raise InputError(
-                f"{self._budget / 2**20:.0f} MiB of memory are left; expected room for a tile of "
-                f"{max(_TILE_STEP, 2 * self._overlap)} pixels a side"
+                f"{self._memory / 2**20:.0f} MiB of memory are left; expected room for a tile of "
+                f"{smallest} pixels a side"
             )
         return Tiling(side, self._overlap)
 
@@ -128,7 +131,8 @@ class Restorer:
         """Removes rain.
 
         As in the official program the picture is padded right and below to a multiple of 8 by
-        reflection, and the result cut back, clamped and rounded.
+        reflection, and the result cut back, clamped and rounded. Warns where memory makes it
+        restore in tiles.
 
         Args:
             rainy: uint8 or uint16, (h, w, 3) or (b, h, w, 3), RGB.
@@ -155,6 +159,12 @@ class Restorer:
         pictures = _pad(pictures, padded((height, width)), "reflect")
         tiling = self.tiling((height, width))
         if tiling is not None:
+            if self._memory is not None:
+                warnings.warn(
+                    f"{width}x{height} pixels are restored in tiles of {tiling.side}, which is an "
+                    "approximation: there is no memory for the whole",
+                    stacklevel=2,
+                )
             restored = np.stack([self._restore_tiles(tiling, picture) for picture in pictures])
         elif self._fits(self.bucket((height, width)), len(pictures)):
             restored = self._restore(pictures)
@@ -178,8 +188,8 @@ class Restorer:
         try:
             restored = _restore(self.config, self._params, rainy, white, size)
             return np.asarray(restored)[:, :height, :width]
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
                 raise
             raise InputError(
                 f"{width}x{height} pixels need more memory than there is; expected smaller tiles"
@@ -189,10 +199,15 @@ class Restorer:
         blended = tiling.apply(lambda tile: self._restore(tile[None])[0], picture)
         return np.rint(blended).astype(np.uint16)
 
+    def _is_tiled(self, size: Size) -> bool:
+        if self._tiling:
+            return max(size) > self._tiling.side
+        return not self._fits(size)
+
     def _fits(self, bucket: Size, count: int = 1) -> bool:
-        if self._budget is None:
+        if self._memory is None:
             return True
-        return count * forward_bytes(self.config, *bucket) <= self._budget
+        return count * forward_bytes(self.config, *bucket) <= self._memory
 
 
 def _pad(pictures: np.ndarray, to: Size, mode: Literal["reflect", "constant"]) -> np.ndarray:

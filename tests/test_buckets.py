@@ -64,6 +64,20 @@ def test_no_bucket_grows_beyond_what_fits():
     assert all(any(holds(bucket, size) for bucket in buckets) for size in wide_and_tall)
 
 
+def test_no_bucket_of_many_sizes_grows_beyond_what_fits():
+    random = np.random.default_rng(0)
+    wide = [(int(h), int(w)) for h, w in random.integers((100, 1000), (500, 2000), (80, 2))]
+    sizes = wide + [(w, h) for h, w in wide]
+
+    def fits(size: tuple[int, int]) -> bool:
+        return size[0] * size[1] <= 1_100_000
+
+    buckets = plan_buckets(sizes, fits)
+    assert all(map(fits, buckets))
+    assert all(any(holds(bucket, size) for bucket in buckets) for size in sizes)
+    assert len(buckets) <= 2 * MOST_PROGRAMS
+
+
 def test_thousands_of_sizes_are_planned_at_once():
     sizes = np.random.default_rng(0).integers(1, 4000, (5000, 2)).tolist()
     assert len(plan_buckets([(h, w) for h, w in sizes], everything)) == MOST_PROGRAMS

@@ -79,8 +79,7 @@ def test_batch_equals_its_pictures_one_by_one(restorer):
 
 
 def test_batch_beyond_memory_is_restored_one_by_one(network):
-    restorer = Restorer(*network)
-    restorer._budget = forward_bytes(restorer.config, 24, 32)
+    restorer = Restorer(*network, memory=forward_bytes(network[0], 24, 32))
     expected = [restorer(picture) for picture in noise(2, 20, 30)]
     np.testing.assert_array_equal(restorer(noise(2, 20, 30)), expected)
 
@@ -109,19 +108,19 @@ def test_tiles_are_near_to_the_whole_picture_and_of_one_size(network):
 
 
 def test_whole_pictures_as_far_as_memory_goes_then_tiles(network):
-    restorer = Restorer(*network, overlap=16)
-    restorer._budget = forward_bytes(restorer.config, 130, 130)
+    restorer = Restorer(*network, overlap=16, memory=forward_bytes(network[0], 130, 130))
     assert restorer.tiling((128, 128)) is None
     assert restorer.tiling((136, 136)).side == 128
     assert restorer.cost((136, 200)) == 4 * 128 * 128
     restorer.plan([(128, 128), (120, 130), (400, 400)])
-    assert restorer(noise(136, 136)).shape == (136, 136, 3)
+    with pytest.warns(UserWarning, match="136x136 pixels are restored in tiles of 128"):
+        assert restorer(noise(136, 136)).shape == (136, 136, 3)
     assert restorer.bucket((121, 121)) == (128, 128)
 
 
 def test_too_little_memory_for_any_tile_is_told_in_one_line(network):
-    restorer = Restorer(*network)
-    restorer._budget = forward_bytes(restorer.config, 100, 100)
+    restorer = Restorer(*network, memory=forward_bytes(network[0], 100, 100))
+    restorer.plan([(8, 8), (120, 120)])
     with pytest.raises(InputError, match="MiB of memory are left; expected room for a tile of 128"):
         restorer(noise(120, 120))
 

@@ -42,8 +42,10 @@ class Derain:
     format: Literal["png", "jpg", "webp", "bmp", "tif"] | None = None
     """Format of the results; that of each picture where it is not given."""
     quality: int | None = None
-    """Quality of JPEG and lossy WebP, 1 to 100 (JPEG 95 and lossless WebP where not given); of a
-    video the constant rate factor, where less is better."""
+    """Quality of JPEG and lossy WebP, 1 to 100; JPEG 95 and lossless WebP where it is not given."""
+    crf: int | None = None
+    """Constant rate factor of a video, 0 to 51 (.webm to 63), less is better; 16 (.webm 18) where
+    it is not given."""
     background: tuple[int, int, int] = (255, 255, 255)
     """Colour (R G B) under transparent pictures where the format has no transparency."""
     compare: Path | None = None
@@ -67,14 +69,27 @@ class Derain:
             InputError: if a flag, a folder, the picture or the checkpoint is wrong, or pictures
                 failed.
         """
-        self._check()
+        if len(self.paths) < 2:
+            raise InputError(f"{len(self.paths)} paths are given; expected INPUT and OUTPUT")
+        if self.overwrite and self.resume:
+            raise InputError("--resume is set beside --overwrite; expected one of them")
         *inputs, output = self.paths
-        if any(path.suffix.lower() in VIDEO_EXTENSIONS for path in inputs):
+        if any(path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file() for path in inputs):
             self._restore_video(inputs, output)
-            return
+        else:
+            self._restore_pictures(inputs, output)
+
+    def _restore_pictures(self, inputs: list[Path], output: Path) -> None:
+        self._check_unused("pictures", "crf")
+        _check(self.quality in (None, *range(1, 101)), "--quality", self.quality, "1 to 100")
+        _check(self.workers >= 1, "--workers", self.workers, "at least 1")
+        colour = "three numbers from 0 to 255"
+        fits = all(0 <= value <= 255 for value in self.background)
+        _check(fits, "--background", self.background, colour)
         extension = None if self.format is None else f".{self.format}"
         jobs = plan_jobs(inputs, output, extension=extension, compare=self.compare)
-        self._check_free([job.target for job in jobs])
+        if not self.resume:
+            self._check_free([place for job in jobs for place in job.places()])
         summary = restore_files(
             jobs,
             self._restorer(),
@@ -93,56 +108,53 @@ class Derain:
             raise InputError(f"{summary.failed} of {len(jobs)} pictures failed; expected none to")
 
     def _restore_video(self, inputs: list[Path], output: Path) -> None:
-        if len(inputs) > 1:
-            raise InputError(f"{len(inputs)} inputs with a video among them; expected it alone")
-        target = output / inputs[0].name if output.is_dir() else output
-        if not self._check_free([target]):
-            restorer = self._restorer()
+        self._check_unused("a video", "format", "quality", "background", "compare", "workers")
+        _check(len(inputs) == 1, "the input", f"{len(inputs)} paths", "a video alone")
+        source = inputs[0]
+        target = output / source.name if output.is_dir() else output
+        if target.resolve() == source.resolve():
+            raise InputError(f"{target} is the input itself; expected another place")
+        if self.resume and target.exists():
+            print(f"{target} was there already")
+            return
+        self._check_free([target])
+        restorer = self._restorer()
 
-            def restore(frames: np.ndarray) -> np.ndarray:
-                restorer.plan([frames.shape[1:3]])
-                return restorer(frames)
+        def restore(frames: np.ndarray) -> np.ndarray:
+            restorer.plan([frames.shape[1:3]])
+            return restorer(frames)
 
-            with tqdm(unit="frame", disable=None) as bar:
-                count = restore_video(
-                    inputs[0],
-                    target,
-                    restore,
-                    batch=_FRAMES,
-                    quality=self.quality,
-                    progress=lambda done: bar.update(done - bar.n),
-                )
-            print(f"restored {count} frames into {target}")
+        with tqdm(unit="frame", disable=None) as bar:
+            count = restore_video(
+                source,
+                target,
+                restore,
+                batch=_FRAMES,
+                quality=self.crf,
+                progress=lambda done: bar.update(done - bar.n),
+            )
+        print(f"restored {count} frames into {target}")
 
     def _restorer(self) -> Restorer:
         return Restorer.load(self.checkpoint, self.step, tile=self.tile, overlap=self.overlap)
 
-    def _check(self) -> None:
-        def check(fits: bool, flag: str, found: object, expected: str) -> None:
-            if not fits:
-                raise InputError(f"--{flag} is {found}; expected {expected}")
+    def _check_unused(self, what: str, *flags: str) -> None:
+        for flag in flags:
+            default = type(self).__dataclass_fields__[flag].default
+            _check(getattr(self, flag) == default, f"--{flag}", "given", f"none for {what}")
 
-        if len(self.paths) < 2:
-            raise InputError(f"{len(self.paths)} paths are given; expected INPUT and OUTPUT")
-        check(self.quality in (None, *range(1, 101)), "quality", self.quality, "1 to 100")
-        check(
-            all(0 <= value <= 255 for value in self.background),
-            "background",
-            self.background,
-            "three numbers from 0 to 255",
-        )
-        check(self.workers >= 1, "workers", self.workers, "at least 1")
-        check(not (self.overwrite and self.resume), "resume", "set beside --overwrite", "one")
-
-    def _check_free(self, targets: list[Path]) -> bool:
-        """Whether results are there that may stay."""
-        there = [target for target in targets if target.exists()]
-        if there and not (self.overwrite or self.resume):
+    def _check_free(self, places: list[Path]) -> None:
+        there = [place for place in places if place.exists()]
+        if there and not self.overwrite:
             raise InputError(
-                f"{there[0]} is there already ({len(there)} of {len(targets)} results are); "
+                f"{there[0]} is there already ({len(there)} of {len(places)} results are); "
                 "expected --overwrite or --resume"
             )
-        return bool(there) and self.resume
+
+
+def _check(fits: bool, name: str, found: object, expected: str) -> None:
+    if not fits:
+        raise InputError(f"{name} is {found}; expected {expected}")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from drsformer_jax.buckets import Size
 from drsformer_jax.data.folders import find_pictures
-from drsformer_jax.data.images import check_extension, picture_size, write_picture
+from drsformer_jax.data.images import EXTENSIONS, check_extension, picture_size, write_picture
 from drsformer_jax.data.photo import read_photo, write_photo
 from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.errors import InputError
@@ -34,6 +34,10 @@ class Job:
     target: Path
     comparison: Path | None = None
     """Where rainy and restored are written side by side."""
+
+    def places(self) -> list[Path]:
+        """All that is written."""
+        return [self.target] if self.comparison is None else [self.target, self.comparison]
 
 
 def plan_jobs(
@@ -53,8 +57,8 @@ def plan_jobs(
         compare: folder for side-by-side pictures.
 
     Raises:
-        InputError: if nothing is found, a result would stand in the place of its source or of
-            another result, or an extension is unknown.
+        InputError: if nothing is found, something would be written in the place of a source or of
+            something else that is written, or an extension is unknown.
     """
     found = [each for path in inputs for each in _pictures(path, output)]
     if not found:
@@ -62,13 +66,13 @@ def plan_jobs(
     single = len(inputs) == 1 and inputs[0].is_file() and not output.is_dir()
     if not single and output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; expected a folder for {len(found)} pictures")
+    if single and output.suffix and extension not in (None, output.suffix):
+        raise InputError(f"{output} ends in {output.suffix!r}; expected {extension} as the format")
     jobs = []
     for source, place in found:
-        if extension is not None:
-            place = place.with_suffix(extension)
+        place = place if extension is None else place.with_suffix(extension)
         target = output if single and output.suffix else output / place
-        comparison = None if compare is None else compare / place.with_suffix(".png")
-        jobs.append(Job(source, target, comparison))
+        jobs.append(Job(source, target, None if compare is None else compare / place))
     _check_places(jobs)
     return jobs
 
@@ -84,8 +88,12 @@ def _pictures(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
     if path.is_file():
         yield path, Path(path.name)
         return
-    matches = [Path(each) for each in sorted(glob.glob(str(path), recursive=True))]
-    files = [each for each in matches if each.is_file() and not _is_within(each, output)]
+    matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
+    files = [
+        each
+        for each in matches
+        if each.suffix.lower() in EXTENSIONS and each.is_file() and not _is_within(each, output)
+    ]
     if not files:
         raise InputError(f"{path} is missing; expected a picture, a folder or a pattern of files")
     plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
@@ -99,16 +107,20 @@ def _is_within(path: Path, folder: Path) -> bool:
 
 
 def _check_places(jobs: Sequence[Job]) -> None:
+    sources = {job.source.resolve() for job in jobs}
     owners: dict[Path, Path] = {}
     for job in jobs:
-        check_extension(job.target)
-        if job.target.resolve() == job.source.resolve():
-            raise InputError(f"{job.target} is the input itself; expected another place")
-        other = owners.setdefault(job.target.resolve(), job.source)
-        if other != job.source:
-            raise InputError(
-                f"{other} and {job.source} would both be written to {job.target}; expected one"
-            )
+        for place in job.places():
+            check_extension(place)
+            if place.resolve() in sources:
+                raise InputError(f"{place} is an input itself; expected another place")
+            other = owners.setdefault(place.resolve(), job.source)
+            if other != job.source:
+                raise InputError(
+                    f"{other} and {job.source} would both be written to {place}; expected one"
+                )
+        if job.comparison is not None and job.comparison.resolve() == job.target.resolve():
+            raise InputError(f"{job.target} is result and comparison; expected another --compare")
 
 
 @dataclass(frozen=True)
@@ -148,25 +160,25 @@ def restore_files(
     Raises:
         OSError: if the file system fails, for instance because it is full.
     """
-    started, failed = time.monotonic(), 0
+    started = time.monotonic()
     sizes = {job: size for job in jobs if (size := _size(job))}
     restorer.plan(sizes.values())
     todo = [job for job in jobs if not (resume and job.target.exists())]
-    for job in todo:
-        if job in sizes and (tiling := restorer.tiling(sizes[job])):
-            side = f"tiles of {tiling.side} pixels"
-            print(f"{job.source} is restored in {side}, an approximation", file=sys.stderr)
     computing = threading.Lock()
 
     def restore(job: Job) -> list[str]:
         photo = read_photo(job.source)
-        with computing:
-            restored = restorer(photo.rgb)
+        try:
+            with computing:
+                restored = restorer(photo.rgb)
+        except InputError as error:
+            raise InputError(f"{job.source}: {error}") from error
         if job.comparison is not None:
             write_picture(job.comparison, _side_by_side(photo.rgb, restored))
         photo = dataclasses.replace(photo, rgb=restored)
         return write_photo(job.target, photo, quality=quality, background=background)
 
+    done = []
     with ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(restore, job): job for job in todo}
         try:
@@ -174,22 +186,26 @@ def restore_files(
                 try:
                     for note in future.result():
                         tqdm.write(f"{futures[future].target}: {note}", file=sys.stderr)
+                    done.append(futures[future])
                 except InputError as error:
                     if len(jobs) == 1:
                         raise
                     tqdm.write(f"error: {error}", file=sys.stderr)
-                    failed += 1
         finally:
             pool.shutdown(cancel_futures=True)
-    done = [sizes[job] for job in todo if job in sizes]
     return Summary(
-        restored=len(todo) - failed,
+        restored=len(done),
         skipped=len(jobs) - len(todo),
-        failed=failed,
+        failed=len(todo) - len(done),
         seconds=time.monotonic() - started,
         programs=len(restorer.programs),
-        waste=sum(map(restorer.cost, done)) / sum(map(math.prod, done)) - 1 if done else 0.0,
+        waste=_waste(restorer, [sizes[job] for job in done]),
     )
+
+
+def _waste(restorer: Restorer, sizes: Sequence[Size]) -> float:
+    pixels = sum(map(math.prod, sizes))
+    return sum(map(restorer.cost, sizes)) / pixels - 1 if pixels else 0.0
 
 
 def _size(job: Job) -> Size | None:

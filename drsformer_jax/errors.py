@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import warnings
 from collections.abc import Iterator
 
 
@@ -15,8 +17,11 @@ class InputError(ValueError):
 def one_line_errors() -> Iterator[None]:
     """Ends a program with one line and exit status 1 on wrong input or a failing file system.
 
-    Ctrl-C ends it with one line and status 130.
+    Ctrl-C ends it with one line and status 130, SIGTERM with status 143; both leave nothing half
+    written. A warning is one line too.
     """
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
     except (InputError, OSError) as error:

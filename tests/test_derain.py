@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from drsformer_jax.data.images import read_picture, write_picture
 from drsformer_jax.data.photo import Photo, read_photo, write_photo
 from drsformer_jax.derain import Job, plan_jobs, restore_files
 from drsformer_jax.errors import InputError
+from drsformer_jax.memory import forward_bytes
 from drsformer_jax.restore import Restorer
 
 
@@ -56,12 +58,25 @@ def test_pattern_keeps_what_stands_below_its_plain_part(tmp_path):
     assert places(jobs, tmp_path / "out") == {"1.png": "1.png", "2.png": "b/2.png"}
 
 
+def test_pattern_takes_pictures_alone(tmp_path):
+    pictures(tmp_path, "1.png")
+    (tmp_path / "Thumbs.db").touch()
+    assert [job.source.name for job in plan_jobs([tmp_path / "*"], tmp_path / "out")] == ["1.png"]
+
+
+def test_twenty_sizes_take_three_programs(network, tmp_path):
+    for index in range(20):
+        write_picture(tmp_path / "in" / f"{index}.png", noise(9 + 3 * index, 80 - 2 * index))
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
+    assert restore_files(jobs, Restorer(*network), workers=2).programs <= 3
+
+
 def test_several_inputs_go_into_one_folder(tmp_path):
     pictures(tmp_path, "a/1.png", "b/2.png", "3.png")
     inputs = [tmp_path / "a", tmp_path / "b" / "2.png", tmp_path / "3.png"]
     jobs = plan_jobs(inputs, tmp_path / "out", extension=".jpg", compare=tmp_path / "both")
     assert places(jobs, tmp_path / "out") == {"1.png": "1.jpg", "2.png": "2.jpg", "3.png": "3.jpg"}
-    assert jobs[0].comparison == tmp_path / "both" / "1.png"
+    assert jobs[0].comparison == tmp_path / "both" / "1.jpg"
 
 
 def test_one_picture_goes_to_a_file_or_into_a_folder(tmp_path):
@@ -87,16 +102,23 @@ def test_results_inside_the_input_are_no_input_of_the_next_run(tmp_path):
     [
         (["none.png"], "out", {}, r"none\.png is missing; expected a picture, a folder or a pat"),
         (["x/*.gif"], "out", {}, r"x/\*\.gif is missing"),
-        (["x"], "x", {}, r"1\.png is the input itself; expected another place"),
+        (["x"], "x", {}, r"1\.png is an input itself; expected another place"),
         (["x"], "1.txt", {}, r"1\.txt is a file; expected a folder for 2 pictures"),
         (["x/1.png"], "out.gif", {}, r"out\.gif has the extension '\.gif'; expected one of"),
         (["x", "y"], "out", {}, r"x/1\.png and .*y/1\.png would both be written to .*out/1\.png"),
         (["z"], "out", {"extension": ".png"}, r"a\.jpg and .*a\.png would both be written to"),
         (["empty"], "out", {}, "empty holds no picture"),
+        (["x"], "out", {"compare": "x"}, r"x/1\.png is an input itself; expected another place"),
+        (["x"], "out", {"compare": "out"}, r"out/1\.png is result and comparison; expected ano"),
+        (["d/x/1.png", "d/x"], "d/x/new/..", {}, r"1\.png is an input itself"),
+        (["p", "q/sub/2.png"], "q", {}, r"q/sub/2\.png is an input itself"),
+        (["x/1.png"], "o.jpg", {"extension": ".png"}, r"o\.jpg ends in '\.jpg'; expected \.png as"),
     ],
 )
 def test_impossible_places_are_told_in_one_line(tmp_path, inputs, output, flags, message):
-    pictures(tmp_path, "x/1.png", "x/2.png", "y/1.png", "z/a.png", "z/a.jpg")
+    pictures(tmp_path, "x/1.png", "x/2.png", "y/1.png", "z/a.png", "z/a.jpg", "d/x/1.png")
+    pictures(tmp_path, "p/sub/2.png", "q/sub/2.png")
+    flags = {name: tmp_path / flag if name == "compare" else flag for name, flag in flags.items()}
     (tmp_path / "1.txt").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message) as error:
@@ -163,13 +185,14 @@ def test_resumed_run_skips_what_is_done_and_uses_the_same_buckets(network, tmp_p
     jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
     first = Restorer(*network)
     restore_files(jobs, first, workers=1)
-    (tmp_path / "out" / "1.png").unlink()
-    kept = (tmp_path / "out" / "0.png").stat().st_mtime_ns
+    (tmp_path / "out" / "0.png").unlink()
+    kept = (tmp_path / "out" / "1.png").stat().st_mtime_ns
     second = Restorer(*network)
     summary = restore_files(jobs, second, workers=1, resume=True)
     assert (summary.restored, summary.skipped) == (1, 3)
-    assert second.programs <= first.programs
-    assert (tmp_path / "out" / "0.png").stat().st_mtime_ns == kept
+    assert first.programs == {(16, 8), (24, 8), (32, 8)}
+    assert second.programs == {(16, 8)}
+    assert (tmp_path / "out" / "1.png").stat().st_mtime_ns == kept
 
 
 def test_comparison_shows_rainy_and_restored_side_by_side(restorer, tmp_path):
@@ -194,15 +217,23 @@ def test_what_a_format_cannot_keep_is_told(restorer, tmp_path, capsys):
     assert "a.jpg: transparency is laid on the colour (255, 0, 0)" in capsys.readouterr().err
 
 
-def test_tiles_are_announced_as_an_approximation(network, tmp_path, capsys):
+def test_tiles_that_were_asked_for_are_counted(network, tmp_path, capsys):
     pictures(tmp_path, "1.png")
     write_picture(tmp_path / "2.png", noise(40, 30))
     restorer = Restorer(*network, tile=32, overlap=8)
     summary = restore_files(plan_jobs([tmp_path], tmp_path / "out"), restorer, workers=1)
     told = capsys.readouterr().err
-    assert "2.png is restored in tiles of 32 pixels, an approximation" in told
-    assert "1.png" not in told
+    assert "tiles" not in told, "they were asked for"
     assert summary.waste == pytest.approx((64 + 2 * 32 * 32) / (24 + 1200) - 1)
+
+
+def test_picture_beyond_memory_is_reported_and_the_rest_goes_on(network, tmp_path, capsys):
+    pictures(tmp_path, "1.png")
+    write_picture(tmp_path / "2.png", noise(120, 120))
+    restorer = Restorer(*network, memory=forward_bytes(network[0], 100, 100))
+    summary = restore_files(plan_jobs([tmp_path], tmp_path / "out"), restorer, workers=1)
+    assert (summary.restored, summary.failed) == (1, 1)
+    assert re.search(r"^error: .*2\.png: 4 MiB of memory are left", capsys.readouterr().err, re.M)
 
 
 def test_summary_of_nothing_to_do_wastes_nothing(restorer, tmp_path):

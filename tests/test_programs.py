@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from drsformer_jax import checkpoint, metrics
 from drsformer_jax.data.folders import find_pictures
@@ -253,8 +254,9 @@ def test_results_are_neither_overwritten_nor_made_again_unasked(run, trained, pl
 
 
 def test_killed_derain_leaves_no_half_picture_and_resumes(run, trained, place):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     for index in range(40):
-        write_picture(place / "many" / f"{index}.png", np.full((200, 300, 3), index, np.uint8))
+        write_picture(place / "many" / f"{index}.png", noise)
     arguments = ("derain", "many", "killed-out", "--checkpoint", trained[0])
     with run.start("drsformer", *arguments) as process:
         while len(list((place / "killed-out").glob("*.png"))) < 3:
@@ -264,9 +266,43 @@ def test_killed_derain_leaves_no_half_picture_and_resumes(run, trained, place):
     done = find_pictures(place / "killed-out")
     assert 3 <= len(done) < 40
     for path in done:
-        assert read_picture(path).shape == (200, 300, 3)
+        assert read_picture(path).shape == (300, 400, 3)
     result = run("drsformer", *arguments, "--resume")
     assert f"restored {40 - len(done)} of 40 pictures" in result.stdout
+
+
+def test_terminated_derain_leaves_nothing_unfinished(run, trained, place):
+    arguments = ("derain", "pairs/input", "ended", "--checkpoint", trained[0], "--workers", 1)
+    for index in range(40):
+        write_picture(place / "some" / f"{index}.png", np.full((200, 300, 3), index, np.uint8))
+    arguments = ("derain", "some", "ended", "--checkpoint", trained[0])
+    with run.start("drsformer", *arguments) as process:
+        while not list((place / "ended").glob("*.png")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+    assert process.returncode == 143
+    assert not [path for path in (place / "ended").iterdir() if path.suffix != ".png"]
+
+
+def test_every_flag_of_derain_does_what_it_says(run, trained, place):
+    rgba = np.zeros((40, 48, 4), np.uint8)
+    rgba[:, :24, 3] = 255
+    (place / "flags").mkdir()
+    Image.fromarray(rgba).save(place / "flags" / "clear.png")
+    result = run(
+        *("drsformer", "derain", "flags", "flagged", "--checkpoint", trained[0], "--step", 2),
+        *("--format", "jpg", "--quality", 40, "--background", 255, 0, 0, "--compare", "compared"),
+        *("--tile", 32, "--overlap", 16, "--workers", 1),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "clear.jpg: transparency is laid on the colour (255, 0, 0)" in result.stderr
+    assert "programs for 1 sizes, whose padding added 113% to the pixels" in result.stdout
+    with Image.open(place / "flagged" / "clear.jpg") as image:
+        assert image.quantization[0][0] > 15, "of quality 40"
+        red, green, _ = image.getpixel((40, 20))
+    assert red > 200 > 100 > green
+    assert read_picture(place / "compared" / "clear.jpg").shape[1] > 96
 
 
 def test_video_is_restored_frame_by_frame(run, trained, place):
@@ -275,6 +311,9 @@ def test_video_is_restored_frame_by_frame(run, trained, place):
     subprocess.run([ffmpeg, "-v", "error", *source, place / "rain.mp4"], check=True)
     result = run("drsformer", "derain", "rain.mp4", "clear.mp4", "--checkpoint", trained[0])
     assert "restored 10 frames into clear.mp4" in result.stdout, result.stderr
+    refused(run("drsformer", "derain", "rain.mp4", ".", "--checkpoint", "run"), "the input itself")
+    wrong = run("drsformer", "derain", "rain.mp4", "x.mp4", "--checkpoint", "run", "--quality", 95)
+    refused(wrong, "--quality is given; expected none for a video")
     listed = subprocess.run([ffmpeg, "-i", place / "clear.mp4"], text=True, stderr=subprocess.PIPE)
     assert re.search(r"48x40.* 5 fps", listed.stderr)
 
@@ -329,6 +368,22 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
         ),
         (("drsformer", "derain", "config.py", "out.png", "--checkpoint", "run"), "is no picture"),
         (("drsformer", "derain", "pairs/input", "config.py", "--checkpoint", "run"), "is a file"),
+        (
+            ("drsformer", "derain", "pairs", "--checkpoint", "run"),
+            "1 paths are given",
+        ),
+        (
+            ("drsformer", "derain", "pairs", "out", "--checkpoint", "run", "--quality", "0"),
+            "--quality is 0; expected 1 to 100",
+        ),
+        (
+            ("drsformer", "derain", "pairs", "out", "--checkpoint", "run", "--crf", "9"),
+            "--crf is given; expected none for pictures",
+        ),
+        (
+            ("drsformer", "derain", "pairs", "out", "--checkpoint", "run", "--tile", "30"),
+            "the tile is 30; expected a multiple of 8",
+        ),
         (
             ("drsformer", "derain", "pairs/input", "out", "--checkpoint", "run", "--step", "3"),
             r"checkpoints of steps \[2, 4\]; expected 3",

@@ -176,7 +176,8 @@ def _root(names: list[str]) -> str:
     root = next((name[:-9] for name in names if name.endswith("/data.pkl")), None)
     if root is None:
         raise InputError("is a zip without the data.pkl of torch.save; expected a .pth")
-    if any(name.startswith((f"{root}/constants.pkl", f"{root}/code/")) for name in names):
+    script = (f"{root}/constants.pkl", f"{root}/code/")
+    if any(name.startswith(script) for name in names):
         raise InputError(
             "is a TorchScript archive of torch.jit.save; expected a state dict of torch.save"
         )

@@ -23,6 +23,7 @@ MAX_LENGTH = 2 * 2**20
 """The longest pickle that is read, in bytes; that of an official checkpoint has 0.1 MB."""
 _MAX_VALUES = 2**20
 _MAX_DEPTH = 32
+_MAX_KEY = 1000
 
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -94,14 +95,23 @@ def shown(text: str) -> str:
 def checked_key(key: Any) -> Any:
     """A key that is cheap to look up and fit to be shown.
 
-    Hashing a nested tuple can overflow the stack, and large integers can be made to collide.
+    Hashing a nested tuple can overflow the stack, large integers can be made to collide, and one
+    long text, kept in the memo, could be looked through and compared a million times.
     """
-    if type(key) is str and key.isprintable():
-        return key
-    if type(key) in (bytes, bool, type(None)) or (type(key) is int and abs(key) < 2**32):
-        return key
+    match key:
+        case None | bool():
+            return key
+        case int() if abs(key) < 2**32:
+            return key
+        case bytes() if len(key) <= _MAX_KEY:
+            return key
+        case str() if len(key) <= _MAX_KEY and key.isprintable():
+            return key
     found = shown(key) if type(key) is str else f"a {type(key).__name__}"
-    raise InputError(f"has {found} as a key; expected a printable name or a small whole number")
+    raise InputError(
+        f"has {found} as a key; expected a printable name of at most {_MAX_KEY} characters "
+        "or a small whole number"
+    )
 
 
 def _op(*names: str) -> bytes:
@@ -162,7 +172,18 @@ def _tensor(
     return view
 
 
-def _set(items: list[object]) -> set[object]:
+def _device(*names: object) -> str:
+    match names:
+        case [str(kind)]:
+            return kind
+        case [str(kind), int(index)] if 0 <= index < 2**16:
+            return f"{kind}:{index}"
+    raise InputError("has a device that is not a name, or a name and a small number")
+
+
+def _set(items: object) -> set[object]:
+    if type(items) is not list:
+        raise InputError(f"makes a set of a {type(items).__name__}; expected a list")
     return {checked_key(item) for item in items}
 
 
@@ -171,7 +192,7 @@ _CALLS: dict[str, Callable[..., object]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda data, requires_grad, hooks: data,
     "torch.Size": lambda size: size,
-    "torch.device": lambda *names: ":".join(map(str, names)),
+    "torch.device": _device,
     "__builtin__.set": _set,
     "builtins.set": _set,
     # Bytes in protocol 2.
@@ -287,15 +308,17 @@ class _Machine:
 
     def _persistent(self, identity: object) -> Storage:
         match identity:
-            case ("storage", _Global(name), str(key), str(), int(count)):
-                return self._storage(key, _STORAGES[name.removeprefix("torch.")], count)
+            # The type before the value: of a tensor, == would make another as large.
+            case [str("storage"), _Global(name), str(key), str(), int(count)]:
+                dtype = _STORAGES[name.removeprefix("torch.")]
+                return self._storage(checked_key(key), dtype, count)
         raise InputError("refers to something outside its pickle that is no storage of numbers")
 
     def _called(self, function: object, arguments: object) -> object:
         if type(function) is not _Global or type(arguments) is not tuple:
             raise InputError("calls what is no function; expected tensors and containers only")
         # One long argument could be passed a million times.
-        sized = [item for item in arguments if isinstance(item, (str, tuple, list))]
+        sized = [item for item in arguments if type(item) in _SIZED]
         self._arguments_left -= len(arguments) + sum(map(len, sized))
         if self._arguments_left < 0:
             raise InputError("passes too many arguments; expected tensors and containers only")
@@ -308,6 +331,7 @@ class _Machine:
 
 
 _CONTAINERS = {dict, list, tuple, set}
+_SIZED = _CONTAINERS | {str, bytes}
 _LEAVES = {str, bytes, int, float, bool, type(None), np.ndarray}
 
 

@@ -16,54 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch_files import call, number, passed, pickled_tuple, saved, tensor, text, zipped
 
 from drsformer_jax.errors import InputError
 from drsformer_jax.tensor_files import read_tensors, write_pth, write_safetensors
 
 PROTOCOLS = (2, 3, 4, 5)
 FOUR = np.arange(4, dtype=np.float32).tobytes()
-
-
-def zipped(path: Path, data: bytes, *storages: bytes, **entries: bytes) -> Path:
-    """A `.pth` around a pickle, its sums right."""
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x/data.pkl", data)
-        for number, storage in enumerate(storages):
-            archive.writestr(f"x/data/{number}", storage)
-        for name, content in entries.items():
-            archive.writestr(f"x/{name}", content)
-    return path
-
-
-def text(value: str) -> bytes:
-    return pickle.BINUNICODE + struct.pack("<I", len(value)) + value.encode()
-
-
-def number(value: int) -> bytes:
-    content = pickle.encode_long(value)
-    return pickle.LONG1 + bytes([len(content)]) + content
-
-
-def pickled_tuple(*items: bytes) -> bytes:
-    return pickle.MARK + b"".join(items) + pickle.TUPLE
-
-
-def tensor(
-    size: tuple[int, ...] = (4,),
-    stride: tuple[int, ...] = (1,),
-    offset: int = 0,
-    key: str = "0",
-    count: int = 4,
-    last: bytes = b"",
-) -> bytes:
-    """The pickle of a dict with a tensor of float32."""
-    kind = b"ctorch\nFloatStorage\n"
-    storage = pickled_tuple(text("storage"), kind, text(key), text("cpu"), number(count))
-    sizes, strides = (pickled_tuple(*map(number, counts)) for counts in (size, stride))
-    hooks = b"ccollections\nOrderedDict\n)R"
-    rebuilt = (storage + b"Q", number(offset), sizes, strides, pickle.NEWFALSE, hooks, last)
-    function = b"ctorch._utils\n_rebuild_tensor_v2\n"
-    return b"\x80\x02}" + text("w") + function + pickled_tuple(*rebuilt) + b"Rs."
 
 
 def refusal(path: Path) -> str:
@@ -103,6 +62,14 @@ def test_plain_values_of_every_protocol_are_read(protocol, tmp_path):
     assert found["again"] is found["tuples"]
 
 
+def test_keys_up_to_the_limit_and_devices_are_read(tmp_path):
+    value = {"k" * 1000: 1, b"k" * 1000: 2, 2**32 - 1: 3}
+    assert read_tensors(zipped(tmp_path / "x", pickle.dumps(value, 4))) == value
+    for arguments, name in ((text("cpu"), "cpu"), (text("cuda") + number(1), "cuda:1")):
+        data = saved(b"ctorch\ndevice\n" + pickled_tuple(arguments) + b"R")
+        assert read_tensors(zipped(tmp_path / "x", data)) == {"w": name}
+
+
 def test_big_endian_files_are_read_as_the_same_numbers(tmp_path):
     content = np.arange(4, dtype=">f4").tobytes()
     path = zipped(tmp_path / "x", tensor(), content, byteorder=b"big")
@@ -137,6 +104,7 @@ BAD_TENSORS = {
     "16 bytes of float32 in storage 0; expected 4611686018427387908": tensor(count=2**62 + 4),
     "lacks the storage ../../../etc/passwd": tensor(key="../../../etc/passwd"),
     "lacks the storage 1;": tensor(key="1"),
+    "as a key; expected a printable name of at most 1000": tensor(key="k" * 1001),
     "storage, offset, size and stride alone": tensor(last=pickle.NEWTRUE),
 }
 
@@ -155,17 +123,14 @@ def test_storage_of_two_types_is_refused(tmp_path):
     assert "expected 4 of int32" in refusal(zipped(tmp_path / "x", data, FOUR))
 
 
-def call(module: str, name: str, argument: str) -> bytes:
-    return b"\x80\x02}" + text("w") + f"c{module}\n{name}\n".encode() + text(argument) + b"\x85Rs."
-
-
-def deep(opening: bytes, repeated: bytes, count: int = 100_000) -> bytes:
-    return b"\x80\x02}" + text("w") + opening + repeated * count + b"s."
-
-
 DOUBLED = b"q\x00h\x00\x86"
+BYTES = pickle.BINBYTES + struct.pack("<I", 100_000) + bytes(100_000)
+EXPANDED = tensor((2**30, 2**29, 2), (0, 0, 1), 1)[len(saved(b"")) - 2 : -2]
 COLLIDING = b"".join(number(n * (2**61 - 1)) + b"N" for n in range(50_000))
-LONG_LIST = b"]q\x00(" + b"K\x01" * 100_000 + b"e\x85q\x01"
+INTEGERS = b"".join(map(number, range(20_000)))
+LONG_LIST = b"](" + b"K\x01" * 100_000 + b"e"
+REFERRED = pickled_tuple(EXPANDED, *[pickle.NONE] * 4) + b"Q"
+LARGE_DEVICE = b"ctorch\ndevice\n" + text("cuda") + number(2**32) + b"\x86R"
 ATTACKS = {
     "asks for builtins.eval;": call("builtins", "eval", "1"),
     "asks for builtins.getattr;": pickle.dumps({"w": getattr}, 4),
@@ -186,23 +151,33 @@ ATTACKS = {
     "is damaged (no end)": b"\x80\x02}",
     "is damaged (nothing)": b"\x80\x02.",
     "takes more than it holds": b"\x80\x02\x86.",
-    "nested over 32 deep (lists)": deep(b"]" * 100_000, b"a", 99_999),
-    "nested over 32 deep (tuples)": deep(b")", b"\x85"),
+    "nested over 32 deep (lists)": saved(b"]" * 100_000 + b"a" * 99_999),
+    "nested over 32 deep (tuples)": saved(b")" + b"\x85" * 100_000),
     "nested over 32 deep (itself)": b"\x80\x02}q\x00" + text("w") + b"h\x00s.",
-    "holds over 1048576 values": deep(b")", DOUBLED, 30),
+    "holds over 1048576 values": saved(b")" + DOUBLED * 30),
     "has a tuple as a key (deep)": b"\x80\x02})" + b"\x85" * 100_000 + b"Ns.",
     "has a int as a key (colliding)": b"\x80\x02}(" + COLLIDING + b"u.",
     "has a\\nb as a key": b"\x80\x02}" + text("a\nb") + b"Ns.",
     "has a list as a key": b"\x80\x04\x8f(]\x90.",
-    "passes too many arguments": deep(LONG_LIST, b"c__builtin__\nset\nh\x01R", 90),
+    "kkk... as a key; expected a printable name of": b"\x80\x02}" + text("k" * 1001) + b"Ns.",
+    "has a bytes as a key": b"\x80\x03}" + BYTES + b"Ns.",
+    "passes too many arguments": passed(LONG_LIST, "__builtin__\nset", 21),
+    "passes too many arguments (bytes)": passed(BYTES, "torch\nSize", 21),
+    "passes too many arguments (set)": passed(b"\x8f(" + INTEGERS + b"\x90", "torch\nSize", 105),
+    "passes too many arguments (dict)": passed(b"}(" + INTEGERS + b"u", "torch\nSize", 210),
+    "makes a set of a bytes": passed(BYTES, "__builtin__\nset", 1),
+    "makes a set of a dict": passed(b"}", "builtins\nset", 1),
+    "has a device that is (doubled)": passed(b")" + DOUBLED * 20, "torch\ndevice", 1),
+    "has a device that is (large)": saved(LARGE_DEVICE),
     "sets attributes": b"\x80\x02}}" + text("a") + b"Nsb.",
     "sets attributes (of a tensor)": tensor()[:-2] + b"Nbs.",
     "calls what is no function": b"\x80\x02})R.",
     "is damaged (called type)": b"\x80\x02ctorch\nFloatStorage\n)R.",
     "fills a tuple": b"\x80\x02)Na.",
     "refers to something outside": b"\x80\x02}Q.",
+    "refers to something outside (a large tensor)": saved(REFERRED),
     "holds a list;": b"\x80\x02].",
-    "holds _Global;": b"\x80\x02}" + text("w") + b"ctorch\nFloatStorage\ns.",
+    "holds _Global;": saved(b"ctorch\nFloatStorage\n"),
     "expected at most 2097152": b"\x80\x02" + b"}" * 2**21 + b".",
 }  # fmt: skip
 

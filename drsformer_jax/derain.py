@@ -19,7 +19,13 @@ from tqdm import tqdm
 
 from drsformer_jax.buckets import Size
 from drsformer_jax.data.folders import find_pictures
-from drsformer_jax.data.images import EXTENSIONS, check_extension, picture_size, write_picture
+from drsformer_jax.data.images import (
+    EXTENSIONS,
+    check_extension,
+    picture_size,
+    to_8_bits,
+    write_picture,
+)
 from drsformer_jax.data.photo import read_photo, write_photo
 from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.errors import InputError
@@ -217,7 +223,8 @@ def _size(job: Job) -> Size | None:
 
 
 def _side_by_side(rainy: np.ndarray, restored: np.ndarray) -> np.ndarray:
-    eight_bits = [
-        (picture >> 8 * (picture.itemsize - 1)).astype(np.uint8) for picture in (rainy, restored)
+    pair = [
+        picture if picture.dtype == np.uint8 else to_8_bits(picture)
+        for picture in (rainy, restored)
     ]
-    return contact_sheet([eight_bits], ("rainy", "restored"))
+    return contact_sheet([pair], ("rainy", "restored"))

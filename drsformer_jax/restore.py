@@ -17,6 +17,7 @@ from drsformer_jax import weights
 from drsformer_jax.buckets import Size, bucket_on_ladder, padded, plan_buckets
 from drsformer_jax.compile_cache import use_compile_cache
 from drsformer_jax.config import ModelConfig
+from drsformer_jax.data.images import to_8_bits
 from drsformer_jax.errors import InputError
 from drsformer_jax.memory import available_bytes, forward_bytes
 from drsformer_jax.nn.functional import Params, apply
@@ -172,9 +173,7 @@ class Restorer:
             restored = np.concatenate([self._restore(picture[None]) for picture in pictures])
         restored = restored[:, :height, :width].reshape(rainy.shape)
         # 65535 = 255 * 257: rounding twice is rounding once.
-        if rainy.dtype == np.uint8:
-            restored = ((restored + np.uint32(128)) // 257).astype(np.uint8)
-        return restored
+        return to_8_bits(restored) if rainy.dtype == np.uint8 else restored
 
     def _restore(self, pictures: np.ndarray) -> np.ndarray:
         """Restores pictures whose sides are multiples of 8, whole, to 16 bits."""

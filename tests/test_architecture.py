@@ -35,7 +35,10 @@ ALLOWED: dict[str, set[str]] = {
     "tiles": {"nn"},
     "memory": {"config"},
     "compile_cache": set(),
-    "restore": {"config", "nn", "weights", "buckets", "tiles", "memory", "compile_cache"},
+    "restore": {
+        *{"config", "nn", "data.images", "weights"},
+        *{"buckets", "tiles", "memory", "compile_cache"},
+    },
     "evaluation": {"config", "metrics", "restore", "data"},
     "derain": {"data", "buckets", "restore"},
     "reporting": set(),

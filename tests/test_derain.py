@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from drsformer_jax.data.images import read_picture, write_picture
+from drsformer_jax.data.images import read_picture, to_8_bits, write_picture
 from drsformer_jax.data.photo import Photo, read_photo, write_photo
 from drsformer_jax.derain import Job, plan_jobs, restore_files
 from drsformer_jax.errors import InputError
@@ -201,10 +201,10 @@ def test_comparison_shows_rainy_and_restored_side_by_side(restorer, tmp_path):
     job = Job(tmp_path / "in.png", tmp_path / "out.png", tmp_path / "both.png")
     restore_files([job], restorer, workers=1)
     sheet = read_picture(tmp_path / "both.png")
-    np.testing.assert_array_equal(sheet[32:52, 8:38], (deep.rgb >> 8).astype(np.uint8))
+    np.testing.assert_array_equal(sheet[32:52, 8:38], to_8_bits(deep.rgb))
     restored = read_photo(tmp_path / "out.png").rgb
     assert any(
-        np.array_equal(sheet[32:52, left : left + 30], (restored >> 8).astype(np.uint8))
+        np.array_equal(sheet[32:52, left : left + 30], to_8_bits(restored))
         for left in range(38, sheet.shape[1] - 30)
     )
 

@@ -316,6 +316,14 @@ def test_16_bit_grey_is_scaled_and_rounded(tmp_path, format_name):
     np.testing.assert_array_equal(images.read_picture(path), np.stack([expected] * 3, -1))
 
 
+def test_16_bits_of_any_shape_become_the_nearest_8_bits():
+    values = np.arange(65536, dtype=np.uint16)
+    expected = np.round(values / 65535 * 255).astype(np.uint8)
+    for shape in ((65536,), (64, 1024), (64, 256, 4)):
+        rounded = images.to_8_bits(values.reshape(shape))
+        np.testing.assert_array_equal(rounded, expected.reshape(shape), strict=True)
+
+
 def test_32_bit_pictures_are_refused(tmp_path):
     path = tmp_path / "a.tif"
     path.write_bytes(encoded(np.ones((3, 3), np.float32), "TIFF"))

@@ -10,7 +10,7 @@ import tifffile
 from picture_files import GREY, KINDS, SRGB, chunk, encoded, noise, phone, refused
 from PIL import Image
 
-from drsformer_jax.data.images import EXTENSIONS, read_picture
+from drsformer_jax.data.images import EXTENSIONS, picture_size, read_picture
 from drsformer_jax.data.photo import Photo, read_photo, write_photo
 from drsformer_jax.errors import InputError
 
@@ -63,9 +63,11 @@ def test_bilevel_pictures_are_grey(tmp_path, extension):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize(
     "options",
     [
+        {},
         {"compression": "lzw", "predictor": True},
         {"compression": "zlib"},
         {"compression": "packbits"},
@@ -77,9 +79,9 @@ def test_bilevel_pictures_are_grey(tmp_path, extension):
     ],
     ids=str,
 )
-def test_16_bit_tiff_files_of_every_layout_are_read(tmp_path, channels, options):
-    pixels = noise((5, 7, channels) if channels > 1 else (5, 7), True)
-    if channels == 1:
+def test_tiff_files_of_every_layout_are_read(tmp_path, channels, deep, options):
+    pixels = noise((5, 7, channels) if channels > 1 else (5, 7), deep)
+    if channels == 1 or (channels == 2 and not deep):  # Pillow does not read such planes.
         options = {name: value for name, value in options.items() if name != "planarconfig"}
     stored = np.moveaxis(pixels, 2, 0) if "planarconfig" in options else pixels
     tifffile.imwrite(
@@ -229,6 +231,39 @@ def test_tiff_files_that_promise_too_much_are_refused(tmp_path, changed, reason)
     (tmp_path / "bomb").write_bytes(bomb(tags | changed) + bytes(200))
     with pytest.raises(InputError, match=reason):
         read_photo(tmp_path / "bomb")
+
+
+ONE_STRIP = {0x0111: (4, 8), 0x0116: (4, 5), 0x0117: (4, 70)}
+ONE_TILE = {0x0142: (4, 16), 0x0143: (4, 16), 0x0144: (4, 8), 0x0145: (4, 512)}
+PLANES = {0x0106: (3, 2), 0x0115: (3, 3), 0x011C: (3, 2)}
+
+
+@pytest.mark.parametrize(
+    ("tags", "size", "found"),
+    [
+        (ONE_STRIP, (7, 3000), "35 of 21000"),
+        (ONE_STRIP, (7, 6), "35 of 42"),
+        (ONE_STRIP | {0x0116: (4, 0)}, (7, 5), "0 of 35"),
+        (ONE_STRIP | {0x0111: (4, 0), 0x0117: (4, 0)}, (7, 5), "0 of 35"),
+        (ONE_STRIP | PLANES, (7, 5), "35 of 105"),
+        (ONE_TILE, (16, 17), "256 of 272"),
+        (ONE_TILE, (17, 16), "256 of 272"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_tiff_files_whose_strips_or_tiles_leave_a_part_out_are_refused(
+    tmp_path, bits, tags, size, found
+):
+    path = tmp_path / "a"
+    tags = {0x0102: (3, bits), 0x0103: (3, 1), 0x0106: (3, 1), 0x0115: (3, 1)} | tags
+    tags |= {0x0100: (4, size[0]), 0x0101: (4, size[1])}
+    path.write_bytes(bomb(tags) + bytes(600))
+    with pytest.raises(InputError, match=refused(path)):
+        read_photo(path)
+    for read in (picture_size, read_picture, read_photo)[: 3 if bits == 8 else 2]:
+        with pytest.raises(InputError, match=rf"\(its strips or tiles hold {found} values\);"):
+            read(path)
 
 
 def test_a_png_bomb_of_16_bits_is_refused_without_decoding(tmp_path):

@@ -125,9 +125,7 @@ def test_bomb_that_claims_a_huge_network_is_refused_before_memory_is_asked_for(t
     }
     state = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}
     torch.save(state, tmp_path / "bomb.pth")
-    with pytest.raises(
-        InputError, match=r"bomb\.pth: it claims 100,002,700,000 numbers in"
-    ):
+    with pytest.raises(InputError, match=r"bomb\.pth: it claims 100,002,700,000 numbers in"):
         weights.load(tmp_path / "bomb.pth")
 
 

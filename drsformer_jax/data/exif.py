@@ -21,7 +21,7 @@ _SIDES = {0x0100: 0, 0x0101: 1, 0xA002: 0, 0xA003: 1}
 """Tags of the picture's width (0) and height (1)."""
 _CAMERA = frozenset(
     # Description, maker, model, orientation, resolution, software, date, artist, copyright.
-    {0x010E, 0x010F, 0x0110, 0x0112, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298}
+    {0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298}
     | {0x4746, 0x4749}  # stars given to the picture
     | set(range(0x9C9B, 0x9CA0))  # title, comment, author, keywords, subject by Windows
     | {_EXIF, _GPS}

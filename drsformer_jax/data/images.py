@@ -24,6 +24,7 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 
+from drsformer_jax.data.exif import ORIENTATION
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import replacing
 
@@ -55,7 +56,6 @@ _WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
 EXTENSIONS = tuple(_WRITERS)
 """What the names of pictures end in."""
 _LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
-_ORIENTATION_TAG = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -67,6 +67,8 @@ UPRIGHT = {
 }
 """How a picture of each EXIF orientation but 1 is turned upright."""
 _TURNED = {5, 6, 7, 8}
+_TO_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+"""65535 = 255 * 257, so this rounds to nearest."""
 
 
 def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
@@ -130,6 +132,8 @@ def open_image(file: BinaryIO) -> ImageFile:
     # it then maps uncompressed files into memory, which garbles TIFF pictures that lie on a side.
     image = format_of(head)(file)
     check_size(image.width, image.height)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_covered(image)
     return image
 
 
@@ -196,6 +200,26 @@ def check_size(width: int, height: int) -> None:
         raise ValueError(f"{width}x{height} exceeds the limit of {MAX_PIXELS} pixels")
 
 
+def to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Rounds uint16 of any shape, 0 to 65535, to the nearest uint8, 0 to 255."""
+    return _TO_8_BITS[values]
+
+
+def _check_covered(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Refuses strips or tiles that leave a part of the picture out, which would become black."""
+    in_planes = image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+    planes = len(image.getbands()) if in_planes else 1
+    expected, found = planes * image.width * image.height, 0
+    for codec, box, place, _ in image.tile:
+        if codec == "libtiff":
+            return  # It reads what is compressed, and looks by itself.
+        left, top, right, bottom = box or (0, 0, *image.size)
+        if place:
+            found += (right - left) * (bottom - top)
+    if found < expected:
+        raise ValueError(f"its strips or tiles hold {found} of {expected} values")
+
+
 def _upright(image: Image.Image) -> Image.Image:
     # After loading, because Pillow turns TIFF pictures itself and then drops the tag.
     orientation = orientation_of(image)
@@ -206,16 +230,15 @@ def _upright(image: Image.Image) -> Image.Image:
 def orientation_of(image: Image.Image) -> int | None:
     """Reads the EXIF orientation, 1 to 8 where a camera wrote it."""
     try:
-        return image.getexif().get(_ORIENTATION_TAG)
+        return image.getexif().get(ORIENTATION)
     except Exception:  # camera data that cannot be parsed does not spoil the picture
         return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255. 65535 = 255 * 257, so this rounds to nearest.
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        # Pillow's own conversion clips at 255.
+        return Image.fromarray(to_8_bits(np.asarray(image))).convert("RGB")
     refuse_32_bits(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")

@@ -5,7 +5,6 @@ Pillow reads and writes what has 8 bits a channel, imagecodecs (libpng, libtiff)
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import zlib
@@ -18,16 +17,16 @@ import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile
 
-from drsformer_jax.data import exif
+from drsformer_jax.data import exif, tiff
 from drsformer_jax.data.images import (
     UPRIGHT,
-    check_size,
     encoding,
     format_of,
     open_image,
     orientation_of,
     picture_file,
     refuse_32_bits,
+    to_8_bits,
 )
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import replacing
@@ -36,8 +35,6 @@ _PNG_HEAD = 33  # bytes of the signature and the first chunk, which tells size a
 _PNG_DEPTH = 24  # where the depth stands in it
 _JPEG_EXIF, _JPEG_PROFILE = 65_533 - 6, 255 * 65_519
 """What JPEG's markers hold at most, in bytes."""
-_TO_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
-"""65535 = 255 * 257, so this rounds to nearest."""
 _LUMA = (19595, 38470, 7471)
 """ITU-R BT.601's 0.299, 0.587, 0.114 in units of 1/65536; their sum is 1, so that grey stays."""
 
@@ -148,7 +145,7 @@ def write_photo(
     profile, block, dropped = _data_for(format_name, photo)
     with replacing(path) as file:
         if format_name == "TIFF":
-            _write_tiff(file, pixels, profile, block)
+            tiff.write(file, pixels, profile, block)
         elif pixels.dtype == np.uint16:
             _write_deep_png(file, pixels, profile, block)
         else:
@@ -170,7 +167,7 @@ def _read_tiff(file: BinaryIO) -> Photo:
     file.seek(0)
     data = file.read()
     directory = exif.read_directory(data)
-    pixels = _deep_tiff(data, directory)
+    pixels = tiff.deep_pixels(data, directory)
     if pixels is None:
         image = open_image(file)
         image.load()
@@ -179,37 +176,6 @@ def _read_tiff(file: BinaryIO) -> Photo:
         planes = _deep(pixels, directory.number(exif.ORIENTATION, 1))
     _, profile = directory.fields.get(exif.PROFILE, (0, None))
     return _photo(planes, profile if isinstance(profile, bytes) else None, directory.block())
-
-
-def _deep_tiff(data: bytes, directory: exif.Directory) -> np.ndarray | None:
-    """The pixels of a TIFF file of 16 bits, (h, w, 1 to 4); None if Pillow is to read it."""
-    number = directory.number
-    photometric = number(0x0106, -1)
-    if set(directory.numbers(0x0102)) != {16} or photometric not in (0, 1, 2):
-        return None
-    if number(0x0153, 1) != 1:
-        raise ValueError("its 16 bits are signed or floating, whose white is unknown")
-    width, height, samples = number(0x0100, 0), number(0x0101, 0), number(0x0115, 1)
-    check_size(width, height)
-    colours = 3 if photometric == 2 else 1
-    if not colours <= samples <= 16:
-        raise ValueError(f"it has {samples} values a pixel for {colours} colours")
-    pixels = imagecodecs.tiff_decode(data, index=0)
-    if number(0x011C, 1) == 2 and samples > 1:
-        pixels = np.moveaxis(pixels, 0, -1)
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    if pixels.shape != (height, width, samples) or pixels.dtype != np.uint16:
-        raise ValueError(f"it holds {pixels.dtype} {pixels.shape}, not what its tags tell")
-    if photometric == 0:
-        pixels[..., 0] = 65535 - pixels[..., 0]
-    extra = number(0x0152, 0)
-    if extra not in (1, 2) or samples == colours:
-        return pixels[..., :colours]
-    if extra == 1:  # The colours have been multiplied with alpha.
-        alpha = pixels[..., colours:][..., :1].astype(np.uint32)
-        quotient = (pixels[..., :colours] * np.uint32(65535) + alpha // 2) // np.maximum(alpha, 1)
-        pixels[..., :colours] = np.minimum(quotient, 65535)
-    return pixels[..., : colours + 1]
 
 
 def _bare_png(file: BinaryIO) -> bytes:
@@ -296,8 +262,8 @@ def _pixels_for(
     if photo.grey:
         pixels, paper = _luma(pixels), _luma(paper)
     if pixels.dtype == np.uint16 and format_name not in ("PNG", "TIFF"):
-        pixels = _TO_8_BITS[pixels]
-        alpha = None if alpha is None else _TO_8_BITS[alpha]
+        pixels = to_8_bits(pixels)
+        alpha = None if alpha is None else to_8_bits(alpha)
         lost.append("16 bits become 8")
     if alpha is not None and format_name in ("JPEG", "BMP"):
         if alpha.min() < 255:
@@ -359,40 +325,3 @@ def _write_deep_png(
 def _chunk(name: bytes, content: bytes) -> bytes:
     check = zlib.crc32(name + content)
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
-
-
-def _write_tiff(
-    file: BinaryIO, pixels: np.ndarray, profile: bytes | None, block: bytes | None
-) -> None:
-    """Writes a TIFF file without compression: head, pixels, tags."""
-    camera = exif.Directory("<", {})
-    if block:
-        with contextlib.suppress(ValueError, struct.error):
-            camera = exif.read_directory(block)
-    order = camera.order
-    height, width = pixels.shape[:2]
-    channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    bits = 8 * pixels.itemsize
-    end = 8 + pixels.nbytes + pixels.nbytes % 2
-    fields = camera.camera() | {
-        tag: exif.numbers(order, kind, *values)
-        for tag, kind, values in (
-            (0x0100, exif.LONG, [width]),
-            (0x0101, exif.LONG, [height]),
-            (0x0102, exif.SHORT, [bits] * channels),
-            (0x0103, exif.SHORT, [1]),  # no compression
-            (0x0106, exif.SHORT, [2 if channels > 2 else 1]),  # RGB, or black is zero
-            (0x0111, exif.LONG, [8]),  # the one strip starts behind the head,
-            (0x0115, exif.SHORT, [channels]),
-            (0x0116, exif.LONG, [height]),  # has all rows
-            (0x0117, exif.LONG, [pixels.nbytes]),  # and this length
-            (0x011C, exif.SHORT, [1]),  # a pixel's values stand together
-            (0x0152, exif.SHORT, [2] * (channels % 2 == 0)),  # the last is alpha, colours as seen
-        )
-        if values
-    }
-    if profile:
-        fields[exif.PROFILE] = exif.Field(exif.UNDEFINED, profile)
-    file.write(exif.header(order, end))
-    file.write(pixels.astype(pixels.dtype.newbyteorder(order), copy=False).tobytes())
-    file.write(bytes(end - file.tell()) + exif.pack(order, fields, end))

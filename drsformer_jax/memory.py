@@ -35,7 +35,7 @@ def forward_bytes(config: ModelConfig, height: int, width: int) -> int:
         _FEED_FORWARD[config.feed_forward] * config.hidden(channels),
         _EXPERTS * channels * ("mefc" in (config.encoder_level0, config.refinement)),
     )
-    # CPUs compute bfloat16 in float32.
+    # For CPUs some versions of XLA compute bfloat16 in float32.
     narrow = config.dtype == "bfloat16" and jax.default_backend() != "cpu"
     bytes_each = 2 if narrow else 8 if config.dtype == "float64" else 4
     return int(alive * bytes_each * height * width)

@@ -35,13 +35,14 @@ def reported_bytes(config: ModelConfig, side: int) -> int:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_estimate_is_at_most_a_third_above_what_xla_reports_and_not_far_below(name):
+def test_estimate_is_near_what_xla_reports(name):
     config = dataclasses.replace(SMALL, **VARIANTS[name])
     estimate = memory.forward_bytes(config, 128, 128)
     reported = reported_bytes(config, 128)
-    # What is missing below stays within the margin of `available_bytes`; XLA computes the
-    # bfloat16 network of a CPU with copies in both types.
-    assert (0.6 if name == "bfloat16" else 1.0) <= estimate / reported <= 4 / 3
+    # For bfloat16 on CPUs older versions of XLA keep copies in both types, newer ones none: the
+    # estimate lies between the two.
+    lowest, highest = (0.6, 2.0) if name == "bfloat16" else (1.0, 4 / 3)
+    assert lowest <= estimate / reported <= highest
 
 
 def test_estimate_grows_with_pixels_and_width():

@@ -126,7 +126,7 @@ class Run:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**wanted))
         except Exception as error:  # Orbax and TensorStore let out errors of many kinds
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
             raise InputError(
                 f"checkpoint {step} of {self.folder} cannot be read ({reason}); expected a whole "
                 "one; another step may be"
@@ -165,7 +165,10 @@ def load(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Model
     config = read_config(Path(folder)).model
     use_wide_types(config)
     if not (Path(folder) / "checkpoints").is_dir():
-        raise InputError(f"{folder} has no checkpoints; expected a run that has saved one")
+        raise InputError(
+            f"{folder} has neither checkpoints/ nor params.safetensors; expected a run that has "
+            "saved one, or a model folder"
+        )
     with Run(folder, keep=None) as run:
         chosen = run.best_step() if step is None else step
         if chosen is None or chosen not in run.steps():

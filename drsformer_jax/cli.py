@@ -18,7 +18,7 @@ from drsformer_jax.data.video import VIDEO_EXTENSIONS, restore_video
 from drsformer_jax.derain import plan_jobs, restore_files
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.flags import parse
-from drsformer_jax.restore import OVERLAP, Restorer
+from drsformer_jax.restore import Restorer
 from drsformer_jax.tensor_files import write_pth, write_safetensors
 
 _FRAMES = 4
@@ -53,8 +53,8 @@ class Derain:
     tile: int | Literal["auto"] = "auto"
     """Side of tiles in pixels, a multiple of 8; 0 for whole pictures always; auto for whole ones as
     far as memory goes. Tiles are an approximation."""
-    overlap: int = OVERLAP
-    """Pixels that neighbouring tiles share."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share; 64, or half of a smaller tile, where not given."""
     workers: int = min(4, os.cpu_count() or 1)
     """Threads; while one picture is computed, others are read and written."""
     overwrite: bool = False
@@ -101,8 +101,8 @@ class Derain:
         there = f", {summary.skipped} were there already" if summary.skipped else ""
         print(
             f"restored {summary.restored} of {len(jobs)} pictures into {output} in "
-            f"{summary.seconds:.1f} s{there}; programs for {summary.programs} sizes, whose padding "
-            f"added {summary.waste:.0%} to the pixels"
+            f"{summary.seconds:.1f} s{there}; sizes compiled: {summary.programs}, pixels added by "
+            f"padding and overlaps: {summary.waste:.0%}"
         )
         if summary.failed:
             raise InputError(f"{summary.failed} of {len(jobs)} pictures failed; expected none to")
@@ -114,6 +114,8 @@ class Derain:
         target = output / source.name if output.is_dir() else output
         if target.resolve() == source.resolve():
             raise InputError(f"{target} is the input itself; expected another place")
+        most = 63 if target.suffix.lower() == ".webm" else 51
+        _check(self.crf in (None, *range(most + 1)), "--crf", self.crf, f"0 to {most}")
         if self.resume and target.exists():
             print(f"{target} was there already")
             return

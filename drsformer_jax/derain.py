@@ -94,16 +94,18 @@ def _pictures(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
     if path.is_file():
         yield path, Path(path.name)
         return
-    matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
+    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    shared, pattern = Path(*plain), path.parts[len(plain) :]
+    matches = sorted(shared.glob(str(Path(*pattern)))) if pattern else []
     files = [
         each
         for each in matches
         if each.suffix.lower() in EXTENSIONS and each.is_file() and not _is_within(each, output)
     ]
     if not files:
-        raise InputError(f"{path} is missing; expected a picture, a folder or a pattern of files")
-    plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
-    shared = Path(*plain)
+        raise InputError(
+            f"{path} is missing or no picture; expected pictures, folders or patterns, or one video"
+        )
     for source in files:
         yield source, source.relative_to(shared)
 

@@ -20,22 +20,35 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Folders that are missing are made. A failure or a killed process leaves `path` as it was.
 
     Raises:
+        InputError: if a file stands where a folder should.
         OSError: if the file system fails.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{path.parent} is no folder; expected one for {path.name}") from None
     unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished")
     try:
         with open(unfinished, "xb") as file:
             yield file
         os.replace(unfinished, path)
+    except OSError as error:
+        if error.errno is not None:  # The name that the user knows.
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file in one step; raises as `replacing` does."""
+    with replacing(path) as file:
+        file.write(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in one step; raises as `replacing` does."""
-    with replacing(path) as file:
-        file.write(text.encode())
+    write_bytes(path, text.encode())
 
 
 @contextlib.contextmanager

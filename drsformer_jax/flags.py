@@ -21,10 +21,14 @@ def parse(cli: Callable[..., Any], *, prog: str, args: Sequence[str] | None = No
     Raises:
         SystemExit: after the help with status 0; after one line on wrong flags with status 2.
     """
+    args = sys.argv[1:] if args is None else list(args)
+    if "" in args:  # An unset variable of a shell; as a path it would be the current folder.
+        print(f"error: argument {args.index('') + 1} is empty; expected a value", file=sys.stderr)
+        raise SystemExit(2)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return cli(prog=prog, args=sys.argv[1:] if args is None else list(args))
+            return cli(prog=prog, args=args)
     except SystemExit as end:
         if not end.code:
             raise

@@ -17,7 +17,7 @@ from drsformer_jax.config import ModelConfig
 _ATTENTION = 13.0
 _EXPERTS = 17.5
 _FEED_FORWARD = {"msfn": 11.0, "gdfn": 5.6, "dfn": 4.0, "fn": 3.0}
-_MARGIN = 1.25
+_MARGIN = 1.5
 _GROUPS = Path("/sys/fs/cgroup")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -24,8 +25,7 @@ from drsformer_jax.nn.functional import Params, apply
 from drsformer_jax.tiles import Tiling
 from drsformer_jax.types import Array
 
-OVERLAP = 64
-"""Pixels that neighbouring tiles share where nothing else is asked for."""
+_OVERLAP = 64
 _TILE_STEP = 64
 
 
@@ -43,7 +43,8 @@ class Restorer:
             whole pictures always; `auto` for whole pictures as far as memory goes, by an estimate.
             Tiles are an approximation: each sees its own pixels alone, where the network's
             attention looks at the whole picture.
-        overlap: pixels that neighbouring tiles share at least.
+        overlap: pixels that neighbouring tiles share at least; 64, or half of a smaller tile, where
+            it is not given.
         memory: bytes that `auto` may take; measured where it is not given.
 
     Raises:
@@ -56,11 +57,13 @@ class Restorer:
         params: Params,
         *,
         tile: int | Literal["auto"] = "auto",
-        overlap: int = OVERLAP,
+        overlap: int | None = None,
         memory: int | None = None,
     ) -> None:
         self.config = config
         self._params = params
+        if overlap is None:
+            overlap = min(_OVERLAP, tile // 2) if isinstance(tile, int) and tile else _OVERLAP
         self._overlap = overlap
         self._tiling = Tiling(tile, overlap) if isinstance(tile, int) and tile else None
         self._memory = (memory or available_bytes()) if tile == "auto" else None
@@ -75,7 +78,7 @@ class Restorer:
         step: int | None = None,
         *,
         tile: int | Literal["auto"] = "auto",
-        overlap: int = OVERLAP,
+        overlap: int | None = None,
     ) -> Restorer:
         """Reads a network in any form that `drsformer_jax.weights.load` reads.
 
@@ -85,13 +88,24 @@ class Restorer:
             InputError: if there is no network, or not that step, or tile and overlap are
                 impossible.
         """
+        try:
+            jax.devices()
+        except Exception as error:  # JAX lets out errors of many kinds
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise InputError(
+                f"JAX finds no device ({reason}); expected JAX_PLATFORMS unset or one that is there"
+            ) from error
         use_compile_cache()
         return cls(*weights.load(path, step), tile=tile, overlap=overlap)
 
     def plan(self, sizes: Iterable[Size]) -> None:
         """Chooses few buckets for pictures of these sizes; others get one of a fixed ladder."""
-        whole = (size for size in map(padded, sizes) if not self._is_tiled(size))
-        self._planned = plan_buckets(whole, self._fits)
+        shapes = []
+        for size in map(padded, sizes):
+            with contextlib.suppress(InputError):  # Told when the picture's turn comes.
+                tiling = self.tiling(size)
+                shapes.append(size if tiling is None else tiling.tiles(size)[0])
+        self._planned = plan_buckets(shapes, self._fits)
 
     def bucket(self, size: Size) -> Size:
         """The bucket of a picture of this (height, width) that is restored whole."""

@@ -14,7 +14,7 @@ from drsformer_jax.nn.drsformer import SIZE_MULTIPLE
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Squares of `side` pixels of which neighbours share `overlap` pixels or more.
+    """Tiles of at most `side` pixels a side of which neighbours share at least `overlap`.
 
     Raises:
         InputError: if a value is impossible.
@@ -59,12 +59,15 @@ class Tiling:
 
     def _intervals(self, length: int) -> list[tuple[int, int, np.ndarray]]:
         """(start, end, weights) of the tiles along one side; the weights add up to 1."""
-        side = min(self.side, length)
-        # Starts are multiples of 8, so that the network's levels see the pixels where they would
-        # see them in the whole picture.
-        cells, step = (length - side) // SIZE_MULTIPLE, (side - self.overlap) // SIZE_MULTIPLE
-        last = math.ceil(cells / step) if cells else 0
-        starts = [SIZE_MULTIPLE * (cells * i // max(last, 1)) for i in range(last + 1)]
+        # Sides and starts are multiples of 8, so that the network's levels see the pixels where
+        # they would see them in the whole picture.
+        cells, most = length // SIZE_MULTIPLE, self.side // SIZE_MULTIPLE
+        shared_cells = math.ceil(self.overlap / SIZE_MULTIPLE)
+        steps = math.ceil(max(cells - most, 0) / (most - shared_cells))
+        # As many tiles as the side asks for, and no larger than so many need to be.
+        fitted = math.ceil((cells + steps * shared_cells) / (steps + 1))
+        side = SIZE_MULTIPLE * fitted
+        starts = [SIZE_MULTIPLE * ((cells - fitted) * i // max(steps, 1)) for i in range(steps + 1)]
         weights = np.zeros((len(starts), length), np.float32)
         for i, start in enumerate(starts):
             share = np.zeros(length, np.float32)

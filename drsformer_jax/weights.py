@@ -70,7 +70,9 @@ def _read_folder(folder: Path) -> tuple[ModelConfig, Params]:
         {name: leaf.shape for name, leaf in expected.items()},
     )
     if problems:
-        raise InputError(f"{path} does not fit the config.json beside it: {'; '.join(problems)}")
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        listed = "; ".join(problems[:3]) + more
+        raise InputError(f"{path} does not fit the config.json beside it: {listed}")
     leaves = {name: jnp.asarray(stored[name], leaf.dtype) for name, leaf in expected.items()}
     return config, traverse_util.unflatten_dict(leaves, sep=".")
 

@@ -71,6 +71,13 @@ def test_twenty_sizes_take_three_programs(network, tmp_path):
     assert restore_files(jobs, Restorer(*network), workers=2).programs <= 3
 
 
+def test_pattern_does_not_follow_links_to_folders(tmp_path):
+    pictures(tmp_path, "a/1.png")
+    (tmp_path / "a" / "loop").symlink_to("..")
+    jobs = plan_jobs([tmp_path / "**" / "*.png"], tmp_path / "out")
+    assert [job.source.name for job in jobs] == ["1.png"]
+
+
 def test_several_inputs_go_into_one_folder(tmp_path):
     pictures(tmp_path, "a/1.png", "b/2.png", "3.png")
     inputs = [tmp_path / "a", tmp_path / "b" / "2.png", tmp_path / "3.png"]
@@ -100,7 +107,12 @@ def test_results_inside_the_input_are_no_input_of_the_next_run(tmp_path):
 @pytest.mark.parametrize(
     ("inputs", "output", "flags", "message"),
     [
-        (["none.png"], "out", {}, r"none\.png is missing; expected a picture, a folder or a pat"),
+        (
+            ["none.png"],
+            "out",
+            {},
+            r"none\.png is missing or no picture; expected pictures",
+        ),
         (["x/*.gif"], "out", {}, r"x/\*\.gif is missing"),
         (["x"], "x", {}, r"1\.png is an input itself; expected another place"),
         (["x"], "1.txt", {}, r"1\.txt is a file; expected a folder for 2 pictures"),
@@ -209,6 +221,13 @@ def test_comparison_shows_rainy_and_restored_side_by_side(restorer, tmp_path):
     )
 
 
+def test_further_pages_are_told(restorer, tmp_path, capsys):
+    pages = [Image.fromarray(noise(8, 8)) for _ in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    restore_files(plan_jobs([tmp_path / "a.tif"], tmp_path / "b.png"), restorer, workers=1)
+    assert "b.png: only the first of 3 pictures is kept" in capsys.readouterr().err
+
+
 def test_what_a_format_cannot_keep_is_told(restorer, tmp_path, capsys):
     rgba = np.dstack([noise(8, 8), np.full((8, 8), 100, np.uint8)])
     Image.fromarray(rgba).save(tmp_path / "a.png")
@@ -224,7 +243,7 @@ def test_tiles_that_were_asked_for_are_counted(network, tmp_path, capsys):
     summary = restore_files(plan_jobs([tmp_path], tmp_path / "out"), restorer, workers=1)
     told = capsys.readouterr().err
     assert "tiles" not in told, "they were asked for"
-    assert summary.waste == pytest.approx((64 + 2 * 32 * 32) / (24 + 1200) - 1)
+    assert summary.waste == pytest.approx((64 + 2 * 24 * 32) / (24 + 1200) - 1)
 
 
 def test_picture_beyond_memory_is_reported_and_the_rest_goes_on(network, tmp_path, capsys):

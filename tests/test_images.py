@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import resource
 import stat
 import struct
 import subprocess
@@ -16,6 +18,7 @@ from PIL import Image
 
 from drsformer_jax.data import images
 from drsformer_jax.data.folders import find_pictures
+from drsformer_jax.data.photo import Photo, write_photo
 from drsformer_jax.errors import InputError
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF"]
@@ -105,17 +108,36 @@ def test_failing_halfway_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
     images.write_picture(path, smooth(8, 8))
     before = path.read_bytes()
 
-    def half(self, file, format_name, **options):
-        file.write(b"\x89PNG half of a picture")
-        file.flush()
-        assert [p.name for p in tmp_path.iterdir()] != ["a.png"], "not beside the target"
+    def fail(unfinished, target):
+        assert unfinished.parent == target.parent == tmp_path, "not beside the target"
+        assert unfinished.stat().st_size > 0
         raise error("no space")
 
-    monkeypatch.setattr(Image.Image, "save", half)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(error):
         images.write_picture(path, noise(8, 8))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("extension", images.EXTENSIONS)
+@pytest.mark.parametrize("size", [(9, 9), (200, 300)])
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, extension, size):
+    path = tmp_path / f"a{extension}"
+    images.write_picture(path, noise(*size))
+    whole = path.stat().st_size
+    path.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole - 1, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            images.write_picture(path, noise(*size))
+        with pytest.raises(OSError, match="File too large") as error:
+            write_photo(path, Photo(noise(*size)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unfinished_file_is_no_picture_of_the_folder(tmp_path, monkeypatch):

@@ -297,7 +297,7 @@ def test_every_flag_of_derain_does_what_it_says(run, trained, place):
     )
     assert result.returncode == 0, result.stderr
     assert "clear.jpg: transparency is laid on the colour (255, 0, 0)" in result.stderr
-    assert "programs for 1 sizes, whose padding added 113% to the pixels" in result.stdout
+    assert "sizes compiled: 1, pixels added by padding and overlaps: 113%" in result.stdout
     with Image.open(place / "flagged" / "clear.jpg") as image:
         assert image.quantization[0][0] > 15, "of quality 40"
         red, green, _ = image.getpixel((40, 20))
@@ -371,6 +371,11 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
         (
             ("drsformer", "derain", "pairs", "--checkpoint", "run"),
             "1 paths are given",
+        ),
+        (("drsformer", "derain", "", "out", "--checkpoint", "run"), "argument 2 is empty"),
+        (
+            ("drsformer", "derain", "pairs/input/0.png", "config.py/a.png", "--checkpoint", "run"),
+            r"config\.py is no folder; expected one for a\.png",
         ),
         (
             ("drsformer", "derain", "pairs", "out", "--checkpoint", "run", "--quality", "0"),

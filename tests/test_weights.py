@@ -150,5 +150,5 @@ def test_what_is_missing_or_has_no_steps_is_told_in_one_line(model, tmp_path):
     with pytest.raises(InputError, match=r"has no config\.json"):
         weights.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({}))
-    with pytest.raises(InputError, match="has no checkpoints"):
+    with pytest.raises(InputError, match="has neither checkpoints/ nor params"):
         weights.load(tmp_path)

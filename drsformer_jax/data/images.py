@@ -6,6 +6,7 @@ A picture is uint8 RGB of shape (h, w, 3) everywhere in this module.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import warnings
@@ -26,7 +27,7 @@ from PIL.ImageFile import ImageFile
 
 from drsformer_jax.data.exif import ORIENTATION
 from drsformer_jax.errors import InputError
-from drsformer_jax.files import replacing
+from drsformer_jax.files import write_bytes
 
 # Pillow warns of odd metadata (resolution, camera data), none of which is used here. A filter set
 # once, unlike `warnings.catch_warnings`, leaves nothing to restore and so is safe with threads.
@@ -153,8 +154,10 @@ def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     """
     path = Path(path)
     format_name, options = encoding(path, *picture.shape[:2])
-    with replacing(path) as file:
-        Image.fromarray(picture).save(file, format_name, **options)
+    # Into memory first: Pillow writes to files by itself and does not see that a disk is full.
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, format_name, **options)
+    write_bytes(path, content.getbuffer())
 
 
 def encoding(path: Path, height: int, width: int) -> tuple[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ Pillow reads and writes what has 8 bits a channel, imagecodecs (libpng, libtiff)
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -29,7 +30,7 @@ from drsformer_jax.data.images import (
     to_8_bits,
 )
 from drsformer_jax.errors import InputError
-from drsformer_jax.files import replacing
+from drsformer_jax.files import write_bytes
 
 _PNG_HEAD = 33  # bytes of the signature and the first chunk, which tells size and depth
 _PNG_DEPTH = 24  # where the depth stands in it
@@ -49,6 +50,7 @@ class Photo:
         grey: whether the file is grey; its luma is what is written.
         icc_profile: the profile that the values of `rgb`, or of its luma, are meant in.
         exif: the camera's data from the byte order on, orientation 1.
+        frames: pictures or pages in the file, of which this is the first.
 
     Raises:
         InputError: if the arrays do not fit each other.
@@ -59,6 +61,7 @@ class Photo:
     grey: bool = False
     icc_profile: bytes | None = None
     exif: bytes | None = None
+    frames: int = 1
 
     def __post_init__(self) -> None:
         rgb, alpha = self.rgb, self.alpha
@@ -97,6 +100,7 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
         if format_class is TiffImagePlugin.TiffImageFile:
             return _read_tiff(file)
         image = open_image(file)
+        frames = _frames(image)
         image.load()
         orientation = orientation_of(image)
         if format_class is PngImagePlugin.PngImageFile and head[_PNG_DEPTH] == 16:
@@ -105,7 +109,7 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
             if format_class is PngImagePlugin.PngImageFile:
                 _mend_transparency(image, head)
             planes = _shallow(image, orientation)
-        return _photo(planes, image.info.get("icc_profile"), _exif_of(image))
+        return _photo(planes, image.info.get("icc_profile"), _exif_of(image), frames)
 
 
 def write_photo(
@@ -143,39 +147,52 @@ def write_photo(
         raise InputError(f"quality is {quality}; expected 1 to 100")
     pixels, lost = _pixels_for(format_name, photo, background)
     profile, block, dropped = _data_for(format_name, photo)
-    with replacing(path) as file:
-        if format_name == "TIFF":
-            tiff.write(file, pixels, profile, block)
-        elif pixels.dtype == np.uint16:
-            _write_deep_png(file, pixels, profile, block)
-        else:
-            kept: dict[str, Any] = dict(options)
-            if profile:
-                kept["icc_profile"] = profile
-            if block:
-                kept["exif"] = b"Exif\0\0" + block
-            if format_name == "WEBP":
-                # `exact` keeps the colours below what is fully transparent.
-                kept |= {"exact": True} if quality is None else {"lossless": False}
-            if quality is not None and format_name in ("JPEG", "WEBP"):
-                kept["quality"] = quality
-            Image.fromarray(pixels).save(file, format_name, **kept)
-    return lost + dropped
+    # Into memory first: Pillow writes to files by itself and does not see that a disk is full.
+    file = io.BytesIO()
+    if format_name == "TIFF":
+        tiff.write(file, pixels, profile, block)
+    elif pixels.dtype == np.uint16:
+        _write_deep_png(file, pixels, profile, block)
+    else:
+        kept: dict[str, Any] = dict(options)
+        if profile:
+            kept["icc_profile"] = profile
+        if block:
+            kept["exif"] = b"Exif\0\0" + block
+        if format_name == "WEBP":
+            # `exact` keeps the colours below what is fully transparent.
+            kept |= {"exact": True} if quality is None else {"lossless": False}
+        if quality is not None and format_name in ("JPEG", "WEBP"):
+            kept["quality"] = quality
+        Image.fromarray(pixels).save(file, format_name, **kept)
+    write_bytes(path, file.getbuffer())
+    further = [f"only the first of {photo.frames} pictures is kept"] if photo.frames > 1 else []
+    return lost + dropped + further
 
 
 def _read_tiff(file: BinaryIO) -> Photo:
     file.seek(0)
     data = file.read()
     directory = exif.read_directory(data)
-    pixels = tiff.deep_pixels(data, directory)
+    pixels, frames = tiff.deep_pixels(data, directory), 1
     if pixels is None:
         image = open_image(file)
+        frames = _frames(image)
         image.load()
         planes = _shallow(image, orientation_of(image))  # none: Pillow turns TIFF pictures itself
     else:
         planes = _deep(pixels, directory.number(exif.ORIENTATION, 1))
     _, profile = directory.fields.get(exif.PROFILE, (0, None))
-    return _photo(planes, profile if isinstance(profile, bytes) else None, directory.block())
+    if not isinstance(profile, bytes):
+        profile = None
+    return _photo(planes, profile, directory.block(), frames)
+
+
+def _frames(image: ImageFile) -> int:
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # damage behind the first picture does not spoil it
+        return 1
 
 
 def _bare_png(file: BinaryIO) -> bytes:
@@ -235,12 +252,13 @@ def _exif_of(image: ImageFile) -> bytes | None:
         return None
 
 
-def _photo(planes: _Planes, profile: bytes | None, block: bytes | None) -> Photo:
+def _photo(planes: _Planes, profile: bytes | None, block: bytes | None, frames: int) -> Photo:
     height, width, _ = planes.rgb.shape
     return Photo(
         *planes,
         icc_profile=profile if _profile_fits(profile, planes.grey) else None,
         exif=exif.upright(block, width, height) if block else None,
+        frames=frames,
     )
 
 

@@ -41,5 +41,11 @@ def _one_line(box: str) -> str:
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     rules = [index for index, line in enumerate(lines) if line.startswith("───")]
     message = " ".join(lines[: rules[0]] if rules else lines)
+    # Of a value that fits none of several types, tyro lists what each type says.
+    message = re.sub(
+        r"Error parsing (\S+): no type matching (.+?) could be instantiated from \[(.*?)\].*",
+        r"\1 is \3; expected \2",
+        message,
+    )
     similar = [line.split()[0] for line in lines if re.match(r"--\S+ ", line)]
     return f"{message}; perhaps {' or '.join(similar)}" if "Perhaps" in box else message

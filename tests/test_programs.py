@@ -374,6 +374,10 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
         ),
         (("drsformer", "derain", "", "out", "--checkpoint", "run"), "argument 2 is empty"),
         (
+            ("drsformer", "derain", "pairs", "out", "--checkpoint", "run", "--tile", "abc"),
+            r"error: --tile is 'abc'; expected INT\|\{auto\} \(drsformer",
+        ),
+        (
             ("drsformer", "derain", "pairs/input/0.png", "config.py/a.png", "--checkpoint", "run"),
             r"config\.py is no folder; expected one for a\.png",
         ),

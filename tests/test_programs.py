@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -272,7 +273,6 @@ def test_killed_derain_leaves_no_half_picture_and_resumes(run, trained, place):
 
 
 def test_terminated_derain_leaves_nothing_unfinished(run, trained, place):
-    arguments = ("derain", "pairs/input", "ended", "--checkpoint", trained[0], "--workers", 1)
     for index in range(40):
         write_picture(place / "some" / f"{index}.png", np.full((200, 300, 3), index, np.uint8))
     arguments = ("derain", "some", "ended", "--checkpoint", trained[0])
@@ -347,59 +347,53 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
-        (("train",), r"configs/quickstart\.py is no file; expected"),
-        (("train", "--config", "none.py"), r"none\.py is no file; expected"),
-        (("train", "--config", "pairs/input/0.png"), r"0\.png is no Python file"),
-        (("train", "--config", "config.py", "--steps", "0"), "steps is 0; expected at least 1"),
-        (("train", "--config", "config.py", "--optim.lr", "1"), "--optim.lr"),
-        (("train", "--config", "config.py", "--steps", "many"), "--steps.*many"),
-        (("train", "--config", "config.py", "--model.attention", "none"), "topk.*dense"),
+        ("train", r"configs/quickstart\.py is no file; expected"),
+        ("train --config none.py", r"none\.py is no file; expected"),
+        ("train --config pairs/input/0.png", r"0\.png is no Python file"),
+        ("train --config config.py --steps 0", "steps is 0; expected at least 1"),
+        ("train --config config.py --optim.lr 1", "--optim.lr"),
+        ("train --config config.py --steps many", "--steps.*many"),
+        ("train --config config.py --model.attention none", "topk.*dense"),
         (
-            ("train", "--config", "config.py", "--data.train", "nowhere", "--workdir", "unmade"),
+            "train --config config.py --data.train nowhere --workdir unmade",
             "nowhere has no folder input/",
         ),
-        (("eval", "--checkpoint", "pairs", "--input", "a", "--target", "b"), "a is no folder|a "),
-        (("drsformer", "derain", "pairs/input", "out", "--checkpoint", "pairs"), "config.json"),
+        ("eval --checkpoint pairs --input a --target b", "a is no folder|a "),
+        ("drsformer derain pairs/input out --checkpoint pairs", "config.json"),
+        ("drsformer derain none.png out --checkpoint run", r"none\.png is missing"),
+        ("drsformer derain config.py out.png --checkpoint run", "is no picture"),
+        ("drsformer derain pairs/input config.py --checkpoint run", "is a file"),
+        ("drsformer derain pairs --checkpoint run", "1 paths are given"),
+        ("drsformer derain '' out --checkpoint run", "argument 2 is empty"),
         (
-            ("drsformer", "derain", "none.png", "out", "--checkpoint", "run"),
-            r"none\.png is missing",
-        ),
-        (("drsformer", "derain", "config.py", "out.png", "--checkpoint", "run"), "is no picture"),
-        (("drsformer", "derain", "pairs/input", "config.py", "--checkpoint", "run"), "is a file"),
-        (
-            ("drsformer", "derain", "pairs", "--checkpoint", "run"),
-            "1 paths are given",
-        ),
-        (("drsformer", "derain", "", "out", "--checkpoint", "run"), "argument 2 is empty"),
-        (
-            ("drsformer", "derain", "pairs", "out", "--checkpoint", "run", "--tile", "abc"),
+            "drsformer derain pairs out --checkpoint run --tile abc",
             r"error: --tile is 'abc'; expected INT\|\{auto\} \(drsformer",
         ),
         (
-            ("drsformer", "derain", "pairs/input/0.png", "config.py/a.png", "--checkpoint", "run"),
+            "drsformer derain pairs/input/0.png config.py/a.png --checkpoint run",
             r"config\.py is no folder; expected one for a\.png",
         ),
         (
-            ("drsformer", "derain", "pairs", "out", "--checkpoint", "run", "--quality", "0"),
+            "drsformer derain pairs out --checkpoint run --quality 0",
             "--quality is 0; expected 1 to 100",
         ),
         (
-            ("drsformer", "derain", "pairs", "out", "--checkpoint", "run", "--crf", "9"),
+            "drsformer derain pairs out --checkpoint run --crf 9",
             "--crf is given; expected none for pictures",
         ),
         (
-            ("drsformer", "derain", "pairs", "out", "--checkpoint", "run", "--tile", "30"),
+            "drsformer derain pairs out --checkpoint run --tile 30",
             "the tile is 30; expected a multiple of 8",
         ),
         (
-            ("drsformer", "derain", "pairs/input", "out", "--checkpoint", "run", "--step", "3"),
+            "drsformer derain pairs/input out --checkpoint run --step 3",
             r"checkpoints of steps \[2, 4\]; expected 3",
         ),
     ],
 )
-def test_wrong_input_gives_one_line(run, trained, place, arguments, message):
-    refused(run(*arguments), message)
+def test_wrong_input_gives_one_line(run, trained, place, command, message):
+    refused(run(*shlex.split(command)), message)
     assert not (place / "unmade").exists()
     assert not (place / "out").exists()

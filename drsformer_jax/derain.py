@@ -9,8 +9,8 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,7 +161,7 @@ def restore_files(
         restorer: the network.
         workers: threads, each with a picture of its own: while one computes, the others read and
             write.
-        resume: skip pictures whose result is there.
+        resume: skip pictures whose result is there, and leave comparisons that are there.
         quality: of JPEG and lossy WebP, 1 to 100.
         background: colour under transparent pictures where the format has no transparency.
 
@@ -176,29 +176,21 @@ def restore_files(
 
     def restore(job: Job) -> list[str]:
         photo = read_photo(job.source)
+        sizes[job] = photo.rgb.shape[:2]  # Some heads tell nothing that Pillow understands.
         try:
             with computing:
                 restored = restorer(photo.rgb)
         except InputError as error:
             raise InputError(f"{job.source}: {error}") from error
-        if job.comparison is not None:
+        if job.comparison is not None and not (resume and job.comparison.exists()):
             write_picture(job.comparison, _side_by_side(photo.rgb, restored))
         photo = dataclasses.replace(photo, rgb=restored)
         return write_photo(job.target, photo, quality=quality, background=background)
 
-    done = []
     with ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(restore, job): job for job in todo}
         try:
-            for future in tqdm(futures, unit="picture", disable=None):
-                try:
-                    for note in future.result():
-                        tqdm.write(f"{futures[future].target}: {note}", file=sys.stderr)
-                    done.append(futures[future])
-                except InputError as error:
-                    if len(jobs) == 1:
-                        raise
-                    tqdm.write(f"error: {error}", file=sys.stderr)
+            futures = {pool.submit(restore, job): job for job in todo}
+            done = _report(futures, alone=len(jobs) == 1)
         finally:
             pool.shutdown(cancel_futures=True)
     return Summary(
@@ -209,6 +201,21 @@ def restore_files(
         programs=len(restorer.programs),
         waste=_waste(restorer, [sizes[job] for job in done]),
     )
+
+
+def _report(futures: Mapping[Future[list[str]], Job], *, alone: bool) -> list[Job]:
+    """Waits for all, prints notes and failures, and returns the jobs that are done."""
+    done = []
+    for future, job in tqdm(futures.items(), unit="picture", disable=None):
+        try:
+            for note in future.result():
+                tqdm.write(f"{job.target}: {note}", file=sys.stderr)
+            done.append(job)
+        except InputError as error:
+            if alone:
+                raise
+            tqdm.write(f"error: {error}", file=sys.stderr)
+    return done
 
 
 def _waste(restorer: Restorer, sizes: Sequence[Size]) -> float:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from drsformer_jax.data.images import read_picture, to_8_bits, write_picture
+from drsformer_jax.data.images import picture_size, read_picture, to_8_bits, write_picture
 from drsformer_jax.data.photo import Photo, read_photo, write_photo
 from drsformer_jax.derain import Job, plan_jobs, restore_files
 from drsformer_jax.errors import InputError
@@ -226,6 +227,26 @@ def test_further_pages_are_told(restorer, tmp_path, capsys):
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     restore_files(plan_jobs([tmp_path / "a.tif"], tmp_path / "b.png"), restorer, workers=1)
     assert "b.png: only the first of 3 pictures is kept" in capsys.readouterr().err
+
+
+def test_picture_whose_head_tells_no_size_is_restored_and_counted(restorer, tmp_path):
+    grey = noise(8, 16, np.uint16)[..., 0]
+    pixels = np.dstack([grey, np.full_like(grey, 65535)])
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", extrasamples=[2])
+    with pytest.raises(InputError):
+        picture_size(tmp_path / "a.tif")
+    write_picture(tmp_path / "b.png", noise(8, 8))
+    summary = restore_files(plan_jobs([tmp_path], tmp_path / "out"), restorer, workers=1)
+    assert (summary.restored, summary.failed, summary.waste) == (2, 0, 0)
+
+
+def test_resumed_run_leaves_a_comparison_that_is_there(restorer, tmp_path):
+    pictures(tmp_path, "in/1.png")
+    pictures(tmp_path, "both/1.png")
+    before = (tmp_path / "both" / "1.png").read_bytes()
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out", compare=tmp_path / "both")
+    assert restore_files(jobs, restorer, workers=1, resume=True).restored == 1
+    assert (tmp_path / "both" / "1.png").read_bytes() == before
 
 
 def test_what_a_format_cannot_keep_is_told(restorer, tmp_path, capsys):

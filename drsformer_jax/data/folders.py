@@ -145,7 +145,7 @@ def read_pair(
         InputError: if a file cannot be read or the sizes differ.
     """
     rainy, clean = read_picture(input_path), read_picture(target_path)
-    _check_sizes(input_path, rainy.shape, target_path, clean.shape)
+    check_sizes(input_path, rainy.shape, target_path, clean.shape)
     return rainy, clean
 
 
@@ -158,17 +158,22 @@ def pair_size(
         InputError: if a file is no picture or the sizes differ.
     """
     size, target_size = picture_size(input_path), picture_size(target_path)
-    _check_sizes(input_path, size, target_path, target_size)
+    check_sizes(input_path, size, target_path, target_size)
     return size
 
 
-def _check_sizes(
+def check_sizes(
     input_path: str | os.PathLike[str],
     size: tuple[int, ...],
     target_path: str | os.PathLike[str],
     target_size: tuple[int, ...],
 ) -> None:
-    if size != target_size:
+    """Refuses a pair of two sizes, each (height, width, ...).
+
+    Raises:
+        InputError: if they differ.
+    """
+    if size[:2] != target_size[:2]:
         raise InputError(
             f"{target_path} is {target_size[1]}x{target_size[0]}, "
             f"{input_path} is {size[1]}x{size[0]}; a pair must have one size"

@@ -25,6 +25,7 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 
+from drsformer_jax.data.decoding import fast_pixels, is_plain_png
 from drsformer_jax.data.exif import ORIENTATION
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_bytes
@@ -90,9 +91,21 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
             `MAX_PIXELS`.
     """
     with picture_file(path) as file:
-        image = open_image(file)
-        image.load()
-        return np.array(_upright(image))
+        return _pixels(file)
+
+
+def decode_picture(content: bytes, name: str) -> np.ndarray:
+    """Decodes the content of a picture's file, as `read_picture` reads the file.
+
+    Args:
+        content: all bytes of the file.
+        name: what an error calls it.
+
+    Raises:
+        InputError: as `read_picture`.
+    """
+    with _in_one_line(name):
+        return _pixels(io.BytesIO(content))
 
 
 def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -102,24 +115,37 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         InputError: as `read_picture`, as far as the file's head can tell.
     """
     with picture_file(path) as file:
-        image = open_image(file)
-        turned = orientation_of(image) in _TURNED
-        return (image.width, image.height) if turned else (image.height, image.width)
+        return _size(file)
+
+
+def content_size(content: bytes, name: str) -> tuple[int, int]:
+    """Reads the (height, width) from the content of a picture's file, as `picture_size` does.
+
+    Raises:
+        InputError: as `picture_size`; it calls the picture `name`.
+    """
+    with _in_one_line(name):
+        return _size(io.BytesIO(content))
 
 
 @contextlib.contextmanager
 def picture_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a picture's file; whatever goes wrong with it inside becomes one line."""
+    with _in_one_line(path), open(path, "rb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _in_one_line(name: str | os.PathLike[str]) -> Iterator[None]:
     try:
-        with open(path, "rb") as file:
-            yield file
+        yield
     except InputError:
         raise
     except Exception as error:  # decoders let errors of many kinds out of damaged files
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = " ".join(reason.split()) or type(error).__name__
         raise InputError(
-            f"{path} is no picture that can be read ({reason}); expected {_READABLE}"
+            f"{name} is no picture that can be read ({reason}); expected {_READABLE}"
         ) from error
 
 
@@ -155,9 +181,26 @@ def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     path = Path(path)
     format_name, options = encoding(path, *picture.shape[:2])
     # Into memory first: Pillow writes to files by itself and does not see that a disk is full.
+    write_bytes(path, _encoded(picture, format_name, options))
+
+
+def encode_picture(picture: np.ndarray, extension: str) -> bytes:
+    """Gives the content of the file that `write_picture` writes.
+
+    Args:
+        picture: uint8 of shape (h, w, 3), RGB.
+        extension: .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.
+
+    Raises:
+        InputError: as `write_picture`.
+    """
+    return _encoded(picture, *encoding(Path(f"picture{extension}"), *picture.shape[:2]))
+
+
+def _encoded(picture: np.ndarray, format_name: str, options: dict[str, Any]) -> bytes:
     content = io.BytesIO()
     Image.fromarray(picture).save(content, format_name, **options)
-    write_bytes(path, content.getbuffer())
+    return content.getvalue()
 
 
 def encoding(path: Path, height: int, width: int) -> tuple[str, dict[str, Any]]:
@@ -221,6 +264,21 @@ def _check_covered(image: TiffImagePlugin.TiffImageFile) -> None:
             found += (right - left) * (bottom - top)
     if found < expected:
         raise ValueError(f"its strips or tiles hold {found} of {expected} values")
+
+
+def _pixels(file: BinaryIO) -> np.ndarray:
+    image = open_image(file)
+    pixels = fast_pixels(image, file)
+    if pixels is None:
+        image.load()
+        pixels = np.array(_upright(image))
+    return pixels
+
+
+def _size(file: BinaryIO) -> tuple[int, int]:
+    image = open_image(file)
+    turned = not is_plain_png(image, file) and orientation_of(image) in _TURNED
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _upright(image: Image.Image) -> Image.Image:

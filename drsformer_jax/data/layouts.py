@@ -1,0 +1,297 @@
+"""Where the pairs of a downloaded rain data set are, in whichever layout it was published."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+from drsformer_jax.data.folders import find_pairs_in, find_pictures
+from drsformer_jax.errors import InputError
+
+
+class RawPair(NamedTuple):
+    """The files of one pair as they were downloaded."""
+
+    name: str
+    """Differs within a split: the rainy file's name, or its path with "/" where pictures lie in
+    subfolders or are listed."""
+    rainy: Path
+    clean: Path | None
+    """None where `rainy` holds both pictures side by side, the rainy one left."""
+
+
+_Find = Callable[[Path], list[RawPair] | None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which the pairs of a split may lie in its folder."""
+
+    description: str
+    find: _Find
+    """Lists the pairs of a folder; None if it has another layout, InputError if it is damaged."""
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """What a data set looks like when it is downloaded."""
+
+    layouts: tuple[Layout, ...]
+    places: Mapping[str, tuple[str, ...]]
+    """Where each split may be: folders below the data set's own, "" for that itself."""
+    expected: Mapping[str, int]
+    """Pairs of each split when it is whole; empty where any number is right."""
+
+
+def find_raw_pairs(dataset: str, folder: str | os.PathLike[str]) -> dict[str, list[RawPair]]:
+    """Lists the pairs of each split of a data set; `instructions` tells what may lie where.
+
+    Pairs come in natural order of their names, or in the order of the list that names them. How
+    many there are is not compared with what is expected.
+
+    Args:
+        dataset: a name of `DATASETS`.
+        folder: where it was unpacked.
+
+    Returns:
+        Pairs by split, without the splits that are not there.
+
+    Raises:
+        InputError: if the folder or every split is missing, a split has no known layout or several,
+            a picture has no partner, or a list is damaged or names a file that is missing.
+    """
+    raw, folder = _raw(dataset), Path(folder)
+    if not folder.is_dir():
+        state = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {state}; expected the folder that {dataset} was unpacked into")
+    layouts = " or ".join(layout.description for layout in raw.layouts)
+    pairs: dict[str, list[RawPair]] = {}
+    for split, places in raw.places.items():
+        there = [path for place in places if (path := _subfolder(folder, place)) is not None]
+        matches = [
+            (f"{path} ({layout.description})", found)
+            for path in there
+            for layout in raw.layouts
+            if (found := layout.find(path)) is not None
+        ]
+        if len(matches) > 1:
+            several = " and ".join(place for place, _ in matches)
+            raise InputError(f"the split {split} is in {several}; expected one of them")
+        if matches:
+            pairs[split] = matches[0][1]
+        elif there and there[0] != folder:
+            raise InputError(f"{there[0]} holds {_contents(there[0])}; expected {layouts}")
+    if not pairs:
+        expected = " or ".join(_called(place) for places in raw.places.values() for place in places)
+        expected += f", with {layouts}"
+        raise InputError(f"{folder} holds {_contents(folder)}; expected {expected}")
+    return pairs
+
+
+def instructions(dataset: str) -> str:
+    """Tells in a few lines what a data set's folder should hold.
+
+    Raises:
+        InputError: if there is no such data set.
+    """
+    raw = _raw(dataset)
+    lines = [f"The folder of {dataset} holds one or more of these splits:"]
+    for split, places in raw.places.items():
+        count = f"{raw.expected[split]} pairs" if split in raw.expected else "any number of pairs"
+        lines.append(f"  {split}: {count} in {' or '.join(map(_called, places))}")
+    lines.append("Each has one of these layouts:")
+    lines += [f"  {layout.description}" for layout in raw.layouts]
+    lines.append("training/ and testing/, other capitals and _ for a blank in folders will do too.")
+    return "\n".join(lines)
+
+
+def _raw(dataset: str) -> RawDataset:
+    if dataset not in DATASETS:
+        raise InputError(f"'{dataset}' is no known data set; expected {' or '.join(DATASETS)}")
+    return DATASETS[dataset]
+
+
+def _called(place: str) -> str:
+    return f"{place}/" if place else "the folder itself"
+
+
+def _contents(folder: Path) -> str:
+    """The first few names in a folder."""
+    names = sorted(os.listdir(folder))
+    some = ", ".join(name + "/" * (folder / name).is_dir() for name in names[:4]) or "nothing"
+    return f"{some} and {len(names) - 4} more" if len(names) > 4 else some
+
+
+def _subfolder(folder: Path, place: str) -> Path | None:
+    """The folder at a relative path, whatever its capitals; None if it is missing."""
+    for name in filter(None, place.split("/")):
+        known = {name.lower(), f"{name}ing"} if name in ("train", "test") else {name.lower()}
+        found = sorted(p for p in folder.iterdir() if p.name.lower().replace("_", " ") in known)
+        if not found:
+            return None
+        if len(found) > 1:
+            raise InputError(f"{found[0]} and {found[1]} are both there; expected one")
+        folder = found[0]
+        if not folder.is_dir():
+            raise InputError(f"{folder} is a file; expected a folder")
+    return folder
+
+
+def _folders(rainy: str, clean: str, match: str | None = None) -> _Find:
+    """Finds pairs in two folders by name, or by what a pattern finds (see `find_pairs_in`)."""
+
+    def find(folder: Path) -> list[RawPair] | None:
+        rainy_dir, clean_dir = _subfolder(folder, rainy), _subfolder(folder, clean)
+        if not rainy_dir and not clean_dir:
+            return None
+        if not rainy_dir or not clean_dir:
+            there, missing = (rainy, clean) if rainy_dir else (clean, rainy)
+            raise InputError(f"{folder} has {there}/ but no {missing}/; expected both")
+        return [RawPair(*pair) for pair in find_pairs_in(rainy_dir, clean_dir, match)]
+
+    return find
+
+
+def _rain_norain(folder: Path) -> list[RawPair] | None:
+    deeper = _subfolder(folder, "rain/X2")
+    if deeper and len(find_pictures(deeper.parent, nested=True)) > len(find_pictures(deeper)):
+        raise InputError(f"{deeper.parent} has pictures beside {deeper.name}/; expected one place")
+    pairs = _folders("rain/X2" if deeper else "rain", "norain", r"(\d+)(?:[xX]2)?$")(folder)
+    first: dict[Path | None, Path] = {}
+    for _, rainy, clean in pairs or ():
+        if first.setdefault(clean, rainy) != rainy:
+            raise InputError(f"{first[clean]} and {rainy} both belong to {clean}; expected one")
+    return pairs
+
+
+def _side_by_side(folder: Path) -> list[RawPair] | None:
+    try:
+        pictures = find_pictures(folder, nested=True)
+    except InputError:
+        return None  # It holds no picture.
+    # Those are another layout's, of one picture a file.
+    others = {_subfolder(folder, "input"), _subfolder(folder, "target")}
+    return [
+        RawPair(path.relative_to(folder).as_posix(), path, None)
+        for path in pictures
+        if others.isdisjoint(path.parents)
+    ] or None
+
+
+def _list(*patterns: str) -> _Find:
+    """Finds the pairs of the one list whose name has a pattern."""
+
+    def find(folder: Path) -> list[RawPair] | None:
+        files = sorted(
+            path
+            for path in folder.iterdir()
+            if any(fnmatch(path.name.lower(), pattern) for pattern in patterns)
+            and not path.name.startswith(".")
+            and path.is_file()
+        )
+        if len(files) > 1:
+            raise InputError(f"{files[0]} and {files[1]} are both there; expected one list")
+        return _listed(files[0]) if files else None
+
+    return find
+
+
+def _listed(file: Path) -> list[RawPair]:
+    """The pairs that a list names by paths from its folder, or from the folder above."""
+    lines = _lines(file)
+    roots = [file.parent, file.parent.parent]
+    root = next((r for r in roots if all((r / p).is_file() for p in lines[0][1:])), roots[0])
+
+    @functools.cache
+    def files_in(parent: str) -> frozenset[str]:
+        # A look at each of a million files by itself takes long where the disk is far.
+        try:
+            with os.scandir(root / parent) as entries:
+                return frozenset(entry.name for entry in entries if entry.is_file())
+        except (OSError, ValueError):
+            return frozenset()
+
+    pairs = []
+    first: dict[str, int] = {}
+    for number, rainy, clean in lines:
+        for path in (rainy, clean):
+            parent, _, name = path.rpartition("/")
+            # The second look is for file systems that disregard capitals.
+            if name not in files_in(parent) and not (root / path).is_file():
+                missing = f"{root / path} is missing; expected a picture"
+                raise InputError(f"{file}, line {number}: {missing}")
+        if first.setdefault(rainy, number) != number:
+            again = f"{rainy} is in line {first[rainy]} too; expected it once"
+            raise InputError(f"{file}, line {number}: {again}")
+        pairs.append(RawPair(rainy, root / rainy, root / clean))
+    return pairs
+
+
+def _lines(file: Path) -> list[tuple[int, str, str]]:
+    """The number, rainy path and clean path of each line that is not blank, at least one."""
+    try:
+        text = file.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}); expected text in UTF-8") from None
+    lines = []
+    for number, line in enumerate(text.split("\n"), 1):
+        parts = [part.strip() for part in line.split("\t" if "\t" in line.strip() else None)]
+        paths = [os.path.normpath(part.replace("\\", "/")).lstrip("/") for part in parts if part]
+        if not paths:
+            continue
+        if len(paths) != 2 or any(path.startswith("../") for path in paths):
+            found = f"{file}, line {number}: {line.strip()[:80]!r}"
+            raise InputError(
+                f"{found}; expected two paths inside, a tab between if they hold blanks"
+            )
+        lines.append((number, paths[0], paths[1]))
+    if not lines:
+        raise InputError(f"{file} is empty; expected a rainy and a clean path a line")
+    return lines
+
+
+_EQUAL_NAMES = Layout("input/ and target/ with equal file names", _folders("input", "target"))
+_RAIN_NORAIN = Layout("rain/ or rain/X2/ (norain-Nx2.png) and norain/ (norain-N.png)", _rain_norain)
+_SIDE_BY_SIDE = Layout(
+    "pictures, also in subfolders, of a rainy (left) and a clean one side by side", _side_by_side
+)
+_RAINY_IMAGE = Layout(
+    "rainy image/ (N_k.jpg, k from 1 to 14) and ground truth/ (N.jpg)",
+    _folders("rainy image", "ground truth", r"^(\d+)(?:_\d+)?$"),
+)
+_LINES = "of a rainy and a clean path a line, tab or blanks between, from its folder or that above"
+_LIST = Layout(f"one list *.txt {_LINES}", _list("*.txt"))
+_own_list = _list("pairs.txt", "pairs.tsv")
+_OWN = Layout(
+    f"{_EQUAL_NAMES.description}, or where names differ pairs.txt or pairs.tsv, a list {_LINES}",
+    lambda folder: _own_list(folder) or _EQUAL_NAMES.find(folder),
+)
+_TEST_SETS = {"Test100": 100, "Rain100L": 100, "Rain100H": 100, "Test1200": 1200, "Test2800": 2800}
+
+
+def _published(layout: Layout, train: int, test: int) -> RawDataset:
+    places = {"train": ("train",), "test": ("test",)}
+    return RawDataset((_EQUAL_NAMES, layout), places, {"train": train, "test": test})
+
+
+DATASETS: Mapping[str, RawDataset] = {
+    "rain200l": _published(_RAIN_NORAIN, 1800, 200),
+    "rain200h": _published(_RAIN_NORAIN, 1800, 200),
+    "did_data": _published(_SIDE_BY_SIDE, 12_000, 1_200),
+    "ddn_data": _published(_RAINY_IMAGE, 12_600, 1_400),
+    "spa_data": _published(_LIST, 638_492, 1_000),
+    "rain100l": _published(_RAIN_NORAIN, 200, 100),
+    "rain13k": RawDataset(
+        (_EQUAL_NAMES,),
+        {"train": ("train/Rain13K", "train")}
+        | {name.lower(): (f"test/{name}",) for name in _TEST_SETS},
+        {"train": 13_712} | {name.lower(): count for name, count in _TEST_SETS.items()},
+    ),
+    "paired_folder": RawDataset((_OWN,), {"train": ("train", ""), "test": ("test",)}, {}),
+}
+"""The public data sets, and any folder of pairs, by name."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
+from types import FrameType
 
 
 class InputError(ValueError):
@@ -21,7 +23,8 @@ def one_line_errors() -> Iterator[None]:
     written. A warning is one line too.
     """
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
     try:
         yield
     except InputError as error:
@@ -32,3 +35,14 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Ends the program by an exception, on a signal."""
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+        # An exception in what JAX does at garbage collection would be printed and lost.
+        threading.Timer(0.01, signal.raise_signal, [number]).start()
+    elif number == signal.SIGINT:
+        raise KeyboardInterrupt
+    else:
+        sys.exit(128 + number)

@@ -20,9 +20,10 @@ import tyro
 
 from drsformer_jax import complexity, evaluation, published
 from drsformer_jax.config import ModelConfig, Protocol
+from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
 from drsformer_jax.data.folders import find_pairs_in, read_pair
 from drsformer_jax.data.images import read_picture, write_picture
-from drsformer_jax.data.pipeline import PairedFiles
+from drsformer_jax.data.pairs import PairedFiles, Pairs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.evaluation import Scores
 from drsformer_jax.files import write_text
@@ -57,7 +58,11 @@ class Command:
     target: Path | None = None
     """Folder of clean pictures."""
     data: Path | None = None
-    """Folder that holds input/ and target/, in place of the two flags."""
+    """Folder that holds input/ and target/, in place of the two flags. Or, with --checkpoint, a
+    data set that `drsformer build-data` built: rain200l, or a part of it such as rain13k:test100;
+    its test split where no part is named."""
+    data_dir: Path | None = None
+    """Folder of the data sets that were built; that of TFDS where it is not given."""
     match: str | None = None
     r"""Regular expression searched in names without extension; its first group, or all that it
     matches, must be equal in files that belong together: '\d+' pairs norain-1.png with 1.png.
@@ -85,8 +90,8 @@ class Work:
     kind: Literal["checkpoint", "restored"]
     path: Path
     """The checkpoint, or the folder of restored pictures."""
-    names: Sequence[str]
-    """Names of the pictures."""
+    width: int
+    """Characters of the longest name, as far as names are known before."""
     results: Iterator[tuple[str, np.ndarray, Scores]]
     """Name, restored picture and scores of each; computed as they are asked for."""
     columns: Sequence[str]
@@ -128,7 +133,8 @@ def score(command: Command) -> None:
         document["dataset"] = {**dataclasses.asdict(dataset), "scored_pairs": len(scores)}
         document["systems"] = [finite(dataclasses.asdict(system)) for system in systems]
         print("\n" + published.table(dataset, systems, len(scores)) + "\n")
-    write_scores(output, document, {n: values(each, work.columns) for n, each in scores.items()})
+    rows = [{"picture": name, **values(each, work.columns)} for name, each in scores]
+    write_scores(output, document, rows)
     print(f"scores are in {output / 'scores.json'} and {output / 'scores.csv'}")
 
 
@@ -157,6 +163,26 @@ def prepare(command: Command, protocol: Protocol) -> Work:
 
 def prepare_checkpoint(command: Command, checkpoint: Path, protocol: Protocol) -> Work:
     """Finds the rainy pictures and reads the network that is to restore them."""
+    pairs, width = pairs_of(command)
+    sizes = pairs.sizes()  # Refuses pairs of two sizes before the network is read.
+    restorer = Restorer.load(checkpoint, command.step)
+    results = (
+        (pair["name"], restored, scores)
+        for pair, restored, scores in evaluation.evaluate(restorer, pairs, protocol)
+    )
+    tiled = sum(restorer.tiling(size) is not None for size in sizes)
+    return Work("checkpoint", checkpoint, width, results, tuple(_COLUMNS), restorer.config, tiled)
+
+
+def pairs_of(command: Command) -> tuple[Pairs, int]:
+    """The pairs to restore and score, of a data set or of folders; and their names' width."""
+    found = data_set(command)
+    if found is not None:
+        if command.match is not None:
+            raise InputError(f"--match is {command.match} beside a data set; expected folders")
+        if command.input is not None or command.target is not None:
+            raise InputError("--data is given beside --input or --target; expected it alone")
+        return open_dataset(*found, "test"), 0
     input_dir, target_dir = folders_of(command)
     if input_dir is None:
         raise InputError("--input is missing; expected it, or --data with input/ and target/")
@@ -166,16 +192,7 @@ def prepare_checkpoint(command: Command, checkpoint: Path, protocol: Protocol) -
                 f"--save is {folder}, whose pictures are read; expected another folder"
             )
     listed = find_pairs_in(input_dir, target_dir, command.match)
-    pairs = PairedFiles(listed)
-    sizes = pairs.sizes()  # Refuses pairs of two sizes before the network is read.
-    restorer = Restorer.load(checkpoint, command.step)
-    results = (
-        (pair["name"], restored, scores)
-        for pair, restored, scores in evaluation.evaluate(restorer, pairs, protocol)
-    )
-    names = [name for name, *_ in listed]
-    tiled = sum(restorer.tiling(size) is not None for size in sizes)
-    return Work("checkpoint", checkpoint, names, results, tuple(_COLUMNS), restorer.config, tiled)
+    return PairedFiles(listed), max(len(name) for name, *_ in listed)
 
 
 def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work:
@@ -183,6 +200,10 @@ def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work
     for flag, value in (("--save", command.save), ("--step", command.step)):
         if value is not None:
             raise InputError(f"{flag} is {value} beside --restored; expected --checkpoint for it")
+    if data_set(command) is not None:
+        raise InputError(
+            f"--data is {command.data}, a data set, beside --restored; expected folders"
+        )
     input_dir, target_dir = folders_of(command)
     pairs = find_pairs_in(folder, target_dir, command.match)
     rainy_pairs = [] if input_dir is None else find_pairs_in(folder, input_dir, command.match)
@@ -197,7 +218,15 @@ def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work
             yield name, restored, evaluation.score(rainy, restored, clean, protocol)
 
     columns = tuple(_COLUMNS) if rainy_paths else ("restored_psnr", "restored_ssim")
-    return Work("restored", folder, [name for name, *_ in pairs], results(), columns)
+    width = max(len(name) for name, *_ in pairs)
+    return Work("restored", folder, width, results(), columns)
+
+
+def data_set(command: Command) -> tuple[Path, str] | None:
+    """The data set that --data names, and the part of it."""
+    if command.data is None:
+        return None
+    return find_dataset(str(command.data), str(command.data_dir or ""))
 
 
 def folders_of(command: Command) -> tuple[Path | None, Path]:
@@ -205,6 +234,12 @@ def folders_of(command: Command) -> tuple[Path | None, Path]:
     if command.data is not None:
         if command.input is not None or command.target is not None:
             raise InputError("--data is given beside --input or --target; expected it alone")
+        if not command.data.is_dir():
+            place = command.data_dir or default_data_dir()
+            raise InputError(
+                f"--data is {command.data}, no folder and no data set in {place}; expected one of "
+                "them"
+            )
         return command.data / "input", command.data / "target"
     if command.target is None:
         raise InputError("--target is missing; expected it, or --data with input/ and target/")
@@ -218,19 +253,19 @@ def default_output(work: Work, name: str) -> Path:
     return Path("evaluation") / work.path.resolve().name / name
 
 
-def run(work: Work, save: Path | None) -> tuple[dict[str, Scores], Scores]:
+def run(work: Work, save: Path | None) -> tuple[list[tuple[str, Scores]], Scores]:
     """Prints a row a picture and their mean; returns both."""
-    width = max(16, *(len(name) for name in work.names))
+    width = max(16, work.width)
     headings = " ".join(f"{_COLUMNS[column][0]:>13}" for column in work.columns)
     print(f"{'picture':{width}} {headings}")
-    scores: dict[str, Scores] = {}
+    scores: list[tuple[str, Scores]] = []
     for name, restored, each in work.results:
-        scores[name] = each
+        scores.append((name, each))
         print(row(name, each, work.columns, width), flush=True)
         if save is not None:
             # Without loss, also where the rainy picture is a JPEG.
-            write_picture(save / f"{Path(name).stem}.png", restored)
-    average = evaluation.mean(list(scores.values()))
+            write_picture(save / Path(name).with_suffix(".png"), restored)
+    average = evaluation.mean([each for _, each in scores])
     print(row(f"mean of {len(scores)}", average, work.columns, width))
     return scores, average
 
@@ -268,10 +303,9 @@ def values(scores: Scores, columns: Sequence[str]) -> dict[str, float | None]:
 
 
 def write_scores(
-    folder: Path, document: Mapping[str, Any], pictures: Mapping[str, Mapping[str, float | None]]
+    folder: Path, document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Writes scores.json (everything) and scores.csv (a row a picture)."""
-    rows = [{"picture": name, **scores} for name, scores in pictures.items()]
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

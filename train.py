@@ -24,14 +24,17 @@ from drsformer_jax.checkpoint import Run, check_architecture
 from drsformer_jax.compile_cache import use_compile_cache
 from drsformer_jax.config import TrainConfig, read_config
 from drsformer_jax.data.images import write_picture
-from drsformer_jax.data.pipeline import Batch, Pairs, batches, describe, open_pairs
+from drsformer_jax.data.pairs import Pairs
+from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
 from drsformer_jax.data.sheets import contact_sheet
+from drsformer_jax.data.sources import Source, open_training, open_validation
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.evaluation import Scores, evaluate, mean
 from drsformer_jax.flags import parse
 from drsformer_jax.nn.functional import use_wide_types
 from drsformer_jax.reporting import MetricsWriter, Progress
 from drsformer_jax.restore import Restorer
+from drsformer_jax.sharding import batch_sharding, data_mesh, replicated
 from drsformer_jax.training import TrainState, init_state, train_step
 
 _SHOWN_PICTURES = 8
@@ -61,21 +64,26 @@ def main() -> None:
 
 def train(config: TrainConfig, workdir: Path, started: float) -> None:
     """Trains until `config.steps`, from the last checkpoint where there is one, and reports."""
-    pairs = open_pairs(config.data, "train", config.seed)
-    validation = open_pairs(config.data, "validation", config.seed)
+    sources = open_training(config.data, config.seed)
+    validation = open_validation(config.data, config.seed)
     with Run(workdir, config.keep_checkpoints) as run:
-        state = initial_state(config, run)
+        mesh = data_mesh(jax.devices()[:1])
+        # Where it lies decides, like shapes, which program runs; a step leaves it in this place.
+        state = jax.device_put(initial_state(config, run), replicated(mesh))
         run.write_config(config)
         start = int(state.step)
-        announce(config, workdir, state, pairs, validation)
-        stream = batches(pairs, config.data, seed=config.seed, start=start)
+        announce(config, workdir, state, sources, validation)
+        stream = on_device(
+            batches(sources, config.data, seed=config.seed, start=start),
+            batch_sharding(mesh),
+        )
         with MetricsWriter(workdir, start) as writer, Progress(start, config.steps) as progress:
             for step in range(start + 1, config.steps + 1):
-                batch = next(stream)
-                state, metrics = train_step(config, state, on_device(batch))
+                batch, pictures = next(stream)
+                state, metrics = train_step(config, state, pictures)
                 values = {name: float(x) for name, x in jax.device_get(metrics).items()}
                 check_finite(step, values, batch)
-                progress.update(len(batch["name"]))
+                progress.update(len(batch["name"]), batch["skipped"])
                 last = step == config.steps
                 if last or step % config.log_every == 0:
                     writer.scalars(step, progress.log(step, values))
@@ -130,24 +138,24 @@ def load_config(path: Path) -> TrainConfig:
 
 
 def announce(
-    config: TrainConfig, workdir: Path, state: TrainState, pairs: Pairs, validation: Pairs
+    config: TrainConfig,
+    workdir: Path,
+    state: TrainState,
+    sources: Sequence[Source],
+    validation: Pairs,
 ) -> None:
     """Says what is about to happen."""
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    pairs = sum(len(source.pairs) for source in sources)
     optim = config.optim
     print(
-        f"{count:,} parameters, {len(pairs)} pairs to train on, {len(validation)} to score, "
+        f"{count:,} parameters, {pairs} pairs to train on, {len(validation)} to score, "
         f"{jax.default_backend()}\n"
         f"steps {int(state.step)} to {config.steps} in {workdir}; learning rate "
         f"{optim.learning_rate:g} for {optim.constant_steps:,} steps, then by cosine to "
         f"{optim.final_learning_rate:g} over {optim.cosine_steps:,}",
         flush=True,
     )
-
-
-def on_device(batch: Batch) -> dict[str, jax.Array]:
-    """The pictures of a batch on the device."""
-    return jax.device_put({"rainy": batch["rainy"], "clean": batch["clean"]})
 
 
 def check_finite(step: int, values: dict[str, float], batch: Batch) -> None:

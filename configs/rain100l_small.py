@@ -1,8 +1,10 @@
-"""`tiny` on a folder of Rain100L pairs, on a CPU.
+"""`tiny` on Rain100L, on a CPU.
 
-    python train.py --config configs/rain100l_small.py --data.train DIR --data.validation DIR
+    drsformer build-data rain100l --manual-dir DIR
+    python train.py --config configs/rain100l_small.py
 
-The folders hold `input/` and `target/` with equal file names.
+With `--data.train DIR --data.validation DIR` the pairs are read from folders that hold `input/` and
+`target/` with equal file names.
 """
 
 from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, TrainConfig
@@ -15,8 +17,8 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         model=PRESETS["tiny"],
         data=DataConfig(
-            train="data/Rain100L/train",
-            validation="data/Rain100L/test",
+            train="rain100l",
+            validation="rain100l",
             crop_size=64,
             global_batch=4,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +14,10 @@ from tqdm import tqdm
 
 from drsformer_jax import weights
 from drsformer_jax.complexity import parameters
+from drsformer_jax.config import DataConfig
 from drsformer_jax.convert import describe, params_to_torch
+from drsformer_jax.data.datasets import default_data_dir, find_dataset, summary
+from drsformer_jax.data.images import check_extension, write_picture
 from drsformer_jax.data.video import VIDEO_EXTENSIONS, restore_video
 from drsformer_jax.derain import plan_jobs, restore_files
 from drsformer_jax.errors import InputError, one_line_errors
@@ -194,11 +198,126 @@ class Convert:
         print(f"{self.input} is {describe(config)}, {count}; written to {self.output}")
 
 
+@dataclass(frozen=True)
+class BuildData:
+    """Builds a rain data set that training and scoring read, from files that were downloaded."""
+
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """rain200l, rain200h, did_data, ddn_data, spa_data, rain100l, rain13k, paired_folder for pairs
+    of your own, or synthetic; with --verify any data set that was built."""
+    manual_dir: Path | None = None
+    """Folder that the files were unpacked into; run without it to see what it should hold. Of
+    synthetic a folder of photographs; those of scikit-image where it is not given."""
+    data_dir: Path | None = None
+    """Folder of all data sets; that of TFDS (TFDS_DATA_DIR, or ~/tensorflow_datasets) where it is
+    not given."""
+    save_as: str | None = None
+    """Another name for a paired_folder, so that there may be several."""
+    allow_partial: bool = False
+    """Build what is there of a data set that is not whole, and note the difference."""
+    verify: bool = False
+    """Read every pair of a data set that was built, and check it."""
+
+    def run(self) -> None:
+        """Builds or checks, and says how many pairs there are.
+
+        Raises:
+            InputError: if the data set or its files are wrong, or checks find something.
+        """
+        if self.verify:
+            self._verify()
+        else:
+            self._build()
+
+    def _build(self) -> None:
+        # With it comes TFDS, which nothing else here needs.
+        from drsformer_jax.data.rain import build, instructions
+
+        if self.manual_dir is None and self.dataset != "synthetic":
+            print(instructions(self.dataset))
+            raise InputError("--manual-dir is missing; expected a folder as told above")
+        folder = build(
+            self.dataset,
+            self.manual_dir,
+            self.data_dir or default_data_dir(),
+            name=self.save_as,
+            allow_partial=self.allow_partial,
+        )
+        print("\n".join(summary(folder)))
+        print(f"{self.save_as or self.dataset} is in {folder}")
+
+    def _verify(self) -> None:
+        from drsformer_jax.data.verification import verify
+
+        for flag in ("manual_dir", "save_as", "allow_partial"):
+            name = f"--{flag.replace('_', '-')}"
+            _check(not getattr(self, flag), name, "given", "none beside --verify")
+        found = find_dataset(self.dataset, str(self.data_dir or ""))
+        if found is None:
+            place = self.data_dir or default_data_dir()
+            raise InputError(f"{self.dataset} is no data set in {place}; expected one that is")
+        folder, part = found
+        _check(not part, "the data set", self.dataset, "one without a part, since all is checked")
+        problems = 0
+        for line in verify(folder):
+            tqdm.write(line)
+            problems += 1
+        print("\n".join(summary(folder)))
+        if problems:
+            raise InputError(f"{problems} problems were found in {folder}; expected none")
+        print(f"every pair of {folder} was read, and nothing is wrong")
+
+
+@dataclass(frozen=True)
+class ShowData:
+    """Draws pairs of a data set, and crops as training makes them, on one sheet."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """A data set that was built (rain200l, or a part: rain200l:test), a folder that holds input/
+    and target/, or synthetic."""
+    out: Path
+    """The picture to write, such as sheet.png."""
+    data_dir: Path | None = None
+    """Folder of the data sets; that of TFDS where it is not given."""
+    pairs: int = 4
+    """How many pairs to show, spread over the set."""
+    crops: int = 8
+    """How many crops to show."""
+    crop_size: int = 128
+    """Side of the crops in pixels."""
+    seed: int = 0
+    """What crops follow from, and synthetic rain."""
+
+    def run(self) -> None:
+        """Draws the sheet and says what there is.
+
+        Raises:
+            InputError: if there is no such data, or a flag or a picture is wrong.
+        """
+        from drsformer_jax.data.sheets import data_sheet
+        from drsformer_jax.data.sources import open_pairs
+
+        for flag in ("pairs", "crops"):
+            _check(getattr(self, flag) >= 1, f"--{flag}", getattr(self, flag), "at least 1")
+        check_extension(self.out)
+        config = DataConfig(
+            data_dir=str(self.data_dir or ""), crop_size=self.crop_size, global_batch=self.crops
+        )
+        pairs = open_pairs(self.source, "train", config, self.seed)
+        write_picture(self.out, data_sheet(pairs, self.pairs, config, self.seed))
+        sizes = Counter(f"{width}x{height}" for height, width in pairs.sizes())
+        common = ", ".join(f"{size} ({count})" for size, count in sizes.most_common(3))
+        more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+        print(f"{self.source} has {len(pairs)} pairs: {common}{more}; see {self.out}")
+
+
 def main() -> None:
     """Runs the command line."""
     application = tyro.extras.SubcommandApp()
     application.command(name="derain")(Derain)
     application.command(name="convert")(Convert)
+    application.command(name="build-data")(BuildData)
+    application.command(name="show-data")(ShowData)
     with one_line_errors():
         parse(application.cli, prog="drsformer").run()
 

@@ -28,24 +28,35 @@ def _check_types(config: Any, prefix: str = "") -> None:
     """Refuses values of other types than the fields', which a Python file may hold."""
     for name, kind in get_type_hints(type(config)).items():
         value, flag = getattr(config, name), prefix + name.replace("_", "-")
-        if get_origin(kind) is Literal:
-            _check(value in get_args(kind), flag, repr(value), f"one of {get_args(kind)}")
-        elif get_origin(kind) is tuple:
-            item, *others = get_args(kind)
-            length = None if others == [...] else 1 + len(others)
-            _check(
-                isinstance(value, tuple)
-                and all(isinstance(each, item) for each in value)
-                and length in (None, len(value)),
-                flag,
-                repr(value),
-                f"a tuple of {f'{length} ' if length else ''}{item.__name__}",
-            )
-        else:
-            kinds = (int, float) if kind is float else (kind,)
-            fits = isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
-            _check(fits, flag, repr(value), f"a value of type {kind.__name__}")
-            _check(kind is not float or math.isfinite(value), flag, value, "a finite number")
+        _check(_fits(value, kind), flag, repr(value), _described(kind))
+        _check(kind is not float or math.isfinite(value), flag, value, "a finite number")
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is of a type as the fields have them."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        first, *others = get_args(kind)
+        kinds = [first] * len(value) if others == [...] else [first, *others]
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    number = (int, float) if kind is float else kind
+    return isinstance(value, number) and (kind is bool or not isinstance(value, bool))
+
+
+def _described(kind: Any) -> str:
+    """What `_fits` expects, in words."""
+    if get_origin(kind) is Literal:
+        return f"one of {get_args(kind)}"
+    if get_origin(kind) is not tuple:
+        return f"a value of type {kind.__name__}"
+    first, *others = get_args(kind)
+    if others == [...]:
+        return f"a tuple of {getattr(first, '__name__', first)}"
+    names = [each.__name__ for each in (first, *others)]
+    return f"a tuple of {len(names)} {names[0]}" if len(set(names)) == 1 else f"a tuple {names}"
 
 
 def _check(condition: bool, name: str, found: object, expected: str) -> None:
@@ -199,6 +210,18 @@ multiplications, and a CPU trains it at a third of the pace.
 """
 
 
+RESTORMER_PATCHES = (
+    (0, 128, 64),
+    (92_000, 160, 40),
+    (156_000, 192, 32),
+    (204_000, 256, 16),
+    (240_000, 320, 8),
+    (276_000, 384, 8),
+)
+"""Restormer's growing patches ("Restormer", CVPR 2022, Sec. 4), for crops of 384 pixels: first
+step, side and global batch (8 GPUs) of each stage."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where pairs come from and how batches are cut from them.
@@ -208,9 +231,17 @@ class DataConfig:
     """
 
     train: str = "synthetic"
-    """Pairs to train on: a folder that holds `input/` and `target/`, or `synthetic`."""
+    """Pairs to train on: `synthetic`, a folder that holds `input/` and `target/`, or a data set
+    that `drsformer build-data` built: its name, such as `rain200l` or, for a part of it,
+    `rain200l:train[:90%]`, or its folder."""
+    sources: tuple[tuple[str, float], ...] = ()
+    """Several such sets and the weight of each, to train on a mix of them in place of `train`: of
+    ("rain200l", 3.0) and ("rain200h", 1.0) three quarters of the crops come from the first."""
     validation: str = "synthetic"
-    """Pairs to score on, likewise."""
+    """Pairs to score on, likewise; of a data set its test split where no part is named."""
+    data_dir: str = ""
+    """Folder of the data sets that were built; that of TFDS (TFDS_DATA_DIR, or
+    ~/tensorflow_datasets) where it is empty."""
     photographs: str = "skimage"
     """Pictures that synthetic rain falls on: a folder, or `skimage` for those that scikit-image
     ships."""
@@ -220,12 +251,24 @@ class DataConfig:
     """Side of the square training crops, in pixels; a multiple of 8."""
     global_batch: int = 16
     """Crops of one optimiser step."""
+    progressive: tuple[tuple[int, int, int], ...] = ()
+    """Patches that grow during training: (first step, side, global batch) of each stage, as in
+    `RESTORMER_PATCHES`. They are cut from crops of `crop_size` and take the place of
+    `global_batch`."""
     augment: bool = True
     """Turn and flip the crops (8 symmetries)."""
+    mixup: bool = False
+    """Blend every other batch with a permutation of itself, by a share from Beta(1.2, 1.2)."""
     small_images: Literal["pad", "error"] = "pad"
     """Pad a picture smaller than the crop right and below by symmetric reflection, or refuse it."""
+    corrupt: Literal["error", "skip"] = "error"
+    """Stop training at a pair that cannot be read, or take the next one, name the bad one and count
+    it. Scoring always stops."""
     cache_mib: int = 2048
     """Memory for decoded pictures of a split and process, in MiB; the rest is read again."""
+    cache_dir: str = ""
+    """Folder for decoded training pictures as raw ArrayRecord files, in place of memory, where a
+    set does not fit; they are written once. Empty for none."""
     workers: int = 0
     """Processes that prepare batches; 0 means threads of this one."""
 
@@ -238,9 +281,34 @@ class DataConfig:
             "a multiple of 8, such as 128",
         )
         _check(self.global_batch >= 1, "data.global-batch", self.global_batch, "at least 1")
+        self._check_progressive()
+        for name, weight in self.sources:
+            _check(0 < weight < math.inf, "data.sources", (name, weight), "weights above 0")
         _check(self.rains >= 1, "data.rains", self.rains, "at least 1")
         _check(self.cache_mib >= 0, "data.cache-mib", self.cache_mib, "0 or more")
         _check(self.workers >= 0, "data.workers", self.workers, "0 or more")
+
+    def _check_progressive(self) -> None:
+        name = "data.progressive"
+        starts = [start for start, _, _ in self.progressive]
+        _check(
+            starts == sorted(set(starts)) and starts[:1] in ([], [0]),
+            name,
+            self.progressive,
+            "first steps that begin with 0 and rise",
+        )
+        for _, side, batch in self.progressive:
+            _check(
+                side % 8 == 0 and 8 <= side <= self.crop_size,
+                name,
+                f"a side of {side}",
+                f"a multiple of 8, at most the crop of {self.crop_size}",
+            )
+            _check(batch >= 1, name, f"a global batch of {batch}", "at least 1")
+
+    def stages(self) -> tuple[tuple[int, int, int], ...]:
+        """(First step, patch side, global batch) of each stage; one of them if nothing grows."""
+        return self.progressive or ((0, self.crop_size, self.global_batch),)
 
 
 @dataclass(frozen=True)
@@ -347,12 +415,15 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         known = {field.name for field in dataclasses.fields(kind)}
         unknown = sorted(values.keys() - known)
         _check(not unknown, f"a field of {kind.__name__}", unknown, f"some of {sorted(known)}")
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return kind(**lists)
+        return kind(**{name: _tuples(value) for name, value in values.items()})
 
     parts = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig}
     nested = {name: build(kind, values[name]) for name, kind in parts.items() if name in values}
     return build(TrainConfig, {**values, **nested})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def write_config(folder: Path, values: Mapping[str, Any]) -> None:

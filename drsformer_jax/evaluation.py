@@ -11,8 +11,7 @@ import numpy as np
 
 from drsformer_jax import metrics
 from drsformer_jax.config import Protocol
-from drsformer_jax.data.pipeline import Pairs
-from drsformer_jax.data.synthetic import Pair
+from drsformer_jax.data.pairs import Pair, Pairs
 from drsformer_jax.restore import Restorer
 
 

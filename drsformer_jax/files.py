@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,22 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in one step; raises as `replacing` does."""
     write_bytes(path, text.encode())
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder and tries to write there, before work whose result is to go there.
+
+    Raises:
+        InputError: if that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}); expected a folder that can"
+        ) from None
 
 
 @contextlib.contextmanager

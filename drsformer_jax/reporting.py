@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +61,25 @@ class Progress:
         self._bar = tqdm(total=total, initial=start, unit="step", disable=None)
         self._total = total
         self._logged = start
+        self._skipped = 0
+        self._named: set[str] = set()
         self.resume()
 
-    def update(self, pictures: int) -> None:
-        """Counts a step on so many pictures."""
+    def update(self, pictures: int, skipped: Sequence[str] = ()) -> None:
+        """Counts a step on so many pictures, and names those that were skipped."""
         self._bar.update()
         self._pictures += pictures
+        self._skipped += len(skipped)
+        for line in sorted({*skipped} - self._named):
+            tqdm.write(f"skipped: {line}")
+        self._named |= {*skipped}
 
     def log(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
-        """Shows metrics of a step; returns them with the pictures per second since the last."""
+        """Shows metrics of a step.
+
+        Returns:
+            The metrics with the pictures per second since the last, and those skipped so far.
+        """
         seconds = time.monotonic() - self._since
         rate = self._pictures / seconds
         text = (
@@ -82,7 +92,7 @@ class Progress:
             print(f"step {step}/{self._total}: {text}, {left / 60:.0f} min left", flush=True)
         self._logged = step
         self.resume()
-        return {**values, "pictures_per_second": rate}
+        return {**values, "pictures_per_second": rate, "skipped_pairs": self._skipped}
 
     def resume(self) -> None:
         """Starts to measure the pace anew, after something that is no training."""

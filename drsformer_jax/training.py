@@ -47,10 +47,13 @@ def train_step(
     Returns:
         The new state, and the scalars "loss", "grad_norm" (before clipping) and "learning_rate".
     """
+    rainy, clean = _unit(batch["rainy"]), _unit(batch["clean"])
+    if config.data.mixup:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        rainy, clean = mixup(key, rainy, clean)
 
     def loss_of(params: Params) -> Array:
-        restored = apply(config.model, params, _unit(batch["rainy"]))
-        return jnp.mean(jnp.abs(restored - _unit(batch["clean"])))
+        return jnp.mean(jnp.abs(apply(config.model, params, rainy) - clean))
 
     loss, grads = jax.value_and_grad(loss_of)(state.params)
     updates, opt_state = transformation(config.optim).update(grads, state.opt_state, state.params)
@@ -61,6 +64,25 @@ def train_step(
     }
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def mixup(key: Array, rainy: Array, clean: Array) -> tuple[Array, Array]:
+    """Blends a batch with a permutation of itself, as the official training program can.
+
+    With probability 1/2 the batch stays as it is. Otherwise each pair becomes s times itself plus
+    1 - s times another, with one share s ~ Beta(1.2, 1.2) for the batch ("mixup: Beyond Empirical
+    Risk Minimization", ICLR 2018).
+
+    Args:
+        key: decides everything.
+        rainy: (b, h, w, 3), floating point.
+        clean: likewise; blended in the same way.
+    """
+    use_key, share_key, order_key = jax.random.split(key, 3)
+    drawn = jax.random.beta(share_key, 1.2, 1.2)
+    share = jnp.where(jax.random.bernoulli(use_key), drawn, 1).astype(rainy.dtype)
+    order = jax.random.permutation(order_key, len(rainy))
+    return share * rainy + (1 - share) * rainy[order], share * clean + (1 - share) * clean[order]
 
 
 def _unit(pictures: Array) -> Array:

@@ -17,6 +17,8 @@ CHECKED = ("metrics", "nn", "ops", "restore", "training")
 install_import_hook([f"drsformer_jax.{part}" for part in CHECKED], "typechecker.check")
 
 if TYPE_CHECKING:
+    from programs import Programs
+
     from drsformer_jax.config import ModelConfig
     from drsformer_jax.nn.functional import Params
 
@@ -66,3 +68,37 @@ def model(network: tuple[ModelConfig, Params], tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("model") / "small"
     weights.save(folder, *network)
     return folder
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pairs of one size, and a configuration that trains on them."""
+    from programs import CONFIG
+
+    from drsformer_jax.data.images import write_picture
+    from drsformer_jax.data.synthetic import SyntheticRain, photographs
+
+    folder = tmp_path_factory.mktemp("programs")
+    rain = SyntheticRain(photographs("skimage")[0], 1, 0)
+    for index in range(2):
+        pair = rain[index]
+        for part, picture in (("input", pair["rainy"]), ("target", pair["clean"])):
+            write_picture(folder / "pairs" / part / f"{index}.png", picture[100:140, 100:148])
+    (folder / "config.py").write_text(CONFIG.format(pairs=folder / "pairs"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(place: Path) -> Programs:
+    """Runs a program in that folder."""
+    from programs import Programs
+
+    return Programs(place)
+
+
+@pytest.fixture(scope="session")
+def trained(run: Programs, place: Path) -> tuple[Path, str]:
+    """The folder of a run that was trained with that configuration, and what was printed."""
+    result = run("train", "--config", "config.py", "--workdir", "run")
+    assert result.returncode == 0, result.stderr
+    return place / "run", result.stdout + result.stderr

@@ -1,21 +1,15 @@
+import dataclasses
 import itertools
-import pickle
-import warnings
 
+import jax
 import numpy as np
 import pytest
 
 from drsformer_jax.config import DataConfig
-from drsformer_jax.data.images import write_picture
-from drsformer_jax.data.pipeline import (
-    Cached,
-    RandomCrop,
-    batches,
-    describe,
-    open_pairs,
-    transform,
-)
+from drsformer_jax.data.pipeline import RandomCrop, batches, describe, on_device, transform
+from drsformer_jax.data.sources import Source
 from drsformer_jax.errors import InputError
+from drsformer_jax.sharding import batch_sharding, data_mesh
 
 CROP = 8
 
@@ -30,12 +24,17 @@ def coded_pair(number, height=24, width=32):
 CODED = [coded_pair(number) for number in range(7)]
 
 
+ONE = [Source(CODED, 1.0)]
+MIX = [Source(CODED[:4], 3.0), Source(CODED[4:], 1.0)]
+GROWING = DataConfig(crop_size=24, progressive=((0, 8, 8), (3, 16, 4), (5, 24, 4)))
+
+
 def config(**changes):
     return DataConfig(crop_size=CROP, global_batch=4, **changes)
 
 
-def take(count, **options):
-    return list(itertools.islice(batches(CODED, config(), seed=3, **options), count))
+def take(count, sources=ONE, settings=None, **options):
+    return list(itertools.islice(batches(sources, settings or config(), seed=3, **options), count))
 
 
 def assert_equal(ours, theirs):
@@ -78,7 +77,7 @@ def test_the_8_symmetries_differ_and_are_closed_under_composition():
 
 
 def test_without_augmentation_crops_are_upright():
-    stream = batches(CODED, config(augment=False), seed=0)
+    stream = batches(ONE, config(augment=False), seed=0)
     for crop in np.concatenate([next(stream)["rainy"] for _ in range(3)]):
         assert crop[0, 0, 0] + CROP - 1 == crop[-1, 0, 0]
         assert crop[0, 0, 1] + CROP - 1 == crop[0, -1, 1]
@@ -91,27 +90,136 @@ def test_every_pair_is_seen_once_an_epoch(straight):
     assert names[:7] != names[7:14]
 
 
-def test_a_stream_started_at_a_later_step_continues_the_same_batches(straight):
-    for resumed, original in zip(take(4, start=5), straight[5:], strict=True):
-        assert_equal(resumed, original)
+STREAMS = {"one": (ONE, config()), "mix": (MIX, config()), "growing": (MIX, GROWING)}
+"""What must not depend on who reads it."""
 
 
-def test_shares_of_2_processes_make_up_the_global_batch(straight):
-    shares = [take(3, process=process, processes=2) for process in range(2)]
-    for first, second, whole in zip(*shares, straight, strict=False):
-        for index, share in enumerate((first, second)):
-            np.testing.assert_array_equal(share["rainy"], whole["rainy"][index::2])
+@pytest.fixture(scope="module", params=STREAMS)
+def stream(request):
+    """Sources, configuration and the first batches as a single process with threads reads them."""
+    sources, settings = STREAMS[request.param]
+    return sources, settings, take(8, sources, settings)
+
+
+@pytest.mark.parametrize("start", [1, 3, 5])
+def test_a_stream_started_at_a_later_step_continues_the_same_batches(stream, start):
+    sources, settings, straight = stream
+    resumed = take(8 - start, sources, settings, start=start)
+    for ours, original in zip(resumed, straight[start:], strict=True):
+        assert_equal(ours, original)
+
+
+@pytest.mark.parametrize("start", [0, 4])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_shares_of_several_processes_make_up_the_global_batches(stream, processes, start):
+    """Also of a run that is resumed on another number of them."""
+    sources, settings, straight = stream
+    shares = [
+        take(8 - start, sources, settings, start=start, process=process, processes=processes)
+        for process in range(processes)
+    ]
+    for whole, *parts in zip(straight[start:], *shares, strict=True):
+        for process, part in enumerate(parts):
+            assert part["name"] == whole["name"][process::processes]
+            for picture in ("rainy", "clean"):
+                np.testing.assert_array_equal(part[picture], whole[picture][process::processes])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_give_the_same_batches(stream, workers):
+    sources, settings, straight = stream
+    ours = take(6, sources, dataclasses.replace(settings, workers=workers))
+    for batch, original in zip(ours, straight, strict=False):
+        assert_equal(batch, original)
+
+
+def test_shares_that_do_not_divide_a_global_batch_are_refused_at_once():
+    with pytest.raises(InputError, match="global batch is 4; expected a multiple of the 3 proc"):
+        batches(ONE, config(), seed=0, processes=3)
+    with pytest.raises(InputError, match="global batch is 4; expected a multiple of the 8 proc"):
+        batches(MIX, GROWING, seed=0, processes=8)
+
+
+def test_a_mix_draws_from_each_source_by_its_weight():
+    names = [name for batch in take(40, MIX) for name in batch["name"]]
+    first = [name for name in names if name in {f"{n}.png" for n in range(4)}]
+    assert len(first) == len(names) * 3 / 4
+    # And goes through each source once an epoch.
+    assert sorted(first[:4]) == sorted(first[4:8]) == [f"{n}.png" for n in range(4)]
+
+
+def test_patches_grow_and_the_running_index_counts_every_crop():
+    growing = take(8, ONE, GROWING)
+    assert [batch["rainy"].shape[:2] for batch in growing] == (
+        [(8, 8)] * 3 + [(4, 16)] * 2 + [(4, 24)] * 3
+    )
+    names = [name for batch in growing for name in batch["name"]]
+    for epoch in range(6):
+        assert sorted(names[epoch * 7 : epoch * 7 + 7]) == [f"{n}.png" for n in range(7)]
+
+
+def test_patches_are_cut_at_random_from_random_crops_and_align():
+    rng = np.random.default_rng(0)
+    crop = RandomCrop(24, CROP, augment=False)
+    corners = set()
+    for _ in range(600):
+        pair = crop(CODED[0], rng)
+        rainy = pair["rainy"]
+        np.testing.assert_array_equal(rainy + np.uint8([0, 0, 100]), pair["clean"])
+        top, left, _ = (int(value) for value in rainy[0, 0])
+        window = CODED[0]["rainy"][top : top + CROP, left : left + CROP]
+        np.testing.assert_array_equal(rainy, window)
+        corners.add((top, left))
+    # A crop of 24 has one place in the height of 24, and 9 in the width; the patch moves inside.
+    assert {top for top, _ in corners} == set(range(24 - CROP + 1))
+    assert {left for _, left in corners} == set(range(32 - CROP + 1))
+
+
+def test_a_patch_of_a_picture_smaller_than_the_crop_is_cut_after_padding():
+    rng = np.random.default_rng(0)
+    pair = coded_pair(0, 12, 12)
+    crop = RandomCrop(24, CROP, augment=False)
+    padded = np.pad(pair["rainy"], [(0, 12), (0, 12), (0, 0)], mode="symmetric")
+    windows = {
+        padded[top : top + CROP, left : left + CROP].tobytes(): (top, left)
+        for top in range(17)
+        for left in range(17)
+    }
+    places = {windows[crop(pair, rng)["rainy"].tobytes()] for _ in range(300)}
+    assert {top for top, _ in places} == {left for _, left in places} == set(range(17))
+
+
+def test_a_crop_does_not_keep_its_picture_in_memory():
+    crop = RandomCrop(CROP, augment=False)(CODED[0], np.random.default_rng(0))
+    assert crop["rainy"].base is None
+
+
+def test_batches_on_the_device_are_the_same_and_in_order(straight):
+    sharding = batch_sharding(data_mesh(jax.devices()[:1]))
+    copied = list(on_device(iter(straight), sharding))
+    assert len(copied) == len(straight)
+    for (batch, pictures), original in zip(copied, straight, strict=True):
+        assert_equal(batch, original)
+        for name, picture in pictures.items():
+            assert picture.sharding == sharding
+            np.testing.assert_array_equal(picture, original[name])
+
+
+def test_batches_are_copied_ahead_of_their_use(straight):
+    taken = []
+
+    def watched():
+        for number, batch in enumerate(straight):
+            taken.append(number)
+            yield batch
+
+    next(on_device(watched(), batch_sharding(data_mesh(jax.devices()[:1])), ahead=2))
+    assert taken == [0, 1, 2]
 
 
 def test_another_seed_gives_other_batches(straight):
-    other = next(batches(CODED, config(), seed=4))
+    other = next(batches(ONE, config(), seed=4))
     assert not np.array_equal(other["rainy"], straight[0]["rainy"])
-
-
-def test_worker_processes_give_the_same_batches(straight):
-    stream = batches(CODED, config(workers=1), seed=3)
-    for original in straight[:3]:
-        assert_equal(next(stream), original)
 
 
 def test_a_small_picture_is_padded_right_and_below_by_half_sample_reflection():
@@ -119,74 +227,6 @@ def test_a_small_picture_is_padded_right_and_below_by_half_sample_reflection():
     crop = RandomCrop(CROP, augment=False)(pair, np.random.default_rng(0))
     assert crop["rainy"][:, 0, 0].tolist() == [0, 1, 2, 3, 4, 4, 3, 2]
     assert crop["rainy"][0, :, 1].tolist() == [0, 1, 2, 3, 4, 5, 5, 4]
-
-
-def test_cache_keeps_what_fits_and_reads_it_once():
-    class Counting(list):
-        reads = 0
-
-        def __getitem__(self, index):
-            self.reads += 1
-            return super().__getitem__(index)
-
-    size = CODED[0]["rainy"].nbytes * 2
-    source = Counting(CODED)
-    cached = Cached(source, 2 * size)
-    for _ in range(2):
-        assert [cached[index]["name"] for index in range(3)] == ["0.png", "1.png", "2.png"]
-    assert source.reads == 3 + 1
-    revived = pickle.loads(pickle.dumps(Cached(CODED, size)))
-    assert revived[1]["name"] == "1.png"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for pair in CODED[:2]:
-        write_picture(tmp_path / "input" / pair["name"], pair["rainy"])
-        write_picture(tmp_path / "target" / pair["name"], pair["clean"])
-    return tmp_path
-
-
-def test_paired_folder_gives_its_pairs_by_name(folder):
-    pairs = open_pairs(config(train=str(folder)), "train", 0)
-    assert len(pairs) == 2
-    assert_equal(pairs[1], CODED[1])
-
-
-def test_pair_of_two_sizes_is_refused_before_training(folder):
-    write_picture(folder / "target" / "1.png", CODED[1]["clean"][:-1])
-    with pytest.raises(
-        InputError, match=r"target/1\.png is 32x23.*input/1\.png is 32x24.*one size"
-    ):
-        open_pairs(config(train=str(folder)), "train", 0)
-
-
-def test_file_that_is_no_picture_is_refused_before_training(folder):
-    (folder / "input" / "0.png").write_text("no picture")
-    with pytest.raises(InputError, match=r"input/0\.png is no picture"):
-        open_pairs(config(train=str(folder)), "train", 0)
-
-
-def test_small_pictures_give_one_warning_or_are_refused(folder):
-    small = DataConfig(train=str(folder), crop_size=64, global_batch=1)
-    with pytest.warns(UserWarning, match="2 of 2 pictures are smaller than the crop of 64x64"):
-        pairs = open_pairs(small, "train", 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert next(batches(pairs, small, seed=0))["rainy"].shape == (1, 64, 64, 3)
-    refusing = DataConfig(train=str(folder), crop_size=64, small_images="error")
-    with pytest.raises(InputError, match=r"input/0\.png is 32x24; expected at least .* 64x64"):
-        open_pairs(refusing, "train", 0)
-
-
-def test_synthetic_validation_pairs_show_photographs_that_training_never_sees():
-    small = config(rains=1)
-    photographs = []
-    for split in ("train", "validation"):
-        pairs = open_pairs(small, split, 0)
-        photographs.append({pairs[i]["name"].rsplit("_", 1)[0] for i in range(len(pairs))})
-    assert all(photographs)
-    assert not photographs[0] & photographs[1]
 
 
 def test_batch_is_described_by_its_names_in_one_line():

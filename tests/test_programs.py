@@ -2,106 +2,21 @@
 
 import csv
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from programs import refused
 
 from drsformer_jax import checkpoint, metrics
 from drsformer_jax.data.folders import find_pictures
 from drsformer_jax.data.images import read_picture, write_picture
-from drsformer_jax.data.synthetic import SyntheticRain, photographs
-
-ROOT = Path(__file__).parents[1]
-CONFIG = """
-from drsformer_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
-
-def get_config():
-    return TrainConfig(
-        model=ModelConfig(
-            dim=4, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), encoder_level0="none",
-            refinement="none", attention="dense", feed_forward="fn",
-        ),
-        data=DataConfig(train="{pairs}", validation="{pairs}", crop_size=16, global_batch=2),
-        optim=OptimConfig(learning_rate=1e-3, constant_steps=2, cosine_steps=2),
-        steps=4, log_every=1, eval_every=4, checkpoint_every=2, protocol="rain200_spa",
-    )
-"""
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory):
-    """Two pairs of one size, and a configuration that trains on them."""
-    folder = tmp_path_factory.mktemp("programs")
-    rain = SyntheticRain(photographs("skimage")[0], 1, 0)
-    for index in range(2):
-        pair = rain[index]
-        for part, picture in (("input", pair["rainy"]), ("target", pair["clean"])):
-            write_picture(folder / "pairs" / part / f"{index}.png", picture[100:140, 100:148])
-    (folder / "config.py").write_text(CONFIG.format(pairs=folder / "pairs"))
-    return folder
-
-
-class Programs:
-    """Runs programs in a folder; they share compiled code as one user's do."""
-
-    def __init__(self, folder):
-        self._options = {
-            "text": True,
-            "cwd": folder,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-        }
-        self.environment = {
-            **os.environ,
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONPATH": str(ROOT),
-        }
-        self._programs = {
-            "train": [str(ROOT / "train.py")],
-            "eval": [str(ROOT / "eval.py")],
-            "drsformer": ["-m", "drsformer_jax.cli"],
-        }
-
-    def start(self, program, *arguments, environment=None):
-        command = [sys.executable, *self._programs[program], *map(str, arguments)]
-        return subprocess.Popen(command, env=environment or self.environment, **self._options)
-
-    def __call__(self, program, *arguments, environment=None):
-        with self.start(program, *arguments, environment=environment) as process:
-            output, errors = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
-
-
-@pytest.fixture(scope="session")
-def run(place):
-    return Programs(place)
-
-
-@pytest.fixture(scope="session")
-def trained(run, place):
-    result = run("train", "--config", "config.py", "--workdir", "run")
-    assert result.returncode == 0, result.stderr
-    return place / "run", result.stdout + result.stderr
-
-
-def refused(result, message):
-    """Asserts that a program ended with one clear line."""
-    assert result.returncode not in (0, None)
-    assert "Traceback" not in result.stderr
-    last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert re.search(message, last), last
 
 
 def test_training_ends_with_what_was_gained(trained):
@@ -358,7 +273,7 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
         ("train --config config.py --model.attention none", "topk.*dense"),
         (
             "train --config config.py --data.train nowhere --workdir unmade",
-            "nowhere has no folder input/",
+            "nowhere is no folder and no data set in",
         ),
         ("eval --checkpoint pairs --input a --target b", "a is no folder|a "),
         ("drsformer derain pairs/input out --checkpoint pairs", "config.json"),

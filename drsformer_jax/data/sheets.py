@@ -7,6 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from drsformer_jax.config import DataConfig
+from drsformer_jax.data.pairs import Pairs
+from drsformer_jax.data.pipeline import batches
+from drsformer_jax.data.sources import Source
+
 _SHEET_GAP = 8
 _TITLE_SIZE = 16
 
@@ -39,3 +44,26 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = 
     for title, left in zip(titles, lefts, strict=False):
         draw.text((int(left), _SHEET_GAP), title, fill="black", font=font)
     return np.array(sheet)
+
+
+def data_sheet(pairs: Pairs, rows: int, config: DataConfig, seed: int) -> np.ndarray:
+    """Draws what a set of pairs looks like, and the crops that training makes of it.
+
+    Args:
+        pairs: the set.
+        rows: how many pairs to show, spread evenly over the set.
+        config: the crops; the first global batch of them is shown.
+        seed: of their order, places and symmetries.
+
+    Returns:
+        uint8 of shape (H, W, 3): rainy and clean pictures, below them rainy and clean crops.
+
+    Raises:
+        InputError: if a pair cannot be read.
+    """
+    indices = np.linspace(0, len(pairs) - 1, min(rows, len(pairs))).astype(int)
+    shown = [pairs[int(index)] for index in indices]
+    batch = next(batches([Source(pairs, 1.0)], config, seed=seed))
+    whole = contact_sheet([(pair["rainy"], pair["clean"]) for pair in shown], ("rainy", "clean"))
+    crops = contact_sheet([tuple(batch["rainy"]), tuple(batch["clean"])], ("rainy, clean crops",))
+    return contact_sheet([(whole,), (crops,)])

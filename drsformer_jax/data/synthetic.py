@@ -8,12 +8,12 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 
 from drsformer_jax.data.folders import find_pictures
 from drsformer_jax.data.images import picture_size, read_picture
+from drsformer_jax.data.pairs import Pair, fingerprint
 from drsformer_jax.errors import InputError
 
 PHOTOGRAPHS = {
@@ -40,14 +40,6 @@ class Photograph:
     def name(self) -> str:
         """What pairs made of this photograph are called after."""
         return self.path.stem
-
-
-class Pair(TypedDict):
-    """One rainy and clean picture, each uint8 (h, w, 3)."""
-
-    name: str
-    rainy: np.ndarray
-    clean: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -234,6 +226,12 @@ class SyntheticRain:
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of each pair, from the photographs' heads."""
         return [picture_size(photograph.path) for photograph in self._photographs] * self._rains
+
+    def fingerprint(self) -> str:
+        """Of the photographs and of what decides the rain on them."""
+        files = [photograph.path.resolve() for photograph in self._photographs]
+        contents = [(str(path), path.stat().st_mtime_ns) for path in files]
+        return fingerprint([*contents, self._rains, self._seed])
 
     def __getitem__(self, index: int) -> Pair:
         if not 0 <= index < len(self):

@@ -1,0 +1,269 @@
+"""Data sets that were built: found by name, and read pair by pair."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from drsformer_jax.data.folders import check_sizes
+from drsformer_jax.data.images import content_size, decode_picture
+from drsformer_jax.data.pairs import Pair, fingerprint
+from drsformer_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import grain
+
+_NAME = re.compile(
+    r"(?:rain/)?(?P<name>[A-Za-z]\w*)(?::(?P<version>\d+\.\d+\.\d+))?(?::(?P<part>[a-z].*))?"
+)
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_INFO = "dataset_info.json"
+
+
+def default_data_dir() -> Path:
+    """Where TFDS keeps data sets: TFDS_DATA_DIR, or tensorflow_datasets in the home folder."""
+    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def find_dataset(source: str, data_dir: str = "") -> tuple[Path, str] | None:
+    """Finds a data set that was built.
+
+    Args:
+        source: `NAME`, `NAME:VERSION`, `NAME:PART` or `NAME:VERSION:PART`, with or without `rain/`
+            before it; the newest version is taken where none is given. Or a folder that a TFDS
+            builder wrote, also with `:PART`. A part is what TFDS calls a split: `train[:90%]`.
+        data_dir: folder of all data sets; `default_data_dir()` where it is empty.
+
+    Returns:
+        The data set's folder and the part, "" where none is named; None if there is no such data
+        set.
+
+    Raises:
+        InputError: if the data set is there but not in that version.
+    """
+    folder, _, part = source.partition(":")
+    if (Path(folder) / _INFO).is_file():
+        return Path(folder), part
+    found = _NAME.fullmatch(source)
+    if found is None:
+        return None
+    name, version, part = found["name"], found["version"], found["part"] or ""
+    place = (Path(data_dir) if data_dir else default_data_dir()) / "rain" / name
+    versions = sorted(
+        (
+            path.parent.name
+            for path in place.glob(f"*/{_INFO}")
+            if _VERSION.fullmatch(path.parent.name)  # Not what a killed build left.
+        ),
+        key=lambda version: [int(number) for number in version.split(".")],
+    )
+    if not versions:
+        return None
+    if version not in (None, *versions):
+        raise InputError(f"{place} has no version {version}; expected {' or '.join(versions)}")
+    return place / (version or versions[-1]), part
+
+
+class DatasetPairs:
+    """Pairs of a data set that was built. Can be pickled; reads the records at each access.
+
+    Args:
+        folder: where a TFDS builder wrote it, with the features `rainy` and `clean`.
+        part: what TFDS calls a split, such as `train` or `train[:90%]`.
+
+    Raises:
+        InputError: if the folder holds no such data set, or it has no such part.
+    """
+
+    def __init__(self, folder: Path, part: str) -> None:
+        import tensorflow_datasets as tfds
+
+        self._folder, self._part = folder, part
+        builder = _builder(folder)
+        self._info = builder.info
+        features = set(self._info.features)
+        missing = {"rainy", "clean"} - features
+        if missing:
+            raise InputError(
+                f"{folder} has the features {sorted(features)}; expected rainy and clean"
+            )
+        skip = {name: tfds.decode.SkipDecoding() for name in ("rainy", "clean")}
+        try:
+            self._ranges = [
+                (each.splitname, *slice(each.from_, each.to).indices(self._count(each.splitname)))
+                for each in tfds.core.ReadInstruction.from_spec(part).to_absolute(self._info.splits)
+            ]
+            self._source = builder.as_data_source(part, decoders=skip)
+        except (ValueError, KeyError) as error:
+            splits = ", ".join(f"{name} ({self._count(name)})" for name in self._info.splits)
+            raise InputError(
+                f"{folder} has no part {part} ({_line(error)}); its splits are {splits}"
+            ) from None
+
+    def _count(self, split: str) -> int:
+        return int(self._info.splits[split].num_examples)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def _record(self, index: int) -> tuple[str, str, bytes, bytes]:
+        """The pair's name, what errors call it, and both files."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
+        place = self.place(index)
+        try:
+            record = self._source[index]
+        except Exception as error:  # array_record and the parsers raise errors of many kinds
+            raise InputError(
+                f"{place} cannot be read ({_line(error)}); expected what was written there: remove "
+                f"the folder and build the data set anew"
+            ) from None
+        name = self._name(record, index)
+        return name, f"{name}, {place}", record["rainy"], record["clean"]
+
+    def _name(self, record: Mapping[str, Any], index: int) -> str:
+        """A relative path, which differs between splits where there are several."""
+        given = record["name"].decode() if "name" in record else f"{index:06d}.png"
+        parts = [part for part in given.split("/") if part not in ("", ".", "..")]
+        if len(self._ranges) > 1:
+            ends = itertools.accumulate(stop - start for _, start, stop, _ in self._ranges)
+            parts.insert(0, self._ranges[bisect.bisect_right(list(ends), index)][0])
+        return "/".join(parts)
+
+    def place(self, index: int) -> str:
+        """Where a pair is, in words."""
+        return f"record {index} of {self._part} in {self._folder}"
+
+    def __getitem__(self, index: int) -> Pair:
+        name, place, *files = self._record(index)
+        rainy, clean = (
+            decode_picture(content, f"{kind} {place}")
+            for kind, content in zip(("rainy", "clean"), files, strict=True)
+        )
+        check_sizes(f"rainy {place}", rainy.shape, f"clean {place}", clean.shape)
+        return {"name": name, "rainy": rainy, "clean": clean}
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each pair, as the builder noted them; else from the files' heads."""
+        noted = self.noted()
+        if not all(split in noted for split, *_ in self._ranges):
+            records = (self._record(index) for index in range(len(self)))
+            return [content_size(rainy, f"rainy {place}") for _, place, rainy, _ in records]
+        return [
+            size
+            for split, *part in self._ranges
+            for size in [
+                (height, width)
+                for height, width, count in noted[split]["sizes"]
+                for _ in range(count)
+            ][slice(*part)]
+        ]
+
+    def noted(self) -> dict[str, dict[str, Any]]:
+        """What the builder `Rain` noted of each split; empty for data sets of others."""
+        return _notes(self._info)
+
+    def fingerprint(self) -> str:
+        """Of the pixels that the builder noted, or of when the folder was written."""
+        written = (self._folder / _INFO).stat().st_mtime_ns
+        sums = {split: each["sha256"] for split, each in self.noted().items()}
+        return fingerprint([str(self._folder.resolve()), sums or written, self._part])
+
+    def __reduce__(self) -> tuple[type[DatasetPairs], tuple[Path, str]]:
+        # Open files do not travel to another process.
+        return DatasetPairs, (self._folder, self._part)
+
+
+def open_dataset(folder: Path, part: str, side: Literal["train", "test"]) -> DatasetPairs:
+    """Opens a part of a data set.
+
+    Args:
+        folder: where a TFDS builder wrote it.
+        part: what TFDS calls a split; "" for the whole side.
+        side: its split of that name; for `test` where it has none, all splits but `train` together.
+
+    Raises:
+        InputError: as `DatasetPairs`.
+    """
+    if part:
+        return DatasetPairs(folder, part)
+    splits = splits_of(folder)
+    others = "+".join(name for name in splits if name != "train")
+    use_others = side == "test" and side not in splits and others
+    return DatasetPairs(folder, others if use_others else side)
+
+
+def splits_of(folder: Path) -> list[str]:
+    """The names of a data set's splits; raises as `summary`."""
+    return list(_builder(folder).info.splits)
+
+
+def summary(folder: Path) -> list[str]:
+    """What a data set holds: a line for each split.
+
+    Raises:
+        InputError: if the folder is no data set.
+    """
+    info = _builder(folder).info
+    noted = _notes(info)
+    lines = []
+    for name, split in info.splits.items():
+        of = noted.get(name, {})
+        expected = of.get("expected_pairs")
+        whole = "" if expected in (None, split.num_examples) else f" of {expected}"
+        checksum = f", pixels have SHA-256 {of['sha256']}" if "sha256" in of else ""
+        lines.append(
+            f"{name}: {split.num_examples}{whole} pairs, {split.num_bytes / 1e6:.1f} MB{checksum}"
+        )
+    return lines
+
+
+def _builder(folder: Path) -> Any:
+    """The TFDS builder that reads a data set."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        _ = builder.info.features, builder.info.splits, _notes(builder.info)  # Read when asked for.
+    except Exception as error:  # TFDS lets out errors of many kinds
+        raise InputError(
+            f"{folder} is no data set that can be read ({_line(error)}); expected what "
+            "`drsformer build-data` writes"
+        ) from None
+    return builder
+
+
+def _notes(info: Any) -> dict[str, dict[str, Any]]:
+    """What the builder `Rain` noted of each split."""
+    # TFDS reads the file when its items are asked for, and only then.
+    return {} if info.metadata is None else dict(info.metadata.items()).get("splits", {})
+
+
+def in_threads(dataset: grain.MapDataset, title: str) -> Iterator[Any]:
+    """Gives the elements of a dataset in order, made in several threads, under a progress bar."""
+    import grain
+
+    options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=16)
+    stream = dataset.to_iter_dataset(options)
+    yield from tqdm(stream, desc=title, total=len(dataset), unit=" pairs", disable=None)
+
+
+def pixel_digest(rainy: np.ndarray, clean: np.ndarray) -> bytes:
+    """SHA-256 of the pixels of a pair, uint8 (h, w, 3) each, whatever files hold them."""
+    digest = hashlib.sha256(repr(rainy.shape).encode())
+    for picture in (rainy, clean):
+        digest.update(np.ascontiguousarray(picture).data)
+    return digest.digest()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split(";")[0].split()) or type(error).__name__

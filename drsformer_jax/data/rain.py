@@ -1,0 +1,318 @@
+"""TFDS builders of the rain data sets, written as ArrayRecord without TensorFlow.
+
+The builder is `Rain`, with a config for each data set: `Rain(config="rain200l", data_dir=...)`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import itertools
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from drsformer_jax.data import layouts
+from drsformer_jax.data.datasets import in_threads, pixel_digest
+from drsformer_jax.data.folders import check_sizes
+from drsformer_jax.data.images import decode_picture, encode_picture, picture_file, read_picture
+from drsformer_jax.data.layouts import RawPair
+from drsformer_jax.data.pairs import Pair
+from drsformer_jax.data.synthetic import SyntheticRain, photographs
+from drsformer_jax.errors import InputError
+from drsformer_jax.files import check_writable
+
+_VERSION = "1.0.0"
+_KEPT = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+"""How the formats begin that every TFDS reader decodes: PNG and JPEG."""
+
+
+@dataclass
+class RainConfig(tfds.core.BuilderConfig):
+    """One data set of the builder."""
+
+    dataset: str = ""
+    """Its row in `layouts.DATASETS`, or `synthetic`."""
+    citation: str = ""
+
+
+_UNKNOWN_LICENCE = (
+    "The authors of the pictures name no licence that is known here; ask them before any use other "
+    "than research."
+)
+_YANG = """@inproceedings{yang2017deep,
+  title={Deep Joint Rain Detection and Removal from a Single Image},
+  author={Yang, Wenhan and Tan, Robby T. and Feng, Jiashi and Liu, Jiaying and Guo, Zongming and
+    Yan, Shuicheng},
+  booktitle={CVPR},
+  year={2017}
+}"""
+_ZHANG = """@inproceedings{zhang2018density,
+  title={Density-aware Single Image De-raining using a Multi-stream Dense Network},
+  author={Zhang, He and Patel, Vishal M.},
+  booktitle={CVPR},
+  year={2018}
+}"""
+_FU = """@inproceedings{fu2017removing,
+  title={Removing Rain from Single Images via a Deep Detail Network},
+  author={Fu, Xueyang and Huang, Jiabin and Zeng, Delu and Huang, Yue and Ding, Xinghao and
+    Paisley, John},
+  booktitle={CVPR},
+  year={2017}
+}"""
+_WANG = """@inproceedings{wang2019spatial,
+  title={Spatial Attentive Single-Image Deraining with a High Quality Real Rain Dataset},
+  author={Wang, Tianyu and Yang, Xin and Xu, Ke and Chen, Shaozhe and Zhang, Qiang and
+    Lau, Rynson W.H.},
+  booktitle={CVPR},
+  year={2019}
+}"""
+_JIANG = """@inproceedings{jiang2020multi,
+  title={Multi-Scale Progressive Fusion Network for Single Image Deraining},
+  author={Jiang, Kui and Wang, Zhongyuan and Yi, Peng and Chen, Chen and Huang, Baojin and
+    Luo, Yimin and Ma, Jiayi and Jiang, Junjun},
+  booktitle={CVPR},
+  year={2020}
+}"""
+
+
+def _config(name: str, description: str, citation: str = "") -> RainConfig:
+    return RainConfig(name=name, dataset=name, description=description, citation=citation)
+
+
+class Rain(tfds.core.GeneratorBasedBuilder):
+    """Pairs of a rainy and a clean photograph.
+
+    Args:
+        allow_partial: record counts of pairs that differ from those of the whole data set, where
+            they are refused otherwise.
+        photographs: what the rain of `synthetic` falls on: a folder of pictures, or `skimage`.
+        options: those of every TFDS builder.
+    """
+
+    VERSION = tfds.core.Version(_VERSION)
+    RELEASE_NOTES: Mapping[str, str] = {_VERSION: "First version."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "\n\n".join(map(layouts.instructions, layouts.DATASETS))
+    BUILDER_CONFIGS: Sequence[RainConfig] = [
+        _config("rain200l", "Synthetic light rain on photographs.", citation=_YANG),
+        _config("rain200h", "Synthetic heavy rain on photographs.", citation=_YANG),
+        _config("did_data", "Synthetic rain of three densities.", citation=_ZHANG),
+        _config("ddn_data", "14 synthetic rains on each photograph.", citation=_FU),
+        _config("spa_data", "Real rain, cleaned with the help of video.", citation=_WANG),
+        _config("rain100l", "Synthetic light rain on photographs.", citation=_YANG),
+        _config("rain13k", "Several synthetic sets joined, with five test sets.", citation=_JIANG),
+        _config("paired_folder", "A folder of pairs."),
+        _config("synthetic", "Rain drawn by drsformer_jax on photographs."),
+    ]
+
+    def __init__(
+        self, *, allow_partial: bool = False, photographs: str = "skimage", **options: Any
+    ) -> None:
+        self._allow_partial = allow_partial
+        self._photographs = photographs
+        super().__init__(**options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        picture = tfds.features.Image(shape=(None, None, 3))
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.builder_config.description,
+            features=tfds.features.FeaturesDict(
+                {"rainy": picture, "clean": picture, "name": tfds.features.Text()}
+            ),
+            citation=self.builder_config.citation or None,
+            license=_UNKNOWN_LICENCE,
+            # Evaluation shows pictures in the order of their names; training shuffles by itself.
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(splits={}),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        dataset = self.builder_config.dataset
+        splits: dict[str, grain.MapDataset]
+        if dataset == "synthetic":
+            train, test = photographs(self._photographs)
+            splits = {
+                "train": grain.MapDataset.source(SyntheticRain(train, 16, seed=0)).map(_store),
+                "test": grain.MapDataset.source(SyntheticRain(test, 4, seed=0)).map(_store),
+            }
+        else:
+            found = _listed(dataset, Path(dl_manager.manual_dir), self._allow_partial)
+            splits = {
+                split: grain.MapDataset.source(pairs).map(_store_files)
+                for split, pairs in found.items()
+            }
+        return {split: self._generate_examples(split, pairs) for split, pairs in splits.items()}
+
+    def _generate_examples(
+        self, split: str, pairs: grain.MapDataset
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        digest = hashlib.sha256()
+        sizes = []
+        for index, pair in enumerate(in_threads(pairs, split)):
+            digest.update(pair.digest)
+            sizes.append(pair.size)
+            yield index, {"rainy": pair.rainy, "clean": pair.clean, "name": pair.name}
+        known = layouts.DATASETS.get(self.builder_config.dataset)
+        self.info.metadata["splits"][split] = {
+            "pairs": len(sizes),
+            "expected_pairs": known and known.expected.get(split),
+            "sha256": digest.hexdigest(),
+            # Height, width, and how many pairs in turn have it.
+            "sizes": [(*size, len(list(run))) for size, run in itertools.groupby(sizes)],
+        }
+
+
+class _Stored(NamedTuple):
+    """A pair as it is stored."""
+
+    name: str
+    rainy: bytes
+    clean: bytes
+    size: tuple[int, int]
+    digest: bytes
+
+
+def _store_files(pair: RawPair) -> _Stored:
+    """A pair of downloaded files, stored as it is."""
+    if pair.clean is None:
+        return _store_halves(pair)
+    (rainy, rainy_file), (clean, clean_file) = map(_read, (pair.rainy, pair.clean))
+    check_sizes(pair.rainy, rainy.shape, pair.clean, clean.shape)
+    digest = pixel_digest(rainy, clean)
+    return _Stored(pair.name, rainy_file, clean_file, rainy.shape[:2], digest)
+
+
+def _store_halves(pair: RawPair) -> _Stored:
+    """Cuts a picture that shows the rainy one left and the clean one right."""
+    both = read_picture(pair.rainy)
+    height, width, _ = both.shape
+    if width % 2:
+        raise InputError(
+            f"{pair.rainy} is {width}x{height}; expected an even width, since it should show a "
+            "rainy and a clean picture side by side"
+        )
+    half = width // 2
+    return _store({"name": pair.name, "rainy": both[:, :half], "clean": both[:, half:]})
+
+
+def _store(pair: Pair) -> _Stored:
+    """A pair that no files hold, stored without loss."""
+    rainy, clean = pair["rainy"], pair["clean"]
+    rainy_file, clean_file = (encode_picture(picture, ".png") for picture in (rainy, clean))
+    size = rainy.shape[:2]
+    return _Stored(pair["name"], rainy_file, clean_file, size, pixel_digest(rainy, clean))
+
+
+def _read(path: Path) -> tuple[np.ndarray, bytes]:
+    """A picture, and what stores it: the file as it is if every TFDS reader decodes its format."""
+    with picture_file(path) as file:
+        content = file.read()
+    picture = decode_picture(content, str(path))
+    return picture, content if content.startswith(_KEPT) else encode_picture(picture, ".png")
+
+
+def _listed(dataset: str, folder: Path, allow_partial: bool) -> dict[str, list[RawPair]]:
+    """The pairs of each split, as many as there should be."""
+    found = layouts.find_raw_pairs(dataset, folder)
+    for split, expected in layouts.DATASETS[dataset].expected.items():
+        count = len(found.get(split, ()))
+        if count != expected and not allow_partial:
+            raise InputError(
+                f"the {split} split of {dataset} has {count} pairs in {folder}; expected "
+                f"{expected}, or --allow-partial to build what is there"
+            )
+    return found
+
+
+def build(
+    dataset: str,
+    source: Path | None,
+    data_dir: Path,
+    *,
+    name: str | None = None,
+    allow_partial: bool = False,
+) -> Path:
+    """Builds a data set; until it is whole, nothing stands in its place.
+
+    Args:
+        dataset: name of a config of `Rain`.
+        source: the folder that it was downloaded to; of `synthetic` the photographs.
+        data_dir: folder of all data sets.
+        name: another name for a `paired_folder`.
+        allow_partial: as of `Rain`.
+
+    Returns:
+        The data set's folder.
+
+    Raises:
+        InputError: if the data set is unknown or there already, files are missing, damaged, of
+            different sizes in a pair, other in number than they should be, or the folder cannot be
+            written.
+        OSError: if the file system fails.
+    """
+    config: Any = _config_of(dataset)
+    if name is not None:
+        if dataset != "paired_folder" or not re.fullmatch(r"[A-Za-z]\w*", name):
+            raise InputError(
+                f"the name '{name}' is given to {dataset}; expected one of letters, digits and _ "
+                "for a paired_folder"
+            )
+        config = dataclasses.replace(config, name=name)
+    if dataset != "synthetic":
+        if source is None:
+            raise InputError(f"no folder is given for {dataset}; expected that of its files")
+        _listed(dataset, source, allow_partial)  # Before anything is written.
+    check_writable(data_dir)
+    options = {"photographs": str(source)} if dataset == "synthetic" and source else {}
+    builder = Rain(config=config, data_dir=data_dir, allow_partial=allow_partial, **options)
+    folder = Path(builder.data_path)
+    if folder.exists():
+        raise InputError(
+            f"{folder} is there already; expected a data set that is not (--verify checks this one)"
+        )
+    for unfinished in folder.parent.glob(f"incomplete.*_{_VERSION}"):
+        warnings.warn(f"{unfinished} is left of a build that was killed; remove it", stacklevel=2)
+    tfds.disable_progress_bar()  # It knows no total; the builder shows its own.
+    with (
+        contextlib.redirect_stdout(io.StringIO()),  # TFDS announces what it does.
+        tempfile.TemporaryDirectory() as downloads,  # It makes folders even for no download.
+    ):
+        try:
+            builder.download_and_prepare(
+                download_dir=downloads,
+                file_format="array_record",
+                download_config=tfds.download.DownloadConfig(manual_dir=source),
+            )
+        except RuntimeError as error:  # ArrayRecord's, such as on a full disk
+            reason = str(error).split(";")[0]
+            raise InputError(
+                f"{folder} cannot be written ({reason}); expected a disk with room for the data set"
+            ) from error
+    return folder
+
+
+def instructions(dataset: str) -> str:
+    """Which files a data set is built from, and where they are expected.
+
+    Raises:
+        InputError: if the data set is unknown.
+    """
+    return layouts.instructions(_config_of(dataset).dataset)
+
+
+def _config_of(dataset: str) -> RainConfig:
+    if dataset not in Rain.builder_configs:
+        known = ", ".join(Rain.builder_configs)
+        raise InputError(f"the data set {dataset} is unknown; expected one of {known}")
+    return Rain.builder_configs[dataset]

@@ -1,0 +1,110 @@
+"""Where the pairs of a run come from: a data set, a folder, or rain that is drawn."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tqdm import tqdm
+
+from drsformer_jax.config import DataConfig
+from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
+from drsformer_jax.data.folders import find_pairs
+from drsformer_jax.data.pairs import Cached, PairedFiles, Pairs, Surviving
+from drsformer_jax.data.raw_records import RawRecords, write_raw_records
+from drsformer_jax.data.synthetic import SyntheticRain, photographs
+from drsformer_jax.errors import InputError
+
+_VALIDATION_RAINS = 4
+Split = Literal["train", "validation"]
+
+
+class Source(NamedTuple):
+    """Pairs, and their weight in a mix."""
+
+    pairs: Pairs
+    weight: float
+
+
+def open_training(config: DataConfig, seed: int) -> list[Source]:
+    """Opens what a run trains on, and checks what can be checked without decoding it.
+
+    Warns once for each source with pictures that are smaller than the crop.
+
+    Raises:
+        InputError: as `open_pairs`, if a picture is smaller than the crop under
+            `small_images="error"`, or the cache cannot be written.
+    """
+    opened = []
+    for name, weight in config.sources or ((config.train, 1.0),):
+        pairs = open_pairs(name, "train", config, seed)
+        if config.corrupt == "skip":
+            pairs = Surviving(pairs)
+        _check_small(name, pairs, config)
+        opened.append(Source(_kept(pairs, config), weight))
+    return opened
+
+
+def open_validation(config: DataConfig, seed: int) -> Pairs:
+    """Opens what a run is scored on; raises as `open_pairs` does."""
+    pairs = open_pairs(config.validation, "validation", config, seed)
+    pairs.sizes()  # Refuses what is no picture before the training.
+    return Cached(pairs, config.cache_mib * 2**20)
+
+
+def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Pairs:
+    """Opens pairs by name, as `DataConfig.train` tells it.
+
+    Args:
+        source: `synthetic`, a data set, or a folder.
+        split: which photographs, or which part of a data set where `source` names none.
+        config: where data sets are, and what synthetic rain is drawn from.
+        seed: of synthetic rain.
+
+    Raises:
+        InputError: if there is nothing of that name, or a partner or a photograph is missing.
+    """
+    if source == "synthetic":
+        train, validation = photographs(config.photographs)
+        if split == "train":
+            return SyntheticRain(train, config.rains, seed)
+        return SyntheticRain(validation, _VALIDATION_RAINS, seed)
+    found = find_dataset(source, config.data_dir)
+    if found is not None:
+        return open_dataset(*found, "train" if split == "train" else "test")
+    if Path(source).exists():
+        return PairedFiles(find_pairs(source))
+    raise InputError(
+        f"{source} is no folder and no data set in {config.data_dir or default_data_dir()}; "
+        "expected one that `drsformer build-data` built, a folder with input/ and target/, or "
+        "synthetic"
+    )
+
+
+def _kept(pairs: Pairs, config: DataConfig) -> Pairs:
+    """Pairs that are decoded once, on disk or in memory."""
+    if not config.cache_dir:
+        return Cached(pairs, config.cache_mib * 2**20)
+    path = Path(config.cache_dir) / f"{pairs.fingerprint()}.array_record"
+    if not path.exists():
+        with tqdm(desc=str(path), total=len(pairs), unit=" pairs", disable=None) as bar:
+            write_raw_records(path, pairs, lambda count: bar.update())
+    return RawRecords(path)
+
+
+def _check_small(source: str, pairs: Pairs, config: DataConfig) -> None:
+    crop = config.crop_size
+    sizes = pairs.sizes()
+    small = [index for index, size in enumerate(sizes) if min(size) < crop]
+    if not small:
+        return
+    height, width = sizes[small[0]]
+    found = f"{pairs[small[0]]['name']} of {source} is {width}x{height}"
+    if config.small_images == "error":
+        raise InputError(f"{found}; expected at least the crop, {crop}x{crop}")
+    warnings.warn(
+        f"{len(small)} of {len(sizes)} pictures are smaller than the crop of {crop}x{crop} and are "
+        f"padded by reflection ({found})",
+        stacklevel=3,
+    )

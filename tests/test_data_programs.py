@@ -1,0 +1,215 @@
+"""drsformer build-data and show-data, and programs that read what they made: real processes."""
+
+import json
+import re
+import shlex
+import shutil
+
+import pytest
+from programs import refused
+from rain_sets import write_pairs, write_splits
+
+from drsformer_jax.data.images import read_picture
+
+
+@pytest.fixture(scope="session")
+def built(run, place):
+    """A data set of 5 and 3 pairs of 24x32 and 26x32, built into `data`; and what was printed."""
+    write_splits(place / "raw")
+    result = run(
+        *("drsformer", "build-data", "rain200l", "--manual-dir", "raw", "--data-dir", "data"),
+        "--allow-partial",
+    )
+    assert result.returncode == 0, result.stderr
+    return place / "data/rain/rain200l/1.0.0", result.stdout
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if "loss" in line}
+
+
+def test_building_prints_counts_sizes_checksums_and_the_place(built):
+    folder, output = built
+    lines = output.splitlines()
+    for line, pairs, expected in zip(lines, (5, 3), (1800, 200), strict=False):
+        assert re.fullmatch(
+            rf"(train|test): {pairs} of {expected} pairs, 0\.0 MB, pixels have SHA-256 \w{{64}}",
+            line,
+        )
+    assert lines[2:] == [f"rain200l is in {folder.relative_to(folder.parents[3])}"]
+
+
+def test_verifying_reads_every_pair(run, built, place):
+    _, output = built
+    result = run("drsformer", "build-data", "rain200l", "--verify", "--data-dir", "data")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[:2] == output.splitlines()[:2]
+    assert "every pair of data/rain/rain200l/1.0.0 was read, and nothing is wrong" in result.stdout
+
+
+def test_without_a_folder_building_tells_what_is_expected(run):
+    result = run("drsformer", "build-data", "ddn_data")
+    refused(result, "--manual-dir is missing; expected a folder as told above")
+    for part in ("rainy image/", "ground truth/", "12600", "1400", "input/", "target/"):
+        assert part in result.stdout
+
+
+def test_sheet_shows_pairs_and_crops(run, built, place):
+    result = run(
+        *("drsformer", "show-data", "rain200l:test", "--data-dir", "data", "--out", "sheet.png"),
+        *("--pairs", "2", "--crops", "3", "--crop-size", "16"),
+    )
+    assert result.stdout == "rain200l:test has 3 pairs: 32x26 (3); see sheet.png\n", result.stderr
+    sheet = read_picture(place / "sheet.png")
+    first = read_picture(place / "raw/test/input/1.png")
+    places = [
+        (top, left)
+        for top in range(sheet.shape[0] - 26)
+        for left in range(20)
+        if (sheet[top : top + 26, left : left + 32] == first).all()
+    ]
+    assert len(places) == 1
+
+
+def test_training_and_scoring_take_a_data_set_by_name(run, built, place):
+    result = run(
+        *("train", "--config", "config.py", "--workdir", "named", "--data.data-dir", "data"),
+        *("--data.train", "rain200l", "--data.validation", "rain200l:test[:2]"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "5 pairs to train on, 2 to score" in result.stdout
+    scores = run(
+        *("eval", "--checkpoint", "named", "--data", "rain200l", "--data-dir", "data"),
+        *("--save", "saved"),
+    )
+    assert scores.returncode == 0, scores.stderr
+    saved = [path.name for path in sorted((place / "saved").iterdir())]
+    assert saved == ["1.png", "2.png", "3.png"]
+    rows = scores.stdout.splitlines()
+    assert [row.split()[0] for row in rows[2:5]] == ["1.png", "2.png", "3.png"]
+    # The same pictures from their folder have the same scores.
+    folder = run("eval", "--checkpoint", "named", "--data", "raw/test")
+    assert folder.stdout.splitlines()[:6] == rows[:6]
+
+
+def test_pictures_of_one_name_in_several_splits_are_all_scored_and_saved(run, trained, place):
+    for split in ("train/Rain13K", "test/Test100", "test/Rain100L"):
+        write_pairs(place / "raw13k" / split, ["1.png"])
+    command = ("drsformer", "build-data", "rain13k", "--manual-dir", "raw13k", "--data-dir", "data")
+    assert run(*command, "--allow-partial").returncode == 0
+    result = run(
+        *("eval", "--checkpoint", "run", "--data", "rain13k", "--data-dir", "data"),
+        *("--save", "saved13k", "--output", "scored13k"),
+    )
+    assert result.returncode == 0, result.stderr
+    names = [
+        row["picture"]
+        for row in json.loads((place / "scored13k/scores.json").read_text())["pictures"]
+    ]
+    assert names == ["test100/1.png", "rain100l/1.png"]
+    assert all((place / "saved13k" / name).is_file() for name in names)
+    assert "mean of 2 " in result.stdout
+
+
+def test_patches_grow_over_a_mix_and_each_size_compiles_once(run, built, place):
+    result = run(
+        *("train", "--config", "config.py", "--workdir", "grown", "--data.data-dir", "data"),
+        *("--data.sources", "rain200l", "3", "pairs", "1", "--data.crop-size", "24"),
+        *("--data.progressive", "0", "16", "2", "2", "24", "1", "--steps", "5"),
+        environment={**run.environment, "JAX_LOG_COMPILES": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "7 pairs to train on" in result.stdout
+    shapes = re.findall(r"Compiling jit\(train_step\) .*?uint8\[(\d+),(\d+),", result.stderr)
+    assert shapes == [("2", "16"), ("1", "24")]
+    assert list(metrics(place / "grown")) == [1, 2, 3, 4, 5]
+
+
+def test_a_pair_that_cannot_be_read_stops_training_or_is_skipped_and_counted(run, built, place):
+    shutil.copytree(place / "pairs", place / "damaged_pairs", dirs_exist_ok=True)
+    path = place / "damaged_pairs/input/1.png"
+    path.write_bytes(path.read_bytes()[:1500])
+    command = (
+        "train",
+        "--config",
+        "config.py",
+        "--data.train",
+        "damaged_pairs",
+        "--data.cache-mib",
+        "0",
+    )
+    stopped = run(*command, "--workdir", "stopped")
+    refused(stopped, r"damaged_pairs/input/1\.png is no picture that can be read \(")
+    skipping = run(
+        *command, "--workdir", "skipping", "--data.corrupt", "skip", "--data.workers", "1"
+    )
+    assert skipping.returncode == 0, skipping.stderr
+    named = re.findall(r"^skipped: damaged_pairs/input/1\.png is no picture", skipping.stdout, re.M)
+    assert len(named) == 1
+    counts = [line["skipped_pairs"] for line in metrics(place / "skipping").values()]
+    assert counts == [1, 2, 3, 4]  # Every other pair, and two in a batch.
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("drsformer build-data rain1 --manual-dir raw", "the data set rain1 is unknown; expected"),
+        ("drsformer build-data rain200l --manual-dir none", "none does not exist; expected"),
+        ("drsformer build-data rain200l --manual-dir config.py", r"config\.py is a file; expected"),
+        ("drsformer build-data rain200l --manual-dir raw", "has 5 pairs in raw; expected 1800, or"),
+        ("drsformer build-data rain200l --manual-dir pairs", "pairs holds input/, target/; expect"),
+        (
+            "drsformer build-data paired_folder --manual-dir raw --data-dir config.py",
+            r"config\.py cannot be written \(File exists\)",
+        ),
+        (
+            "drsformer build-data rain200l --manual-dir raw --data-dir data --allow-partial",
+            "1.0.0 is there already; expected",
+        ),
+        (
+            "drsformer build-data rain100l --verify --data-dir data",
+            "rain100l is no data set in dat",
+        ),
+        ("drsformer build-data rain200l --verify --manual-dir raw", "--manual-dir is given; exp"),
+        ("drsformer build-data rain200l:test --verify --data-dir data", "one without a part"),
+        ("drsformer show-data rain200l:2.0.0 --data-dir data --out x.png", r"expected 1\.0\.0"),
+        (
+            "drsformer show-data rain200l:tost --data-dir data --out x.png",
+            r"has no part tost .*test \(3\)",
+        ),
+        ("drsformer show-data rain200l --data-dir nowhere --out x.png", "no data set in nowhere"),
+        ("drsformer show-data pairs --out x.gif", r"x\.gif has the extension '\.gif'"),
+        ("drsformer show-data pairs --out x.png --crops 0", "--crops is 0; expected at least 1"),
+        (
+            "drsformer show-data pairs --out x.png --crop-size 20",
+            "crop-size is 20; expected a mult",
+        ),
+        ("eval --checkpoint run --data none", "--data is none, no folder and no data set in"),
+        (
+            "eval --checkpoint run --data rain200l --data-dir data --match x",
+            "--match is x beside a data set; expected folders",
+        ),
+        (
+            "eval --checkpoint run --data rain200l --data-dir data --target pairs",
+            "--data is given beside --input or --target",
+        ),
+        (
+            "eval --restored pairs/input --data rain200l --data-dir data",
+            "--data is rain200l.* beside --restored; expected folders",
+        ),
+        (
+            "train --config config.py --data.train rain200l --data.data-dir none",
+            "no data set in none",
+        ),
+        ("train --config config.py --data.sources pairs 0", "data.sources is .* weights above 0"),
+        ("train --config config.py --data.progressive 1 16 2", "first steps that begin with 0"),
+        ("train --config config.py --data.progressive 0 32 2", "at most the crop of 16"),
+        ("train --config config.py --data.cache-dir config.py/x", "config.py"),
+    ],
+)
+def test_wrong_input_gives_one_line_and_makes_nothing(run, built, place, command, message):
+    before = sorted(path for path in place.iterdir() if path.name != "compiled")
+    refused(run(*shlex.split(command)), message)
+    assert not (place / "x.png").exists()
+    assert sorted(path for path in place.iterdir() if path.name != "compiled") == before

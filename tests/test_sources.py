@@ -1,0 +1,219 @@
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from rain_sets import pair, write_pairs
+
+from drsformer_jax.config import DataConfig
+from drsformer_jax.data.images import write_picture
+from drsformer_jax.data.pairs import Cached, Share, Surviving
+from drsformer_jax.data.pipeline import batches
+from drsformer_jax.data.rain import build
+from drsformer_jax.data.raw_records import RawRecords
+from drsformer_jax.data.sources import open_pairs, open_training, open_validation
+from drsformer_jax.errors import InputError
+
+
+class Listed(list):
+    """Pairs in a list; counts how often each is read, and fails for those that are None."""
+
+    def __init__(self, pairs):
+        super().__init__(pairs)
+        self.reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        found = super().__getitem__(index)
+        if found is None:
+            raise InputError(f"{index}.png is no picture")
+        return found
+
+    def sizes(self):
+        return [(24, 32)] * len(self)
+
+    def fingerprint(self):
+        return "listed"
+
+
+def as_pair(number):
+    rainy, clean = pair(number)
+    return {"name": f"{number}.png", "rainy": rainy, "clean": clean}
+
+
+PAIRS = [as_pair(number) for number in range(7)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_pairs(tmp_path / "pairs", ["0.png", "1.png"])
+
+
+def config(folder, **changes):
+    names = {"train": str(folder), "validation": str(folder), "global_batch": 2, "crop_size": 8}
+    return DataConfig(**{**names, **changes})
+
+
+def test_paired_folder_gives_its_pairs_by_name(folder):
+    ((pairs, weight),) = open_training(config(folder), seed=0)
+    assert (len(pairs), weight) == (2, 1.0)
+    assert pairs[1]["name"] == "1.png"
+    np.testing.assert_array_equal(pairs[1]["rainy"], PAIRS[1]["rainy"])
+    np.testing.assert_array_equal(pairs[1]["clean"], PAIRS[1]["clean"])
+
+
+@pytest.mark.parametrize("open_any", [open_training, open_validation])
+def test_pair_of_two_sizes_is_refused_before_training(folder, open_any):
+    write_picture(folder / "target" / "1.png", PAIRS[1]["clean"][:-1])
+    with pytest.raises(
+        InputError, match=r"target/1\.png is 32x23.*input/1\.png is 32x24.*one size"
+    ):
+        open_any(config(folder), 0)
+
+
+@pytest.mark.parametrize("open_any", [open_training, open_validation])
+def test_file_that_is_no_picture_is_refused_before_training(folder, open_any):
+    (folder / "input" / "0.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"input/0\.png is no picture"):
+        open_any(config(folder), 0)
+
+
+def test_small_pictures_give_one_warning_or_are_refused(folder):
+    small = config(folder, crop_size=64)
+    with pytest.warns(UserWarning, match="2 of 2 pictures are smaller than the crop of 64x64"):
+        sources = open_training(small, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert next(batches(sources, small, seed=0))["rainy"].shape == (2, 64, 64, 3)
+    with pytest.raises(InputError, match=r"0\.png of .*pairs is 32x24; expected at .* 64x64"):
+        open_training(config(folder, crop_size=64, small_images="error"), 0)
+
+
+def test_synthetic_validation_pairs_show_photographs_that_training_never_sees():
+    photographs = []
+    for split in ("train", "validation"):
+        pairs = open_pairs("synthetic", split, DataConfig(rains=1), 0)
+        photographs.append({pairs[i]["name"].rsplit("_", 1)[0] for i in range(len(pairs))})
+    assert all(photographs)
+    assert not photographs[0] & photographs[1]
+
+
+def test_a_data_set_is_opened_by_its_name_train_and_test_apart(tmp_path):
+    for split, names in (("train", ["1.png", "2.png", "3.png"]), ("test", ["1.png"])):
+        write_pairs(tmp_path / "raw" / split, names)
+    build("paired_folder", tmp_path / "raw", tmp_path, name="mine")
+    named = config("mine", data_dir=str(tmp_path))
+    ((pairs, _),) = open_training(named, 0)
+    assert [pairs[index]["name"] for index in range(len(pairs))] == ["1.png", "2.png", "3.png"]
+    assert len(open_validation(named, 0)) == 1
+    part = config("mine", data_dir=str(tmp_path), validation="mine:train[2:]")
+    assert open_validation(part, 0)[0]["name"] == "3.png"
+
+
+def test_sources_take_the_place_of_train(folder, tmp_path):
+    other = write_pairs(tmp_path / "other", ["a.png"])
+    mixed = config("nowhere", sources=((str(folder), 3.0), (str(other), 1.0)))
+    sources = open_training(mixed, 0)
+    assert [(len(pairs), weight) for pairs, weight in sources] == [(2, 3.0), (1, 1.0)]
+    stream = batches(sources, mixed, seed=0)
+    names = [name for _ in range(6) for name in next(stream)["name"]]
+    assert names.count("a.png") == 3
+
+
+def test_what_is_neither_folder_nor_data_set_is_told_with_what_could_be(tmp_path):
+    with pytest.raises(InputError, match=r"^rain200l is no folder and no data set in .*build-data"):
+        open_training(config("rain200l", data_dir=str(tmp_path)), 0)
+
+
+def test_memory_keeps_what_fits_and_reads_it_once():
+    size = PAIRS[0]["rainy"].nbytes * 2
+    source = Listed(PAIRS)
+    cached = Cached(source, 2 * size)
+    for _ in range(2):
+        assert [cached[index]["name"] for index in range(3)] == ["0.png", "1.png", "2.png"]
+    assert source.reads == 3 + 1
+    revived = pickle.loads(pickle.dumps(Cached(PAIRS, size)))
+    assert revived[1]["name"] == "1.png"
+
+
+def test_disk_keeps_decoded_pairs_until_their_files_change(folder, tmp_path):
+    kept = config(folder, cache_dir=str(tmp_path / "cache"))
+    ((pairs, _),) = open_training(kept, 0)
+    assert isinstance(pairs, RawRecords)
+    np.testing.assert_array_equal(pairs[1]["rainy"], PAIRS[1]["rainy"])
+    (file,) = (tmp_path / "cache").iterdir()
+    written = file.stat().st_mtime_ns
+    open_training(kept, 0)
+    assert file.stat().st_mtime_ns == written
+    write_picture(folder / "input/1.png", PAIRS[2]["rainy"])
+    ((pairs, _),) = open_training(kept, 0)
+    np.testing.assert_array_equal(pairs[1]["rainy"], PAIRS[2]["rainy"])
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("kind", ["none", "memory", "disk"])
+def test_batches_do_not_depend_on_where_decoded_pairs_are_kept(folder, tmp_path, kind):
+    reference = config(folder)
+    changes = {"none": {"cache_mib": 0}, "memory": {}, "disk": {"cache_dir": str(tmp_path)}}[kind]
+    chosen = config(folder, **changes)
+    streams = [batches(open_training(each, 0), each, seed=1) for each in (reference, chosen)]
+    for _ in range(4):
+        expected, found = (next(stream) for stream in streams)
+        assert found["name"] == expected["name"]
+        np.testing.assert_array_equal(found["rainy"], expected["rainy"])
+        np.testing.assert_array_equal(found["clean"], expected["clean"])
+
+
+def test_the_next_pair_takes_the_place_of_one_that_cannot_be_read():
+    survivors = Surviving(Listed([PAIRS[0], None, None, PAIRS[3]]))
+    assert [survivors[index]["name"] for index in range(4)] == ["0.png", "3.png", "3.png", "3.png"]
+    assert survivors[1]["skipped"] == ["1.png is no picture", "2.png is no picture"]
+    assert "skipped" not in survivors[0]
+    with pytest.raises(InputError, match=r"0\.png is no picture; nor can 1 pairs that follow"):
+        Surviving(Listed([None, None]))[0]
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_pairs_that_cannot_be_read_stop_a_run_or_are_skipped_and_named(folder, head):
+    stopping = open_training(config(folder, cache_mib=0), 0)
+    skipping = open_training(config(folder, corrupt="skip", cache_mib=0), 0)
+    path = folder / "input/1.png"
+    path.write_bytes(path.read_bytes()[: 60 if head else 0])
+    with pytest.raises(InputError, match=r"input/1\.png is no picture that can be read"):
+        next(batches(stopping, config(folder), seed=0))
+    stream = batches(skipping, config(folder), seed=0)
+    epoch = next(stream)
+    assert epoch["name"] == ["0.png", "0.png"]
+    assert len(epoch["skipped"]) == 1
+    assert "input/1.png is no picture that can be read" in epoch["skipped"][0]
+
+
+def test_decoded_pairs_on_disk_still_name_what_was_skipped(folder, tmp_path):
+    write_pairs(folder, ["0.png", "1.png", "2.png"], height=64, width=64)
+    path = folder / "input/1.png"
+    path.write_bytes(path.read_bytes()[:200])
+    kept = {"cache_dir": str(tmp_path / "cache")}
+    for _ in range(2):  # When they are written, and when they are read again.
+        ((pairs, _),) = open_training(config(folder, corrupt="skip", **kept), 0)
+        assert [pairs[index]["name"] for index in range(3)] == ["0.png", "2.png", "2.png"]
+        assert "input/1.png is no picture" in pairs[1]["skipped"][0]
+    with pytest.raises(InputError, match=r"input/1\.png is no picture"):
+        open_training(config(folder, **kept), 0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 7])
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_shares_of_processes_are_disjoint_and_complete(count, processes):
+    shares = [Share(Listed(PAIRS[:count]), process, processes) for process in range(processes)]
+    names = [[share[index]["name"] for index in range(len(share))] for share in shares]
+    assert sorted(name for share in names for name in share) == sorted(
+        each["name"] for each in PAIRS[:count]
+    )
+    assert max(map(len, names)) - min(map(len, names)) <= 1
+    assert [len(share.sizes()) for share in shares] == list(map(len, names))
+    # In the order of the pictures when one is taken of each share in turn.
+    assert [names[k % processes][k // processes] for k in range(count)] == [
+        each["name"] for each in PAIRS[:count]
+    ]
+    with pytest.raises(IndexError):
+        shares[0][len(shares[0])]

@@ -1,0 +1,149 @@
+"""How fast pairs are read, decoded, cropped and put into batches, each way against decoding alone.
+
+python benchmarks/input_pipeline.py --data DIR [--cores 1] [--json input_pipeline.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from drsformer_jax.config import DataConfig
+from drsformer_jax.data.folders import find_pairs
+from drsformer_jax.data.images import decode_picture
+from drsformer_jax.data.pipeline import batches
+from drsformer_jax.data.rain import build
+from drsformer_jax.data.sources import open_training
+from drsformer_jax.files import write_text
+
+BATCH = 8
+CROP = 128
+
+
+def main() -> None:
+    """Prints pairs per second of each way, and their ratio to decoding by Pillow alone."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of input/ and target/")
+    parser.add_argument("--pairs", type=int, default=400, help="as many at least (default 400)")
+    parser.add_argument("--cores", type=int, default=1, help="processor cores to use (default 1)")
+    parser.add_argument("--seconds", type=float, default=2, help="of a run (default 2)")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each way (default 5)")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
+    with tempfile.TemporaryDirectory() as folder:
+        data = repeated(arguments.data, arguments.pairs, Path(folder) / "pairs")
+        ways = all_ways(data, Path(folder), arguments.cores)
+        for way in ways.values():  # Compiled, read from the disk and cached.
+            next(way)
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for _, (name, way) in itertools.product(range(arguments.runs), ways.items()):
+            rates[name].append(rate(way, arguments.seconds))
+    print(
+        f"{len(find_pairs(arguments.data))} pairs again and again up to {arguments.pairs}, "
+        f"{arguments.cores} cores, crops of {CROP}x{CROP} in batches of "
+        f"{BATCH}; median of {arguments.runs} runs of {arguments.seconds:g} s in turn"
+    )
+    print(f"{'way':44} {'pairs/s':>9} {'ms a pair':>10} {'over Pillow':>12}")
+    rows = []
+    limit = statistics.median(next(iter(rates.values())))
+    for name, found in rates.items():
+        middle = statistics.median(found)
+        rows.append({"way": name, "pairs_per_second": middle, "all": found})
+        print(f"{name:44} {middle:9.1f} {1000 / middle:10.2f} {middle / limit:12.2f}")
+    if arguments.json:
+        write_text(arguments.json, json.dumps(rows, indent=2) + "\n")
+
+
+def repeated(data: Path, count: int, folder: Path) -> Path:
+    """A folder with the same pairs under several names.
+
+    Grain's shuffle takes a time of its own for few pairs: 0.7 ms for each of 40.
+    """
+    pairs = find_pairs(data)
+    for part in ("input", "target"):
+        (folder / part).mkdir(parents=True)
+    for copy in range(-(-count // len(pairs))):
+        for name, rainy, clean in pairs:
+            for part, path in (("input", rainy), ("target", clean)):
+                (folder / part / f"{copy}_{name}").symlink_to(path.resolve())
+    return folder
+
+
+def all_ways(data: Path, folder: Path, cores: int) -> dict[str, Iterator[int]]:
+    """Endless iterators, each of which gives how many pairs it made in a step."""
+    contents = [(rainy.read_bytes(), clean.read_bytes()) for _, rainy, clean in find_pairs(data)]
+    build("paired_folder", data, folder)
+    files = DataConfig(
+        train=str(data),
+        data_dir=str(folder),
+        crop_size=CROP,
+        global_batch=BATCH,
+        cache_mib=0,
+    )
+    data_set = dataclasses.replace(files, train="paired_folder")
+    ways = {
+        "decoding alone, Pillow": decoding(contents, pillow),
+        "decoding alone": decoding(contents, lambda content: decode_picture(content, "")),
+        "files, decoded each time": pipeline(files),
+        "data set, decoded each time": pipeline(data_set),
+        "data set, decoded once into memory": pipeline(
+            dataclasses.replace(data_set, cache_mib=2**20)
+        ),
+        "data set, decoded once into raw ArrayRecord": pipeline(
+            dataclasses.replace(data_set, cache_dir=str(folder / "decoded"))
+        ),
+    }
+    if cores > 1:
+        workers = dataclasses.replace(data_set, workers=cores)
+        ways[f"data set, decoded each time, {cores} workers"] = pipeline(workers)
+    return ways
+
+
+def pillow(content: bytes) -> np.ndarray:
+    """The pixels of a picture."""
+    return np.array(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def decoding(
+    contents: list[tuple[bytes, bytes]], decode: Callable[[bytes], np.ndarray]
+) -> Iterator[int]:
+    """Decodes pairs that are in memory, in one thread."""
+    for rainy, clean in itertools.cycle(contents):
+        decode(rainy)
+        decode(clean)
+        yield 1
+
+
+def pipeline(config: DataConfig) -> Iterator[int]:
+    """Makes batches as training does."""
+    sources = open_training(config, seed=0)
+    (source,) = sources
+    for index in range(len(source.pairs)):  # What is decoded once is decoded here.
+        source.pairs[index]
+    for batch in batches(sources, config, seed=0):
+        yield len(batch["name"])
+
+
+def rate(way: Iterator[int], seconds: float) -> float:
+    """Pairs per second over a while."""
+    made, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        made += next(way)
+    return made / spent
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ Running the same command again continues where the last checkpoint was saved.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import math
@@ -77,7 +78,11 @@ def train(config: TrainConfig, workdir: Path, started: float) -> None:
             batches(sources, config.data, seed=config.seed, start=start),
             batch_sharding(mesh),
         )
-        with MetricsWriter(workdir, start) as writer, Progress(start, config.steps) as progress:
+        with (
+            contextlib.closing(stream),
+            MetricsWriter(workdir, start) as writer,
+            Progress(start, config.steps) as progress,
+        ):
             for step in range(start + 1, config.steps + 1):
                 batch, pictures = next(stream)
                 state, metrics = train_step(config, state, pictures)

@@ -139,7 +139,7 @@ def test_a_pair_that_cannot_be_read_stops_training_or_is_skipped_and_counted(run
         "--data.cache-mib",
         "0",
     )
-    stopped = run(*command, "--workdir", "stopped")
+    stopped = run(*command, "--workdir", "stopped", "--data.workers", "2")
     refused(stopped, r"damaged_pairs/input/1\.png is no picture that can be read \(")
     skipping = run(
         *command, "--workdir", "skipping", "--data.corrupt", "skip", "--data.workers", "1"

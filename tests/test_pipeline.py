@@ -196,7 +196,7 @@ def test_a_crop_does_not_keep_its_picture_in_memory():
 
 def test_batches_on_the_device_are_the_same_and_in_order(straight):
     sharding = batch_sharding(data_mesh(jax.devices()[:1]))
-    copied = list(on_device(iter(straight), sharding))
+    copied = list(on_device((batch for batch in straight), sharding))
     assert len(copied) == len(straight)
     for (batch, pictures), original in zip(copied, straight, strict=True):
         assert_equal(batch, original)

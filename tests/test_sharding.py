@@ -12,7 +12,7 @@ from drsformer_jax.sharding import batch_sharding, data_mesh
 sharding = batch_sharding(data_mesh(jax.devices()))
 rainy = np.arange(16 * 2 * 2 * 3, dtype=np.uint8).reshape(16, 2, 2, 3)
 batch = {"name": ["x"] * 16, "rainy": rainy, "clean": 255 - rainy, "skipped": []}
-((given, pictures),) = on_device(iter([batch]), sharding)
+((given, pictures),) = on_device((each for each in [batch]), sharding)
 assert given is batch
 for name, whole in (("rainy", rainy), ("clean", 255 - rainy)):
     assert pictures[name].shape == (16, 2, 2, 3)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 import jax
@@ -44,7 +46,7 @@ def batches(
     start: int = 0,
     process: int = 0,
     processes: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Endless batches of random crops.
 
     Every crop has a running index, counted over all batches of all processes, and depends on the
@@ -87,7 +89,7 @@ def _samples(sources: Sequence[Source], seed: int) -> grain.MapDataset:
 
 def _stages(
     samples: grain.MapDataset, config: DataConfig, start: int, process: int, processes: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     stages = config.stages()
     ends = [begin for begin, _, _ in stages[1:]] + [None]
     first = 0  # Running index of a stage's first crop.
@@ -101,7 +103,7 @@ def _stages(
             first += (end - begin) * batch
 
 
-def _stream(dataset: grain.MapDataset, config: DataConfig) -> Iterator[Batch]:
+def _stream(dataset: grain.MapDataset, config: DataConfig) -> Generator[Batch]:
     """Reads ahead, in threads or in worker processes."""
     import grain
 
@@ -112,13 +114,18 @@ def _stream(dataset: grain.MapDataset, config: DataConfig) -> Iterator[Batch]:
         from absl import flags
 
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags.
+        # Batches come through pipes. Grain returns shared memory late, or at exit not at all, and
+        # containers have little of it.
+        piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        stream = grain.experimental.WithOptionsIterDataset(stream, piped)
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
-    return iter(stream)
+    with contextlib.closing(iter(stream)) as iterator:  # Ends the workers.
+        yield from iterator
 
 
 def on_device(
-    stream: Iterator[Batch], sharding: jax.sharding.Sharding, ahead: int = 2
-) -> Iterator[tuple[Batch, dict[str, jax.Array]]]:
+    stream: Generator[Batch], sharding: jax.sharding.Sharding, ahead: int = 2
+) -> Generator[tuple[Batch, dict[str, jax.Array]]]:
     """Copies batches to the devices while the ones before them are computed on.
 
     Args:
@@ -130,12 +137,13 @@ def on_device(
         A batch, and its pictures "rainy" and "clean" as global arrays (global b, h, w, 3).
     """
     waiting: deque[tuple[Batch, dict[str, jax.Array]]] = deque()
-    for batch in stream:
-        pictures = {"rainy": batch["rainy"], "clean": batch["clean"]}
-        waiting.append((batch, place(pictures, sharding)))
-        if len(waiting) > ahead:
-            yield waiting.popleft()
-    yield from waiting
+    with contextlib.closing(stream):
+        for batch in stream:
+            pictures = {"rainy": batch["rainy"], "clean": batch["clean"]}
+            waiting.append((batch, place(pictures, sharding)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        yield from waiting
 
 
 class RandomCrop:

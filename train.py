@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from drsformer_jax.checkpoint import Run, check_architecture
 from drsformer_jax.compile_cache import use_compile_cache
-from drsformer_jax.config import TrainConfig, read_config
+from drsformer_jax.config import TrainConfig
+from drsformer_jax.config_file import read_config
 from drsformer_jax.data.images import write_picture
 from drsformer_jax.data.pairs import Pairs
 from drsformer_jax.data.pipeline import Batch, batches, describe, on_device

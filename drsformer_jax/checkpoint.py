@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from drsformer_jax.config import ModelConfig, TrainConfig, read_config, to_dict, write_config
+from drsformer_jax.config import ModelConfig, TrainConfig
+from drsformer_jax.config_file import read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
 from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
 from drsformer_jax.training import TrainState

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
-from drsformer_jax.config import PRESETS, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from drsformer_jax.config import (
+    PRESETS,
+    RESTORMER_PATCHES,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from drsformer_jax.config_file import read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
 
 IMPOSSIBLE = [
@@ -29,6 +38,19 @@ IMPOSSIBLE = [
     (DataConfig, {"rains": 0}, "data.rains is 0"),
     (DataConfig, {"cache_mib": -1}, "data.cache-mib is -1"),
     (DataConfig, {"workers": -1}, "data.workers is -1"),
+    (DataConfig, {"sources": (("a", 0.0),)}, "data.sources is ('a', 0.0)"),
+    (DataConfig, {"sources": (("a", math.inf),)}, "data.sources is ('a', inf)"),
+    (DataConfig, {"sources": (("a",),)}, "data.sources is (('a',),)"),
+    (DataConfig, {"sources": "a"}, "data.sources is 'a'"),
+    (DataConfig, {"progressive": ((1, 8, 8),)}, "data.progressive is ((1, 8, 8),)"),
+    (
+        DataConfig,
+        {"progressive": ((0, 8, 8), (0, 16, 8))},
+        "data.progressive is ((0, 8, 8), (0, 16, 8))",
+    ),
+    (DataConfig, {"progressive": ((0, 12, 8),)}, "data.progressive is a side of 12"),
+    (DataConfig, {"progressive": ((0, 136, 8),)}, "data.progressive is a side of 136"),
+    (DataConfig, {"progressive": ((0, 8, 0),)}, "data.progressive is a global batch of 0"),
     (OptimConfig, {"learning_rate": 0.0}, "optim.learning-rate is 0.0"),
     (OptimConfig, {"learning_rate": float("nan")}, "optim.learning-rate is nan"),
     (OptimConfig, {"final_learning_rate": -1e-6}, "optim.final-learning-rate is -1e-06"),
@@ -159,3 +181,24 @@ def test_architecture_leaves_out_what_changes_no_parameter():
     assert dataclasses.replace(config, **running).architecture() == config.architecture()
     every = {field.name for field in dataclasses.fields(ModelConfig)}
     assert config.architecture().keys() == every - running.keys()
+
+
+def test_configuration_is_the_same_after_a_passage_through_a_file(tmp_path):
+    data = DataConfig(
+        sources=(("rain200l", 3), ("rain200h", 0.5)),
+        crop_size=384,
+        progressive=RESTORMER_PATCHES,
+        mixup=True,
+    )
+    config = TrainConfig(model=PRESETS["tiny"], data=data, seed=7)
+    write_config(tmp_path, to_dict(config))
+    assert read_config(tmp_path) == config
+
+
+def test_restormer_patches_are_the_published_table():
+    sides, batches = (128, 160, 192, 256, 320, 384), (64, 40, 32, 16, 8, 8)
+    steps = (0, 92_000, 156_000, 204_000, 240_000, 276_000)
+    assert tuple(zip(steps, sides, batches, strict=True)) == RESTORMER_PATCHES
+    growing = DataConfig(crop_size=384, progressive=RESTORMER_PATCHES)
+    assert growing.stages() == RESTORMER_PATCHES
+    assert DataConfig().stages() == ((0, 128, 16),)

@@ -23,7 +23,7 @@ from drsformer_jax.config import ModelConfig, Protocol
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
 from drsformer_jax.data.folders import find_pairs_in, read_pair
 from drsformer_jax.data.images import read_picture, write_picture
-from drsformer_jax.data.pairs import PairedFiles, Pairs
+from drsformer_jax.data.pairs import PairedFiles, Pairs, sizes_of
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.evaluation import Scores
 from drsformer_jax.files import write_text
@@ -164,7 +164,7 @@ def prepare(command: Command, protocol: Protocol) -> Work:
 def prepare_checkpoint(command: Command, checkpoint: Path, protocol: Protocol) -> Work:
     """Finds the rainy pictures and reads the network that is to restore them."""
     pairs, width = pairs_of(command)
-    sizes = pairs.sizes()  # Refuses pairs of two sizes before the network is read.
+    sizes = sizes_of(pairs)  # Refuses pairs of two sizes before the network is read.
     restorer = Restorer.load(checkpoint, command.step)
     results = (
         (pair["name"], restored, scores)
@@ -208,7 +208,7 @@ def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work
     pairs = find_pairs_in(folder, target_dir, command.match)
     rainy_pairs = [] if input_dir is None else find_pairs_in(folder, input_dir, command.match)
     for each in (pairs, rainy_pairs):
-        PairedFiles(each).sizes()
+        sizes_of(PairedFiles(each))
     rainy_paths = {name: path for name, _, path in rainy_pairs}
 
     def results() -> Iterator[tuple[str, np.ndarray, Scores]]:

@@ -211,7 +211,7 @@ def report(config: TrainConfig, workdir: Path, validation: Pairs, started: float
         if len(rows) < _SHOWN_PICTURES:
             rows.append((pair["rainy"], restored, pair["clean"]))
             for folder, picture in zip(("input", "restored", "target"), rows[-1], strict=True):
-                name = Path(pair["name"]).stem + ".png"
+                name = Path(pair["name"]).with_suffix(".png")
                 write_picture(workdir / "validation" / folder / name, picture)
     write_picture(workdir / "comparison.png", contact_sheet(rows[:4], _TITLES))
     result = mean(scores)

@@ -18,6 +18,7 @@ from drsformer_jax.config import DataConfig
 from drsformer_jax.convert import describe, params_to_torch
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, summary
 from drsformer_jax.data.images import check_extension, write_picture
+from drsformer_jax.data.pairs import sizes_of
 from drsformer_jax.data.video import VIDEO_EXTENSIONS, restore_video
 from drsformer_jax.derain import plan_jobs, restore_files
 from drsformer_jax.errors import InputError, one_line_errors
@@ -244,7 +245,9 @@ class BuildData:
             allow_partial=self.allow_partial,
         )
         print("\n".join(summary(folder)))
-        print(f"{self.save_as or self.dataset} is in {folder}")
+        # The name alone is rain that is drawn while training.
+        name = "rain/synthetic" if self.dataset == "synthetic" else self.save_as or self.dataset
+        print(f"{name} is in {folder}")
 
     def _verify(self) -> None:
         from drsformer_jax.data.verification import verify
@@ -305,7 +308,7 @@ class ShowData:
         )
         pairs = open_pairs(self.source, "train", config, self.seed)
         write_picture(self.out, data_sheet(pairs, self.pairs, config, self.seed))
-        sizes = Counter(f"{width}x{height}" for height, width in pairs.sizes())
+        sizes = Counter(f"{width}x{height}" for height, width in sizes_of(pairs))
         common = ", ".join(f"{size} ({count})" for size, count in sizes.most_common(3))
         more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
         print(f"{self.source} has {len(pairs)} pairs: {common}{more}; see {self.out}")

@@ -253,14 +253,15 @@ class DataConfig:
     augment: bool = True
     """Turn and flip the crops (8 symmetries)."""
     mixup: bool = False
-    """Blend every other batch with a permutation of itself, by a share from Beta(1.2, 1.2)."""
+    """Blend half of the batches, by chance, with a permutation of themselves."""
     small_images: Literal["pad", "error"] = "pad"
     """Pad a picture smaller than the crop right and below by symmetric reflection, or refuse it."""
     corrupt: Literal["error", "skip"] = "error"
     """Stop training at a pair that cannot be read, or take the next one, name the bad one and count
     it. Scoring always stops."""
     cache_mib: int = 2048
-    """Memory for decoded pictures of a split and process, in MiB; the rest is read again."""
+    """Memory for decoded pictures of training and as much of scoring, in MiB and each process; the
+    rest is read again."""
     cache_dir: str = ""
     """Folder for decoded training pictures as raw ArrayRecord files, in place of memory, where a
     set does not fit; they are written once. Empty for none."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from drsformer_jax import metrics
 from drsformer_jax.config import Protocol
-from drsformer_jax.data.pairs import Pair, Pairs
+from drsformer_jax.data.pairs import Pair, Pairs, sizes_of
 from drsformer_jax.restore import Restorer
 
 
@@ -69,7 +69,7 @@ def evaluate(
     Yields:
         (pair, restored picture, its scores).
     """
-    restorer.plan(pairs.sizes())
+    restorer.plan(sizes_of(pairs))
     for index in range(len(pairs)):
         pair = pairs[index]
         restored = restorer(pair["rainy"])

@@ -78,7 +78,8 @@ class Progress:
         """Shows metrics of a step.
 
         Returns:
-            The metrics with the pictures per second since the last, and those skipped so far.
+            The metrics with the pictures per second since the last, and how many pairs were skipped
+            since the program started.
         """
         seconds = time.monotonic() - self._since
         rate = self._pictures / seconds

@@ -45,9 +45,10 @@ class Programs:
             "drsformer": ["-m", "drsformer_jax.cli"],
         }
 
-    def start(self, program, *arguments, environment=None):
+    def start(self, program, *arguments, environment=None, **options):
         command = [sys.executable, *self._programs[program], *map(str, arguments)]
-        return subprocess.Popen(command, env=environment or self.environment, **self._options)
+        options = {**self._options, **options}
+        return subprocess.Popen(command, env=environment or self.environment, **options)
 
     def __call__(self, program, *arguments, environment=None):
         with self.start(program, *arguments, environment=environment) as process:

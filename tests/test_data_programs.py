@@ -1,9 +1,11 @@
 """drsformer build-data and show-data, and programs that read what they made: real processes."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 
 import pytest
 from programs import refused
@@ -34,7 +36,7 @@ def test_building_prints_counts_sizes_checksums_and_the_place(built):
     lines = output.splitlines()
     for line, pairs, expected in zip(lines, (5, 3), (1800, 200), strict=False):
         assert re.fullmatch(
-            rf"(train|test): {pairs} of {expected} pairs, 0\.0 MB, pixels have SHA-256 \w{{64}}",
+            rf"(train|test): {pairs} of {expected} pairs, 0\.\d MB, pixels have SHA-256 \w{{64}}",
             line,
         )
     assert lines[2:] == [f"rain200l is in {folder.relative_to(folder.parents[3])}"]
@@ -117,6 +119,7 @@ def test_patches_grow_over_a_mix_and_each_size_compiles_once(run, built, place):
         *("train", "--config", "config.py", "--workdir", "grown", "--data.data-dir", "data"),
         *("--data.sources", "rain200l", "3", "pairs", "1", "--data.crop-size", "24"),
         *("--data.progressive", "0", "16", "2", "2", "24", "1", "--steps", "5"),
+        *("--data.workers", "2", "--data.cache-dir", "decoded"),
         environment={**run.environment, "JAX_LOG_COMPILES": "1"},
     )
     assert result.returncode == 0, result.stderr
@@ -149,6 +152,20 @@ def test_a_pair_that_cannot_be_read_stops_training_or_is_skipped_and_counted(run
     assert len(named) == 1
     counts = [line["skipped_pairs"] for line in metrics(place / "skipping").values()]
     assert counts == [1, 2, 3, 4]  # Every other pair, and two in a batch.
+
+
+def test_an_interrupt_from_the_terminal_ends_training_with_workers_in_one_line(run, trained, place):
+    arguments = ("--config", "config.py", "--workdir", "endless", "--steps", "100000")
+    with run.start(
+        *("train", *arguments, "--log-every", "20", "--data.workers", "2"), start_new_session=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 40/"):
+                break
+        os.killpg(process.pid, signal.SIGINT)  # As a terminal does: to the workers too.
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted\n"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from rain_sets import pair, write_pairs, write_splits
 
+from drsformer_jax.data import rain
 from drsformer_jax.data.datasets import (
     DatasetPairs,
     default_data_dir,
@@ -16,6 +17,7 @@ from drsformer_jax.data.datasets import (
     summary,
 )
 from drsformer_jax.data.images import read_picture, write_picture
+from drsformer_jax.data.pairs import sizes_of
 from drsformer_jax.data.rain import build
 from drsformer_jax.data.verification import verify
 from drsformer_jax.errors import InputError
@@ -86,8 +88,8 @@ def test_pairs_of_a_part_are_those_of_its_range(data_dir):
         *("train/2.png", "train/3.png", "train/4.png"),
         *("test/2.png", "test/3.png"),
     ]
-    assert part.sizes() == [(24, 32)] * 3 + [(26, 32)] * 2
-    assert part.sizes() == [each["clean"].shape[:2] for each in part]
+    assert sizes_of(part) == [(24, 32)] * 3 + [(26, 32)] * 2
+    assert sizes_of(part) == [each["clean"].shape[:2] for each in part]
     with pytest.raises(IndexError):
         part[5]
 
@@ -117,6 +119,20 @@ def test_fingerprint_differs_between_parts_and_contents(data_dir, tmp_path):
     assert len(set(marks)) == 4
 
 
+def test_a_part_without_pairs_is_told(data_dir):
+    with pytest.raises(InputError, match=r"has no part train\[:1%\] \(no pair lies there\)"):
+        DatasetPairs(data_dir / "rain/mine/1.0.0", "train[:1%]")
+
+
+def test_a_pair_of_two_sizes_in_a_data_set_is_told(tmp_path, monkeypatch):
+    raw = write_pairs(tmp_path / "raw", ["1.png"])
+    write_picture(raw / "target/1.png", pair(0, height=25)[1])
+    monkeypatch.setattr(rain, "check_sizes", lambda *_: None)
+    pairs = DatasetPairs(build("paired_folder", raw, tmp_path), "train")
+    with pytest.raises(InputError, match=r"clean 1\.png, record 0 of train .* is 32x25, rainy 1"):
+        pairs[0]
+
+
 def test_without_a_test_split_all_but_train_are_tested_on(tmp_path):
     for name in ("Test100", "Rain100L"):
         write_pairs(tmp_path / "raw/test" / name, ["1.png", "2.png"])
@@ -144,7 +160,7 @@ def test_a_data_set_of_another_builder_is_read_without_notes(copy):
     (copy / "metadata.json").unlink()
     pairs = DatasetPairs(copy, "test")
     assert pairs.noted() == {}
-    assert pairs.sizes() == [(26, 32)] * 3
+    assert sizes_of(pairs) == [(26, 32)] * 3
     assert pairs[0]["name"] == "1.png"
     assert summary(copy)[1].startswith("test: 3 pairs, ")
     assert list(verify(copy)) == []

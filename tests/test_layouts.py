@@ -230,8 +230,14 @@ def test_a_split_without_a_picture_is_told(tmp_path):
     refused("did_data", tmp_path, r"/train holds readme\.txt; expected .* side by side$")
 
 
+def test_texts_beside_the_folders_of_spa_data_are_no_lists(tmp_path):
+    pairs = equal_names(tmp_path / "train")
+    (tmp_path / "train" / "readme.txt").write_text("What this is.")
+    assert find_raw_pairs("spa_data", tmp_path) == {"train": pairs}
+
+
 @pytest.mark.parametrize(
-    ("dataset", "made"), [(name, made) for name in PUBLISHED for made in LAYOUTS[name][1:]]
+    ("dataset", "made"), [(name, made) for name in PUBLISHED[:-1] for made in LAYOUTS[name][1:]]
 )
 def test_two_layouts_at_once_are_refused(tmp_path, dataset, made):
     made(tmp_path / "train")

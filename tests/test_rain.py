@@ -11,7 +11,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from rain_sets import pair, write_pairs, write_splits
 from raw_layouts import LAYOUTS, PUBLISHED, RAIN13K_TESTS, input_target
+from tensorflow_datasets.core import shuffle
 
+from drsformer_jax.data import rain
 from drsformer_jax.data.datasets import DatasetPairs, summary
 from drsformer_jax.data.images import read_picture, write_picture
 from drsformer_jax.data.rain import Rain, build
@@ -79,6 +81,23 @@ def test_other_formats_are_stored_as_png_without_loss(tmp_path, extension):
     (stored,) = DatasetPairs(tmp_path / "data/rain/paired_folder/1.0.0", "train")
     np.testing.assert_array_equal(stored["rainy"], pair(0)[0])
     np.testing.assert_array_equal(stored["clean"], pair(0)[1])
+
+
+@pytest.mark.parametrize("size", [1, 1000, 10**9])
+def test_large_sets_are_written_in_several_files_in_order(raw, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(rain, "_SHARD", size)
+    # What TFDS sorts beyond this limit needs TensorFlow.
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1)
+    folder = build("paired_folder", raw, tmp_path)
+    files = {path.name for path in folder.glob("rain-train.array_record-*")}
+    count = {1: 5, 1000: 2, 10**9: 1}[size]
+    assert files == {f"rain-train.array_record-{n:05}-of-{count:05}" for n in range(count)}
+    pairs = DatasetPairs(folder, "train")
+    assert [each["name"] for each in pairs] == [f"{number}.png" for number in range(1, 6)]
+    assert [pairs.size(index) for index in range(5)] == [(24, 32)] * 5
+    assert list(verify(folder)) == []
+    part = DatasetPairs(folder, "train[1:4]")
+    assert [each["name"] for each in part] == ["2.png", "3.png", "4.png"]
 
 
 def test_halves_of_a_picture_are_stored_as_png_without_loss(tmp_path):
@@ -184,7 +203,13 @@ def test_folders_of_pairs_have_names_of_their_own(raw, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "name"), [("rain100l", "mine"), ("paired_folder", "../mine"), ("paired_folder", "")]
+    ("dataset", "name"),
+    [
+        ("rain100l", "mine"),
+        ("paired_folder", "../mine"),
+        ("paired_folder", ""),
+        ("paired_folder", "rain200l"),
+    ],
 )
 def test_an_impossible_name_is_refused(raw, tmp_path, dataset, name):
     with pytest.raises(InputError, match="expected one of letters, digits and _"):
@@ -202,6 +227,13 @@ def test_what_is_there_is_never_built_over(built, raw):
 def test_an_unknown_data_set_is_refused(tmp_path):
     with pytest.raises(InputError, match="rain200x is unknown; expected one of rain200l, "):
         build("rain200x", tmp_path, tmp_path / "data")
+
+
+def test_two_pictures_of_one_name_are_refused(tmp_path):
+    for extension in ("jpg", "png"):
+        write_picture(tmp_path / f"raw/train/1.{extension}", np.zeros((8, 32, 3), np.uint8))
+    with pytest.raises(InputError, match=r"1\.jpg and .*1\.png have one name before the extension"):
+        build("did_data", tmp_path / "raw", tmp_path / "data", allow_partial=True)
 
 
 DAMAGE = {
@@ -292,6 +324,6 @@ def test_a_build_that_is_interrupted_leaves_no_data_set_and_can_be_repeated(tmp_
     assert not (place / "1.0.0").exists()
     again = subprocess.run([*command, "0"], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    left = "is left of a build that was killed; remove it"
+    left = "is left of a build that was killed, unless one is running; remove it"
     assert (left in again.stderr) == (number == signal.SIGKILL)
     assert list(verify(place / "1.0.0")) == []

@@ -1,3 +1,4 @@
+import os
 import pickle
 import warnings
 
@@ -7,7 +8,7 @@ from rain_sets import pair, write_pairs
 
 from drsformer_jax.config import DataConfig
 from drsformer_jax.data.images import write_picture
-from drsformer_jax.data.pairs import Cached, Share, Surviving
+from drsformer_jax.data.pairs import Cached, PairedFiles, Share, Surviving, sizes_of
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.rain import build
 from drsformer_jax.data.raw_records import RawRecords
@@ -29,8 +30,8 @@ class Listed(list):
             raise InputError(f"{index}.png is no picture")
         return found
 
-    def sizes(self):
-        return [(24, 32)] * len(self)
+    def size(self, index):
+        return self[index]["rainy"].shape[:2]
 
     def fingerprint(self):
         return "listed"
@@ -125,6 +126,40 @@ def test_what_is_neither_folder_nor_data_set_is_told_with_what_could_be(tmp_path
         open_training(config("rain200l", data_dir=str(tmp_path)), 0)
 
 
+def test_sources_of_equal_length_have_orders_of_their_own(folder, tmp_path):
+    names = [f"{number}.png" for number in range(8)]
+    mixed = config(
+        "nowhere",
+        sources=tuple((str(write_pairs(tmp_path / part, names)), 1.0) for part in ("a", "b")),
+    )
+    stream = batches(open_training(mixed, 0), mixed, seed=0)
+    both = [next(stream)["name"] for _ in range(8)]
+    first, second = zip(*both, strict=True)
+    assert sorted(first) == sorted(second) == names
+    assert first != second
+
+
+def test_sources_share_the_memory(folder, tmp_path):
+    mixed = config("nowhere", cache_mib=1, sources=((str(folder), 1.0),) * 4)
+    assert {source.pairs._limit for source in open_training(mixed, 0)} == {2**18}
+
+
+def test_fingerprints_change_with_what_is_read(folder):
+    listed = [("0.png", folder / "input/0.png", folder / "target/0.png")]
+    marks = [PairedFiles(listed).fingerprint()]
+    path = folder / "input/0.png"
+    written = path.stat().st_mtime_ns
+    os.utime(path, ns=(written, written + 1))
+    marks.append(PairedFiles(listed).fingerprint())
+    path.write_bytes(path.read_bytes() + b"\0")
+    os.utime(path, ns=(written, written))
+    marks.append(PairedFiles(listed).fingerprint())
+    marks.append(Surviving(PairedFiles(listed)).fingerprint())
+    for rains, seed in ((1, 0), (2, 0), (1, 1)):
+        marks.append(open_pairs("synthetic", "train", DataConfig(rains=rains), seed).fingerprint())
+    assert len(set(marks)) == len(marks)
+
+
 def test_memory_keeps_what_fits_and_reads_it_once():
     size = PAIRS[0]["rainy"].nbytes * 2
     source = Listed(PAIRS)
@@ -184,6 +219,7 @@ def test_pairs_that_cannot_be_read_stop_a_run_or_are_skipped_and_named(folder, h
     stream = batches(skipping, config(folder), seed=0)
     epoch = next(stream)
     assert epoch["name"] == ["0.png", "0.png"]
+    assert sizes_of(skipping[0].pairs) == [(24, 32)] * 2
     assert len(epoch["skipped"]) == 1
     assert "input/1.png is no picture that can be read" in epoch["skipped"][0]
 
@@ -210,10 +246,12 @@ def test_shares_of_processes_are_disjoint_and_complete(count, processes):
         each["name"] for each in PAIRS[:count]
     )
     assert max(map(len, names)) - min(map(len, names)) <= 1
-    assert [len(share.sizes()) for share in shares] == list(map(len, names))
+    for share in shares:
+        assert sizes_of(share) == [(24, 32)] * len(share)
     # In the order of the pictures when one is taken of each share in turn.
     assert [names[k % processes][k // processes] for k in range(count)] == [
         each["name"] for each in PAIRS[:count]
     ]
-    with pytest.raises(IndexError):
-        shares[0][len(shares[0])]
+    for read in (shares[0].__getitem__, shares[0].size):
+        with pytest.raises(IndexError):
+            read(len(shares[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import hashlib
 import itertools
 import os
@@ -102,6 +103,8 @@ class DatasetPairs:
                 (each.splitname, *slice(each.from_, each.to).indices(self._count(each.splitname)))
                 for each in tfds.core.ReadInstruction.from_spec(part).to_absolute(self._info.splits)
             ]
+            if not any(stop - start for _, start, stop, _ in self._ranges):
+                raise ValueError("no pair lies there")
             self._source = builder.as_data_source(part, decoders=skip)
         except (ValueError, KeyError) as error:
             splits = ", ".join(f"{name} ({self._count(name)})" for name in self._info.splits)
@@ -152,12 +155,19 @@ class DatasetPairs:
         check_sizes(f"rainy {place}", rainy.shape, f"clean {place}", clean.shape)
         return {"name": name, "rainy": rainy, "clean": clean}
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each pair, as the builder noted them; else from the files' heads."""
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a pair, as the builder noted it; else from the picture's head."""
+        if self._sizes is not None:
+            return self._sizes[index]
+        _, place, rainy, _ = self._record(index)
+        return content_size(rainy, f"rainy {place}")
+
+    @functools.cached_property
+    def _sizes(self) -> list[tuple[int, int]] | None:
+        """What the builder noted."""
         noted = self.noted()
         if not all(split in noted for split, *_ in self._ranges):
-            records = (self._record(index) for index in range(len(self)))
-            return [content_size(rainy, f"rainy {place}") for _, place, rainy, _ in records]
+            return None
         return [
             size
             for split, *part in self._ranges

@@ -100,7 +100,8 @@ def instructions(dataset: str) -> str:
         InputError: if there is no such data set.
     """
     raw = _raw(dataset)
-    lines = [f"The folder of {dataset} holds one or more of these splits:"]
+    some = " (with --allow-partial some of them)" if raw.expected else ", or one of them"
+    lines = [f"The folder of {dataset} holds these splits{some}:"]
     for split, places in raw.places.items():
         count = f"{raw.expected[split]} pairs" if split in raw.expected else "any number of pairs"
         lines.append(f"  {split}: {count} in {' or '.join(map(_called, places))}")
@@ -265,7 +266,11 @@ _RAINY_IMAGE = Layout(
     _folders("rainy image", "ground truth", r"^(\d+)(?:_\d+)?$"),
 )
 _LINES = "of a rainy and a clean path a line, tab or blanks between, from its folder or that above"
-_LIST = Layout(f"one list *.txt {_LINES}", _list("*.txt"))
+_LIST = Layout(
+    f"one list *.txt {_LINES}",
+    # Beside input/ and target/ a text is something to read.
+    lambda folder: None if _subfolder(folder, "input") else _list("*.txt")(folder),
+)
 _own_list = _list("pairs.txt", "pairs.tsv")
 _OWN = Layout(
     f"{_EQUAL_NAMES.description}, or where names differ pairs.txt or pairs.tsv, a list {_LINES}",

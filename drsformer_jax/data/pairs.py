@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NotRequired, Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict, TypeVar
 
 import numpy as np
 
 from drsformer_jax.data.folders import pair_size, read_pair
 from drsformer_jax.errors import InputError
+
+T = TypeVar("T")
 
 _ATTEMPTS = 100
 
@@ -32,13 +34,26 @@ class Pairs(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Pair: ...
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each pair, without decoding it."""
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a pair, without decoding it."""
         ...
+
+
+class StoredPairs(Pairs, Protocol):
+    """Pairs that lie somewhere."""
 
     def fingerprint(self) -> str:
         """What changes when the pairs change, for what is kept of them elsewhere."""
         ...
+
+
+def sizes_of(pairs: Pairs) -> list[tuple[int, int]]:
+    """(height, width) of each pair, without decoding them.
+
+    Raises:
+        InputError: if one cannot be told, or the sizes of a pair differ.
+    """
+    return [pairs.size(index) for index in range(len(pairs))]
 
 
 class PairedFiles:
@@ -59,13 +74,14 @@ class PairedFiles:
         rainy, clean = read_pair(input_path, target_path)
         return {"name": name, "rainy": rainy, "clean": clean}
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each pair, from the files' heads.
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a pair, as its files tell without being decoded.
 
         Raises:
-            InputError: if a file is no picture or the sizes of a pair differ.
+            InputError: if a file is no picture or the sizes differ.
         """
-        return [pair_size(rainy, clean) for _, rainy, clean in self._pairs]
+        _, rainy, clean = self._pairs[index]
+        return pair_size(rainy, clean)
 
     def fingerprint(self) -> str:
         """Of the files' places, lengths and times."""
@@ -104,13 +120,9 @@ class Cached:
                     self._room -= size
         return pair
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """As those of what is kept."""
-        return self._pairs.sizes()
-
-    def fingerprint(self) -> str:
-        """As that of what is kept."""
-        return self._pairs.fingerprint()
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a pair."""
+        return self._pairs.size(index)
 
     def __reduce__(self) -> tuple[type[Cached], tuple[Pairs, int]]:
         # Another process starts with an empty cache.
@@ -123,30 +135,30 @@ class Surviving:
     Which one depends on the pairs alone, so batches stay the same whoever reads them.
     """
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: StoredPairs) -> None:
         self._pairs = pairs
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> Pair:
+        pair, skipped = self._first(self._pairs.__getitem__, index)
+        return {**pair, "skipped": skipped} if skipped else pair
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a pair, or of the next one whose size can be told."""
+        return self._first(self._pairs.size, index)[0]
+
+    def _first(self, read: Callable[[int], T], index: int) -> tuple[T, list[str]]:
+        """What can be read from an index on, and what is wrong with those before."""
         skipped: list[str] = []
         attempts = min(len(self), _ATTEMPTS)
         for attempt in range(attempts):
             try:
-                pair = self._pairs[(index + attempt) % len(self)]
+                return read((index + attempt) % len(self)), skipped
             except InputError as error:
                 skipped.append(str(error))
-            else:
-                return {**pair, "skipped": skipped} if skipped else pair
         raise InputError(f"{skipped[0]}; nor can {attempts - 1} pairs that follow be read")
-
-    def sizes(self) -> list[tuple[int, int]]:
-        """As those of the pairs; empty if the head of one cannot be read."""
-        try:
-            return self._pairs.sizes()
-        except InputError:
-            return []
 
     def fingerprint(self) -> str:
         """Of the pairs, and that some may stand for others."""
@@ -171,17 +183,17 @@ class Share:
         return len(range(self._process, len(self._pairs), self._processes))
 
     def __getitem__(self, index: int) -> Pair:
+        return self._pairs[self._whole(index)]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a pair."""
+        return self._pairs.size(self._whole(index))
+
+    def _whole(self, index: int) -> int:
+        """Where a pair of the share is among all."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
-        return self._pairs[self._process + index * self._processes]
-
-    def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each pair of the share."""
-        return self._pairs.sizes()[self._process :: self._processes]
-
-    def fingerprint(self) -> str:
-        """Of all pairs and which of them these are."""
-        return fingerprint([self._pairs.fingerprint(), self._process, self._processes])
+        return self._process + index * self._processes
 
 
 def fingerprint(parts: Iterable[object]) -> str:

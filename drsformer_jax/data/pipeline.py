@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
@@ -96,9 +97,11 @@ def _stages(
     for (begin, side, batch), end in zip(stages, ends, strict=True):
         if end is None or start < end:
             crop = RandomCrop(config.crop_size, side, augment=config.augment)
-            crops = samples.random_map(crop)[first + process :: processes]
+            crops = samples.random_map(crop)[first:]
+            # Of each global batch a process takes a block, as the global array lies on devices.
+            shares = crops.batch(batch // processes, batch_fn=_stack)[process::processes]
             steps = slice(max(start - begin, 0), None if end is None else end - begin)
-            yield from _stream(crops.batch(batch // processes, batch_fn=_stack)[steps], config)
+            yield from _stream(shares[steps], config)
         if end is not None:
             first += (end - begin) * batch
 
@@ -118,9 +121,15 @@ def _stream(dataset: grain.MapDataset, config: DataConfig) -> Generator[Batch]:
         # containers have little of it.
         piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         stream = grain.experimental.WithOptionsIterDataset(stream, piped)
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+        workers = grain.MultiprocessingOptions(num_workers=config.workers)
+        stream = stream.mp_prefetch(workers, worker_init_fn=_ignore_interrupts)
     with contextlib.closing(iter(stream)) as iterator:  # Ends the workers.
         yield from iterator
+
+
+def _ignore_interrupts(worker: int, workers: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to workers too, to the process that ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def on_device(

@@ -10,10 +10,11 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +34,10 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.files import check_writable
 
 _VERSION = "1.0.0"
+_SHARD = 2**28
+"""Bytes of a shard, about; TFDS holds one in memory."""
 _KEPT = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-"""How the formats begin that every TFDS reader decodes: PNG and JPEG."""
+"""How the formats begin that TFDS decodes: PNG and JPEG."""
 
 
 @dataclass
@@ -90,8 +93,11 @@ def _config(name: str, description: str, citation: str = "") -> RainConfig:
     return RainConfig(name=name, dataset=name, description=description, citation=citation)
 
 
-class Rain(tfds.core.GeneratorBasedBuilder):
+class Rain(tfds.core.ShardBasedBuilder):
     """Pairs of a rainy and a clean photograph.
+
+    Shards are written one after another, because the writer of a `GeneratorBasedBuilder` sorts a
+    split above 1 GiB through TensorFlow's file system and in memory.
 
     Args:
         allow_partial: record counts of pairs that differ from those of the whole data set, where
@@ -137,7 +143,9 @@ class Rain(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(splits={}),
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]]:
         dataset = self.builder_config.dataset
         splits: dict[str, grain.MapDataset]
         if dataset == "synthetic":
@@ -147,27 +155,40 @@ class Rain(tfds.core.GeneratorBasedBuilder):
                 "test": grain.MapDataset.source(SyntheticRain(test, 4, seed=0)).map(_store),
             }
         else:
-            found = _listed(dataset, Path(dl_manager.manual_dir), self._allow_partial)
+            found = _raw_pairs(dataset, Path(dl_manager.manual_dir), self._allow_partial)
             splits = {
                 split: grain.MapDataset.source(pairs).map(_store_files)
                 for split, pairs in found.items()
             }
-        return {split: self._generate_examples(split, pairs) for split, pairs in splits.items()}
+        return {split: self._shards(split, pairs) for split, pairs in splits.items()}
 
-    def _generate_examples(
+    def _shards(
         self, split: str, pairs: grain.MapDataset
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    ) -> list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]:
+        """What gives the examples of each shard, in order; the last notes what there was."""
+        some = [pairs[index] for index in range(0, len(pairs), -(-len(pairs) // 16))]
+        mean = sum(len(pair.rainy) + len(pair.clean) for pair in some) / len(some)
+        in_shard = max(1, int(_SHARD / mean))
+        stream = enumerate(in_threads(pairs, split))
         digest = hashlib.sha256()
-        sizes = []
-        for index, pair in enumerate(in_threads(pairs, split)):
-            digest.update(pair.digest)
-            sizes.append(pair.size)
-            yield index, {"rainy": pair.rainy, "clean": pair.clean, "name": pair.name}
+        sizes: list[tuple[int, int]] = []
+
+        def examples() -> Iterator[tuple[int, dict[str, Any]]]:
+            for index, pair in itertools.islice(stream, in_shard):
+                digest.update(pair.digest)
+                sizes.append(pair.size)
+                yield index, {"rainy": pair.rainy, "clean": pair.clean, "name": pair.name}
+            if len(sizes) == len(pairs):
+                self.info.metadata["splits"][split] = self._notes(split, digest.hexdigest(), sizes)
+
+        return [examples] * -(-len(pairs) // in_shard)
+
+    def _notes(self, split: str, sha256: str, sizes: list[tuple[int, int]]) -> dict[str, Any]:
         known = layouts.DATASETS.get(self.builder_config.dataset)
-        self.info.metadata["splits"][split] = {
+        return {
             "pairs": len(sizes),
             "expected_pairs": known and known.expected.get(split),
-            "sha256": digest.hexdigest(),
+            "sha256": sha256,
             # Height, width, and how many pairs in turn have it.
             "sizes": [(*size, len(list(run))) for size, run in itertools.groupby(sizes)],
         }
@@ -215,14 +236,14 @@ def _store(pair: Pair) -> _Stored:
 
 
 def _read(path: Path) -> tuple[np.ndarray, bytes]:
-    """A picture, and what stores it: the file as it is if every TFDS reader decodes its format."""
+    """A picture, and what stores it: the file as it is, if TFDS decodes its format."""
     with picture_file(path) as file:
         content = file.read()
     picture = decode_picture(content, str(path))
     return picture, content if content.startswith(_KEPT) else encode_picture(picture, ".png")
 
 
-def _listed(dataset: str, folder: Path, allow_partial: bool) -> dict[str, list[RawPair]]:
+def _raw_pairs(dataset: str, folder: Path, allow_partial: bool) -> dict[str, list[RawPair]]:
     """The pairs of each split, as many as there should be."""
     found = layouts.find_raw_pairs(dataset, folder)
     for split, expected in layouts.DATASETS[dataset].expected.items():
@@ -232,6 +253,15 @@ def _listed(dataset: str, folder: Path, allow_partial: bool) -> dict[str, list[R
                 f"the {split} split of {dataset} has {count} pairs in {folder}; expected "
                 f"{expected}, or --allow-partial to build what is there"
             )
+    for pairs in found.values():
+        first: dict[str, RawPair] = {}
+        for pair in pairs:
+            other = first.setdefault(os.path.splitext(pair.name)[0], pair)
+            if other is not pair:  # What is restored is saved as PNG, one over the other.
+                raise InputError(
+                    f"{other.rainy} and {pair.rainy} have one name before the extension; expected "
+                    "names that differ there"
+                )
     return found
 
 
@@ -262,17 +292,18 @@ def build(
         OSError: if the file system fails.
     """
     config: Any = _config_of(dataset)
-    if name is not None:
-        if dataset != "paired_folder" or not re.fullmatch(r"[A-Za-z]\w*", name):
+    if name not in (None, dataset):
+        taken = dataset != "paired_folder" or name in Rain.builder_configs
+        if taken or not re.fullmatch(r"[A-Za-z]\w*", name):
             raise InputError(
                 f"the name '{name}' is given to {dataset}; expected one of letters, digits and _ "
-                "for a paired_folder"
+                "for a paired_folder, which no other data set has"
             )
         config = dataclasses.replace(config, name=name)
     if dataset != "synthetic":
         if source is None:
             raise InputError(f"no folder is given for {dataset}; expected that of its files")
-        _listed(dataset, source, allow_partial)  # Before anything is written.
+        _raw_pairs(dataset, source, allow_partial)  # Before anything is written.
     check_writable(data_dir)
     options = {"photographs": str(source)} if dataset == "synthetic" and source else {}
     builder = Rain(config=config, data_dir=data_dir, allow_partial=allow_partial, **options)
@@ -282,7 +313,10 @@ def build(
             f"{folder} is there already; expected a data set that is not (--verify checks this one)"
         )
     for unfinished in folder.parent.glob(f"incomplete.*_{_VERSION}"):
-        warnings.warn(f"{unfinished} is left of a build that was killed; remove it", stacklevel=2)
+        warnings.warn(
+            f"{unfinished} is left of a build that was killed, unless one is running; remove it",
+            stacklevel=2,
+        )
     tfds.disable_progress_bar()  # It knows no total; the builder shows its own.
     with (
         contextlib.redirect_stdout(io.StringIO()),  # TFDS announces what it does.

@@ -15,16 +15,14 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from drsformer_jax.data.pairs import Pair, Pairs, sizes_of
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import replacing
-
-if TYPE_CHECKING:
-    from drsformer_jax.data.pairs import Pair, Pairs
 
 _VERSION = 1
 _WRITER = "group_size:1,uncompressed"
@@ -54,7 +52,7 @@ def write_raw_records(
         raise InputError(f"there is no pair to write to {path}; expected at least one")
     with replacing(path) as file:
         unfinished = Path(file.name)
-        size = _size(pairs.sizes())
+        size = _size(pairs)
         free = shutil.disk_usage(unfinished).free
         if size > free:
             raise InputError(
@@ -79,7 +77,7 @@ def _write(path: Path, unfinished: Path, pairs: Pairs, progress: Callable[[int],
                     for top in range(0, height, _rows(width)):
                         writer.write(picture[top : top + _rows(width)].tobytes())
             progress(len(entries))
-        index = {"version": _VERSION, "fingerprint": pairs.fingerprint(), "pairs": entries}
+        index = {"version": _VERSION, "pairs": entries}
         with _one_line(path):
             writer.write(json.dumps(index).encode())
     finally:
@@ -89,13 +87,13 @@ def _write(path: Path, unfinished: Path, pairs: Pairs, progress: Callable[[int],
 
 def _check_written(path: Path, unfinished: Path) -> None:
     with contextlib.suppress(InputError):
-        if unfinished.stat().st_size >= _size(RawRecords(unfinished).sizes()):
+        if unfinished.stat().st_size >= _size(RawRecords(unfinished)):
             return
     raise OSError(f"{path} is not what was written; the disk of {path.parent} loses data")
 
 
-def _size(sizes: list[tuple[int, int]]) -> int:
-    return sum(6 * height * width for height, width in sizes)
+def _size(pairs: Pairs) -> int:
+    return sum(6 * height * width for height, width in sizes_of(pairs))
 
 
 @contextlib.contextmanager
@@ -140,7 +138,7 @@ class RawRecords:
                 self._path.open().close()  # ArrayRecord does not tell when there is no file.
                 raise ValueError("it is cut short or of another format")
             self._index: dict[str, Any] = json.loads(self.record(count - 1))
-            strips = [2 * -(-height // _rows(width)) for height, width in self.sizes()]
+            strips = [2 * -(-height // _rows(width)) for height, width in sizes_of(self)]
             self._starts = list(itertools.accumulate(strips, initial=0))
             if (self._index["version"], self._starts[-1] + 1) != (_VERSION, count):
                 raise ValueError(f"{count} records of version {self._index['version']}")
@@ -160,13 +158,10 @@ class RawRecords:
         pair: Pair = {"name": name, "rainy": rainy, "clean": clean}
         return {**pair, "skipped": skipped} if skipped else pair
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each pair, known without reading it."""
-        return [(height, width) for _, height, width, _ in self._index["pairs"]]
-
-    def fingerprint(self) -> str:
-        """That of the pairs that were written."""
-        return self._index["fingerprint"]
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a pair, known without reading it."""
+        _, height, width, _ = self._index["pairs"][index]
+        return height, width
 
     def record(self, place: int) -> bytes:
         """One record of the file, by its place."""

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from drsformer_jax.config import DataConfig
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
 from drsformer_jax.data.folders import find_pairs
-from drsformer_jax.data.pairs import Cached, PairedFiles, Pairs, Surviving
+from drsformer_jax.data.pairs import Cached, PairedFiles, Pairs, StoredPairs, Surviving, sizes_of
 from drsformer_jax.data.raw_records import RawRecords, write_raw_records
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError
@@ -36,24 +36,25 @@ def open_training(config: DataConfig, seed: int) -> list[Source]:
         InputError: as `open_pairs`, if a picture is smaller than the crop under
             `small_images="error"`, or the cache cannot be written.
     """
+    sources = config.sources or ((config.train, 1.0),)
     opened = []
-    for name, weight in config.sources or ((config.train, 1.0),):
+    for name, weight in sources:
         pairs = open_pairs(name, "train", config, seed)
         if config.corrupt == "skip":
             pairs = Surviving(pairs)
         _check_small(name, pairs, config)
-        opened.append(Source(_kept(pairs, config), weight))
+        opened.append(Source(_kept(pairs, config, len(sources)), weight))
     return opened
 
 
 def open_validation(config: DataConfig, seed: int) -> Pairs:
     """Opens what a run is scored on; raises as `open_pairs` does."""
     pairs = open_pairs(config.validation, "validation", config, seed)
-    pairs.sizes()  # Refuses what is no picture before the training.
+    sizes_of(pairs)  # Refuses what is no picture before the training.
     return Cached(pairs, config.cache_mib * 2**20)
 
 
-def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Pairs:
+def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> StoredPairs:
     """Opens pairs by name, as `DataConfig.train` tells it.
 
     Args:
@@ -82,10 +83,10 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Pair
     )
 
 
-def _kept(pairs: Pairs, config: DataConfig) -> Pairs:
-    """Pairs that are decoded once, on disk or in memory."""
+def _kept(pairs: StoredPairs, config: DataConfig, sources: int) -> Pairs:
+    """Pairs that are decoded once, on disk or in their part of the memory."""
     if not config.cache_dir:
-        return Cached(pairs, config.cache_mib * 2**20)
+        return Cached(pairs, config.cache_mib * 2**20 // sources)
     path = Path(config.cache_dir) / f"{pairs.fingerprint()}.array_record"
     if not path.exists():
         with tqdm(desc=str(path), total=len(pairs), unit=" pairs", disable=None) as bar:
@@ -95,7 +96,7 @@ def _kept(pairs: Pairs, config: DataConfig) -> Pairs:
 
 def _check_small(source: str, pairs: Pairs, config: DataConfig) -> None:
     crop = config.crop_size
-    sizes = pairs.sizes()
+    sizes = sizes_of(pairs)
     small = [index for index, size in enumerate(sizes) if min(size) < crop]
     if not small:
         return

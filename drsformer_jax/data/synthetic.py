@@ -223,9 +223,9 @@ class SyntheticRain:
     def __len__(self) -> int:
         return len(self._photographs) * self._rains
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each pair, from the photographs' heads."""
-        return [picture_size(photograph.path) for photograph in self._photographs] * self._rains
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a pair, as its photograph tells without being decoded."""
+        return picture_size(self._photographs[index % len(self._photographs)].path)
 
     def fingerprint(self) -> str:
         """Of the photographs and of what decides the rain on them."""

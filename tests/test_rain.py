@@ -85,7 +85,7 @@ def test_other_formats_are_stored_as_png_without_loss(tmp_path, extension):
 
 @pytest.mark.parametrize("size", [1, 1000, 10**9])
 def test_large_sets_are_written_in_several_files_in_order(raw, tmp_path, monkeypatch, size):
-    monkeypatch.setattr(rain, "_SHARD", size)
+    monkeypatch.setattr(rain, "_SHARD_BYTES", size)
     # What TFDS sorts beyond this limit needs TensorFlow.
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1)
     folder = build("paired_folder", raw, tmp_path)

@@ -34,8 +34,11 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.files import check_writable
 
 _VERSION = "1.0.0"
-_SHARD = 2**28
-"""Bytes of a shard, about; TFDS holds one in memory."""
+_Examples = Iterator[tuple[int, dict[str, Any]]]
+_Shard = Callable[[], _Examples]
+
+_SHARD_BYTES = 2**28
+"""Of a shard, about; TFDS holds one in memory."""
 _KEPT = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 """How the formats begin that TFDS decodes: PNG and JPEG."""
 
@@ -145,7 +148,7 @@ class Rain(tfds.core.ShardBasedBuilder):
 
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]]:
+    ) -> dict[str, list[_Shard]]:
         dataset = self.builder_config.dataset
         splits: dict[str, grain.MapDataset]
         if dataset == "synthetic":
@@ -162,18 +165,16 @@ class Rain(tfds.core.ShardBasedBuilder):
             }
         return {split: self._shards(split, pairs) for split, pairs in splits.items()}
 
-    def _shards(
-        self, split: str, pairs: grain.MapDataset
-    ) -> list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]:
+    def _shards(self, split: str, pairs: grain.MapDataset) -> list[_Shard]:
         """What gives the examples of each shard, in order; the last notes what there was."""
         some = [pairs[index] for index in range(0, len(pairs), -(-len(pairs) // 16))]
         mean = sum(len(pair.rainy) + len(pair.clean) for pair in some) / len(some)
-        in_shard = max(1, int(_SHARD / mean))
+        in_shard = max(1, int(_SHARD_BYTES / mean))
         stream = enumerate(in_threads(pairs, split))
         digest = hashlib.sha256()
         sizes: list[tuple[int, int]] = []
 
-        def examples() -> Iterator[tuple[int, dict[str, Any]]]:
+        def examples() -> _Examples:
             for index, pair in itertools.islice(stream, in_shard):
                 digest.update(pair.digest)
                 sizes.append(pair.size)

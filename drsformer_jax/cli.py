@@ -267,7 +267,7 @@ class BuildData:
             problems += 1
         print("\n".join(summary(folder)))
         if problems:
-            raise InputError(f"{problems} problems were found in {folder}; expected none")
+            raise InputError(f"problems found in {folder}: {problems}; expected none")
         print(f"every pair of {folder} was read, and nothing is wrong")
 
 
@@ -300,8 +300,12 @@ class ShowData:
         from drsformer_jax.data.sheets import data_sheet
         from drsformer_jax.data.sources import open_pairs
 
-        for flag in ("pairs", "crops"):
-            _check(getattr(self, flag) >= 1, f"--{flag}", getattr(self, flag), "at least 1")
+        for flag, least, most in (
+            *(("pairs", 1, 100), ("crops", 1, 100), ("crop_size", 8, 1024), ("seed", 0, 2**32 - 1)),
+        ):
+            value = getattr(self, flag)
+            name = f"--{flag.replace('_', '-')}"
+            _check(least <= value <= most, name, value, f"{least} to {most}")
         check_extension(self.out)
         config = DataConfig(
             data_dir=str(self.data_dir or ""), crop_size=self.crop_size, global_batch=self.crops

@@ -279,7 +279,8 @@ class DataConfig:
         _check(self.global_batch >= 1, "data.global-batch", self.global_batch, "at least 1")
         self._check_progressive()
         for name, weight in self.sources:
-            _check(0 < weight < math.inf, "data.sources", (name, weight), "weights above 0")
+            fits = 1e-4 <= weight <= 1e4
+            _check(fits, "data.sources", (name, weight), "weights from 0.0001 to 10000")
         _check(self.rains >= 1, "data.rains", self.rains, "at least 1")
         _check(self.cache_mib >= 0, "data.cache-mib", self.cache_mib, "0 or more")
         _check(self.workers >= 0, "data.workers", self.workers, "0 or more")

@@ -28,7 +28,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        sys.exit(f"error: {error}")
+        # A file's name may hold a line break.
+        sys.exit(f"error: {error}".replace("\n", "\\n"))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {place}{error.strerror or error}")

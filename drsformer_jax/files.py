@@ -38,7 +38,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             error.filename, error.filename2 = str(path), None
         raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        # On a read-only disk even this fails, and would hide why.
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 
+import psutil
 import pytest
 from programs import refused
 from rain_sets import write_pairs, write_splits
@@ -154,18 +155,24 @@ def test_a_pair_that_cannot_be_read_stops_training_or_is_skipped_and_counted(run
     assert counts == [1, 2, 3, 4]  # Every other pair, and two in a batch.
 
 
-def test_an_interrupt_from_the_terminal_ends_training_with_workers_in_one_line(run, trained, place):
-    arguments = ("--config", "config.py", "--workdir", "endless", "--steps", "100000")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained, place, number):
+    arguments = ("--config", "config.py", "--workdir", f"endless{number}", "--steps", "100000")
     with run.start(
         *("train", *arguments, "--log-every", "20", "--data.workers", "2"), start_new_session=True
     ) as process:
         for line in process.stdout:
             if line.startswith("step 40/"):
                 break
-        os.killpg(process.pid, signal.SIGINT)  # As a terminal does: to the workers too.
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == "interrupted\n"
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert len(workers) >= 2
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # As a terminal does: to the workers too.
+            _, errors = process.communicate(timeout=60)
+            assert (process.returncode, errors) == (130, "interrupted\n")
+        else:
+            process.kill()
+        assert psutil.wait_procs(workers, timeout=30)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -197,7 +204,7 @@ def test_an_interrupt_from_the_terminal_ends_training_with_workers_in_one_line(r
         ),
         ("drsformer show-data rain200l --data-dir nowhere --out x.png", "no data set in nowhere"),
         ("drsformer show-data pairs --out x.gif", r"x\.gif has the extension '\.gif'"),
-        ("drsformer show-data pairs --out x.png --crops 0", "--crops is 0; expected at least 1"),
+        ("drsformer show-data pairs --out x.png --crops 0", "--crops is 0; expected 1 to 100"),
         (
             "drsformer show-data pairs --out x.png --crop-size 20",
             "crop-size is 20; expected a mult",
@@ -219,7 +226,10 @@ def test_an_interrupt_from_the_terminal_ends_training_with_workers_in_one_line(r
             "train --config config.py --data.train rain200l --data.data-dir none",
             "no data set in none",
         ),
-        ("train --config config.py --data.sources pairs 0", "data.sources is .* weights above 0"),
+        (
+            "train --config config.py --data.sources pairs 0",
+            "data.sources is .* weights from 0.0001 to",
+        ),
         ("train --config config.py --data.progressive 1 16 2", "first steps that begin with 0"),
         ("train --config config.py --data.progressive 0 32 2", "at most the crop of 16"),
         ("train --config config.py --data.cache-dir config.py/x", "config.py"),

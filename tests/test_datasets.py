@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -163,7 +164,28 @@ def test_a_data_set_of_another_builder_is_read_without_notes(copy):
     assert sizes_of(pairs) == [(26, 32)] * 3
     assert pairs[0]["name"] == "1.png"
     assert summary(copy)[1].startswith("test: 3 pairs, ")
+    assert [line.split(" of ")[0] for line in verify(copy)] == ["metadata.json"] * 2
+    description = (copy / "dataset_info.json").read_text()
+    (copy / "dataset_info.json").write_text(description.replace("drsformer_jax", "another"))
     assert list(verify(copy)) == []
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [[], {"a": 1}, {"splits": []}, {"splits": {"test": {}}}, {"splits": {"test": {"sizes": "x"}}}],
+)
+def test_notes_that_are_none_are_told_by_the_checks_and_else_do_without(copy, notes):
+    (copy / "metadata.json").write_text(json.dumps(notes))
+    assert sizes_of(DatasetPairs(copy, "test")) == [(26, 32)] * 3
+    assert len(list(verify(copy))) == 2
+
+
+def test_sizes_that_were_noted_wrong_are_told_by_the_checks(copy):
+    notes = json.loads((copy / "metadata.json").read_text())
+    notes["splits"]["test"]["sizes"] = [[26, 32, 2], [27, 32, 1]]
+    (copy / "metadata.json").write_text(json.dumps(notes))
+    (line,) = verify(copy)
+    assert re.match(r"3\.png \(record 2 of test .*: it is 32x26; expected 32x27, noted", line)
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
@@ -210,7 +232,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(noisy, tmp_path):
     assert line.endswith("remove the folder and build the data set anew")
     found = list(verify(folder))
     assert found[0] == line
-    assert "has pixels of SHA-256" in found[1]
+    assert "has 4 pairs of SHA-256" in found[1]
 
 
 def test_a_missing_record_file_is_told_for_each_pair(noisy, tmp_path):

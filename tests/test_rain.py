@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from raw_layouts import LAYOUTS, PUBLISHED, RAIN13K_TESTS, input_target
 from tensorflow_datasets.core import shuffle
 
 from drsformer_jax.data import rain
-from drsformer_jax.data.datasets import DatasetPairs, summary
+from drsformer_jax.data.datasets import DatasetPairs, find_dataset, summary
 from drsformer_jax.data.images import read_picture, write_picture
 from drsformer_jax.data.rain import Rain, build
 from drsformer_jax.data.verification import verify
@@ -234,6 +235,22 @@ def test_two_pictures_of_one_name_are_refused(tmp_path):
         write_picture(tmp_path / f"raw/train/1.{extension}", np.zeros((8, 32, 3), np.uint8))
     with pytest.raises(InputError, match=r"1\.jpg and .*1\.png have one name before the extension"):
         build("did_data", tmp_path / "raw", tmp_path / "data", allow_partial=True)
+
+
+def test_a_name_that_is_no_utf8_is_told(tmp_path):
+    raw = write_pairs(tmp_path / "raw", ["1.png"])
+    for part in ("input", "target"):
+        os.rename(raw / part / "1.png", os.fsencode(raw / part) + b"/\xff.png")
+    with pytest.raises(InputError, match="has a name that is no UTF-8; expected another"):
+        build("paired_folder", raw, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(raw, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = build("paired_folder", raw, Path("~/data"), name="mine")
+    assert folder == tmp_path / "data/rain/mine/1.0.0"
+    assert find_dataset("mine", "~/data") == (folder, "")
 
 
 DAMAGE = {

@@ -32,7 +32,7 @@ _INFO = "dataset_info.json"
 
 def default_data_dir() -> Path:
     """Where TFDS keeps data sets: TFDS_DATA_DIR, or tensorflow_datasets in the home folder."""
-    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find_dataset(source: str, data_dir: str = "") -> tuple[Path, str] | None:
@@ -58,7 +58,7 @@ def find_dataset(source: str, data_dir: str = "") -> tuple[Path, str] | None:
     if found is None:
         return None
     name, version, part = found["name"], found["version"], found["part"] or ""
-    place = (Path(data_dir) if data_dir else default_data_dir()) / "rain" / name
+    place = (Path(data_dir).expanduser() if data_dir else default_data_dir()) / "rain" / name
     versions = sorted(
         (
             path.parent.name
@@ -166,7 +166,10 @@ class DatasetPairs:
     def _sizes(self) -> list[tuple[int, int]] | None:
         """What the builder noted."""
         noted = self.noted()
-        if not all(split in noted for split, *_ in self._ranges):
+        if any(
+            split not in noted or noted[split]["pairs"] != self._count(split)
+            for split, *_ in self._ranges
+        ):
             return None
         return [
             size
@@ -177,6 +180,10 @@ class DatasetPairs:
                 for _ in range(count)
             ][slice(*part)]
         ]
+
+    def is_ours(self) -> bool:
+        """Whether the builder `Rain` wrote it."""
+        return str(self._info.as_proto.module_name).startswith("drsformer_jax.")
 
     def noted(self) -> dict[str, dict[str, Any]]:
         """What the builder `Rain` noted of each split; empty for data sets of others."""
@@ -255,7 +262,26 @@ def _builder(folder: Path) -> Any:
 def _notes(info: Any) -> dict[str, dict[str, Any]]:
     """What the builder `Rain` noted of each split."""
     # TFDS reads the file when its items are asked for, and only then.
-    return {} if info.metadata is None else dict(info.metadata.items()).get("splits", {})
+    metadata = {} if info.metadata is None else dict(info.metadata.items())
+    splits = metadata.get("splits")
+    if not isinstance(splits, dict):
+        return {}
+    return {name: each for name, each in splits.items() if _is_note(each)}
+
+
+def _is_note(value: object) -> bool:
+    """Whether this is what the builder `Rain` notes of a split, as far as its shape tells."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("pairs"), int)
+        and isinstance(value.get("sha256"), str)
+        and isinstance(value.get("sizes"), list)
+        and all(
+            isinstance(run, list) and len(run) == 3 and all(isinstance(x, int) for x in run)
+            for run in value["sizes"]
+        )
+        and sum(count for _, _, count in value["sizes"]) == value["pairs"]
+    )
 
 
 def in_threads(dataset: grain.MapDataset, title: str) -> Iterator[Any]:

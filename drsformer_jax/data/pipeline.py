@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, TypedDict
@@ -122,14 +124,22 @@ def _stream(dataset: grain.MapDataset, config: DataConfig) -> Generator[Batch]:
         piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         stream = grain.experimental.WithOptionsIterDataset(stream, piped)
         workers = grain.MultiprocessingOptions(num_workers=config.workers)
-        stream = stream.mp_prefetch(workers, worker_init_fn=_ignore_interrupts)
+        stream = stream.mp_prefetch(workers, worker_init_fn=_bind_to_parent)
     with contextlib.closing(iter(stream)) as iterator:  # Ends the workers.
         yield from iterator
 
 
-def _ignore_interrupts(worker: int, workers: int) -> None:
-    """Leaves Ctrl-C, which a terminal sends to workers too, to the process that ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _bind_to_parent(worker: int, workers: int) -> None:
+    """Makes a worker end with its parent, even a killed one, and not by Ctrl-C before it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to workers too.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def on_device(

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import absl.logging
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
@@ -257,6 +258,8 @@ def _raw_pairs(dataset: str, folder: Path, allow_partial: bool) -> dict[str, lis
     for pairs in found.values():
         first: dict[str, RawPair] = {}
         for pair in pairs:
+            if not _is_utf8(pair.name):
+                raise InputError(f"{pair.rainy!r} has a name that is no UTF-8; expected another")
             other = first.setdefault(os.path.splitext(pair.name)[0], pair)
             if other is not pair:  # What is restored is saved as PNG, one over the other.
                 raise InputError(
@@ -264,6 +267,14 @@ def _raw_pairs(dataset: str, folder: Path, allow_partial: bool) -> dict[str, lis
                     "names that differ there"
                 )
     return found
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def build(
@@ -305,7 +316,9 @@ def build(
         if source is None:
             raise InputError(f"no folder is given for {dataset}; expected that of its files")
         _raw_pairs(dataset, source, allow_partial)  # Before anything is written.
+    data_dir = data_dir.expanduser()  # TFDS does so by itself.
     check_writable(data_dir)
+    absl.logging.set_verbosity(absl.logging.ERROR)  # TFDS logs that a name is not registered.
     options = {"photographs": str(source)} if dataset == "synthetic" and source else {}
     builder = Rain(config=config, data_dir=data_dir, allow_partial=allow_partial, **options)
     folder = Path(builder.data_path)

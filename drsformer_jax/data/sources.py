@@ -15,6 +15,7 @@ from drsformer_jax.data.pairs import Cached, PairedFiles, Pairs, StoredPairs, Su
 from drsformer_jax.data.raw_records import RawRecords, write_raw_records
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError
+from drsformer_jax.files import check_writable
 
 _VALIDATION_RAINS = 4
 Split = Literal["train", "validation"]
@@ -89,6 +90,7 @@ def _kept(pairs: StoredPairs, config: DataConfig, sources: int) -> Pairs:
         return Cached(pairs, config.cache_mib * 2**20 // sources)
     path = Path(config.cache_dir) / f"{pairs.fingerprint()}.array_record"
     if not path.exists():
+        check_writable(path.parent)
         with tqdm(desc=str(path), total=len(pairs), unit=" pairs", disable=None) as bar:
             write_raw_records(path, pairs, lambda count: bar.update())
     return RawRecords(path)

@@ -18,7 +18,7 @@ def verify(folder: Path) -> Iterator[str]:
     """Reads every pair of a data set and checks it.
 
     A pair must decode, have one size, show two pictures that differ, and the rainy one in its
-    place. All pixels must be those that the builder noted.
+    place. Numbers, sizes and all pixels must be those that the builder noted.
 
     Args:
         folder: that of the data set.
@@ -36,11 +36,14 @@ def verify(folder: Path) -> Iterator[str]:
         for lines, pixels in in_threads(checks, split):
             digest.update(pixels)
             yield from lines
-        noted = pairs.noted().get(split, {}).get("sha256")
-        if noted not in (None, digest.hexdigest()):
+        noted = pairs.noted().get(split)
+        if noted is None:
+            if pairs.is_ours():
+                yield f"metadata.json of {folder} does not tell of {split}; expected what was noted"
+        elif (noted["pairs"], noted["sha256"]) != (len(pairs), digest.hexdigest()):
             yield (
-                f"{split} of {folder} has pixels of SHA-256 {digest.hexdigest()}; expected "
-                f"{noted}, noted when it was built"
+                f"{split} of {folder} has {len(pairs)} pairs of SHA-256 {digest.hexdigest()}; "
+                f"expected {noted['pairs']} of {noted['sha256']}, noted when it was built"
             )
 
 
@@ -51,5 +54,10 @@ def _check(pairs: DatasetPairs, index: int) -> tuple[list[str], bytes]:
     except InputError as error:
         return [str(error)], b""
     found = problems(pair["rainy"], pair["clean"])
+    size, noted = pair["rainy"].shape[:2], pairs.size(index)
+    if size != noted:
+        found.append(
+            f"it is {size[1]}x{size[0]}; expected {noted[1]}x{noted[0]}, noted when it was built"
+        )
     lines = [f"{pair['name']} ({pairs.place(index)}): {each}" for each in found]
     return lines, pixel_digest(pair["rainy"], pair["clean"])

@@ -42,7 +42,8 @@ def _end(number: int, frame: FrameType | None) -> None:
     """Ends the program by an exception, on a signal."""
     if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
         # An exception in what JAX does at garbage collection would be printed and lost.
-        threading.Timer(0.01, signal.raise_signal, [number]).start()
+        main = threading.main_thread().ident
+        threading.Timer(0.01, signal.pthread_kill, [main, number]).start()
     elif number == signal.SIGINT:
         raise KeyboardInterrupt
     else:

@@ -300,12 +300,10 @@ class ShowData:
         from drsformer_jax.data.sheets import data_sheet
         from drsformer_jax.data.sources import open_pairs
 
-        for flag, least, most in (
-            *(("pairs", 1, 100), ("crops", 1, 100), ("crop_size", 8, 1024), ("seed", 0, 2**32 - 1)),
-        ):
-            value = getattr(self, flag)
-            name = f"--{flag.replace('_', '-')}"
-            _check(least <= value <= most, name, value, f"{least} to {most}")
+        _check(1 <= self.pairs <= 100, "--pairs", self.pairs, "1 to 100")
+        _check(1 <= self.crops <= 100, "--crops", self.crops, "1 to 100")
+        _check(8 <= self.crop_size <= 1024, "--crop-size", self.crop_size, "8 to 1024")
+        _check(0 <= self.seed < 2**32, "--seed", self.seed, f"0 to {2**32 - 1}")
         check_extension(self.out)
         config = DataConfig(
             data_dir=str(self.data_dir or ""), crop_size=self.crop_size, global_batch=self.crops

@@ -121,7 +121,7 @@ def test_shares_of_several_processes_make_up_the_global_batches(stream, processe
     for whole, *parts in zip(straight[start:], *shares, strict=True):
         assert len({len(part["name"]) for part in parts}) == 1
         # A global array is made of its processes' parts in turn.
-        assert sum((part["name"] for part in parts), []) == whole["name"]  # noqa: RUF017
+        assert [name for part in parts for name in part["name"]] == whole["name"]
         for picture in ("rainy", "clean"):
             np.testing.assert_array_equal(
                 np.concatenate([part[picture] for part in parts]), whole[picture]

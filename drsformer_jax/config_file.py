@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drsformer_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from drsformer_jax.config import DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
 
@@ -35,7 +35,7 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
             )
         return kind(**{name: _tuples(value) for name, value in values.items()})
 
-    parts = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig}
+    parts = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "mesh": MeshConfig}
     nested = {name: build(kind, values[name]) for name, kind in parts.items() if name in values}
     return build(TrainConfig, {**values, **nested})
 

@@ -11,6 +11,7 @@ from drsformer_jax.config import (
     PRESETS,
     RESTORMER_PATCHES,
     DataConfig,
+    MeshConfig,
     ModelConfig,
     OptimConfig,
     TrainConfig,
@@ -61,6 +62,14 @@ IMPOSSIBLE = [
     (OptimConfig, {"eps": 0.0}, "optim.eps is 0.0"),
     (OptimConfig, {"weight_decay": -1e-4}, "optim.weight-decay is -0.0001"),
     (OptimConfig, {"clip_norm": 0.0}, "optim.clip-norm is 0.0"),
+    (OptimConfig, {"warmup_steps": -1}, "optim.warmup-steps is -1"),
+    (OptimConfig, {"ema_decay": 1.0}, "optim.ema-decay is 1.0"),
+    (OptimConfig, {"nonfinite_steps": -1}, "optim.nonfinite-steps is -1"),
+    (MeshConfig, {"data": 0}, "mesh.data is 0"),
+    (MeshConfig, {"fsdp": -2}, "mesh.fsdp is -2"),
+    (MeshConfig, {"rows": 0}, "mesh.rows is 0"),
+    (MeshConfig, {"fsdp": -1}, "mesh is (-1, -1, 1)"),
+    (MeshConfig, {"device_batch": -1}, "mesh.device-batch is -1"),
     (TrainConfig, {"steps": 0}, "steps is 0"),
     (TrainConfig, {"seed": -1}, "seed is -1"),
     (TrainConfig, {"log_every": 0}, "log-every is 0"),
@@ -155,6 +164,9 @@ def test_optimiser_defaults_are_the_official_recipe():
         "eps": 1e-8,
         "weight_decay": 1e-4,
         "clip_norm": 0.01,
+        "warmup_steps": 0,
+        "ema_decay": 0.0,
+        "nonfinite_steps": 0,
     }
     assert (TrainConfig().steps, TrainConfig().seed) == (300_000, 100)
     assert (DataConfig().crop_size, DataConfig().global_batch) == (128, 16)
@@ -190,7 +202,7 @@ def test_configuration_is_the_same_after_a_passage_through_a_file(tmp_path):
         progressive=RESTORMER_PATCHES,
         mixup=True,
     )
-    config = TrainConfig(model=PRESETS["tiny"], data=data, seed=7)
+    config = TrainConfig(model=PRESETS["tiny"], data=data, mesh=MeshConfig(fsdp=2), seed=7)
     write_config(tmp_path, to_dict(config))
     assert read_config(tmp_path) == config
 

@@ -1,0 +1,21 @@
+"""Every setting of the project, as frozen dataclasses that refuse impossible values.
+
+Sizes are in pixels, times in optimiser steps. This part needs the standard library alone.
+"""
+
+from drsformer_jax.config.data import RESTORMER_PATCHES, DataConfig
+from drsformer_jax.config.model import PRESETS, DType, ModelConfig
+from drsformer_jax.config.optim import OptimConfig
+from drsformer_jax.config.train import MeshConfig, Protocol, TrainConfig
+
+__all__ = [
+    "PRESETS",
+    "RESTORMER_PATCHES",
+    "DType",
+    "DataConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Protocol",
+    "TrainConfig",
+]

@@ -1,0 +1,110 @@
+"""Where pairs come from and how batches are cut from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from drsformer_jax.config.fields import check, check_types
+
+RESTORMER_PATCHES = (
+    (0, 128, 64),
+    (92_000, 160, 40),
+    (156_000, 192, 32),
+    (204_000, 256, 16),
+    (240_000, 320, 8),
+    (276_000, 384, 8),
+)
+"""Restormer's growing patches ("Restormer", CVPR 2022, Sec. 4), for crops of 384 pixels: first
+step, side and global batch (8 GPUs) of each stage."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pairs come from and how batches are cut from them.
+
+    Raises:
+        InputError: if a value is impossible.
+    """
+
+    train: str = "synthetic"
+    """Pairs to train on: `synthetic`, a folder that holds `input/` and `target/`, or a data set
+    that `drsformer build-data` built: its name, such as `rain200l` or, for a part of it,
+    `rain200l:train[:90%]`, or its folder."""
+    sources: tuple[tuple[str, float], ...] = ()
+    """Several such sets and the weight of each, to train on a mix of them in place of `train`: of
+    ("rain200l", 3.0) and ("rain200h", 1.0) three quarters of the crops come from the first."""
+    validation: str = "synthetic"
+    """Pairs to score on, likewise; of a data set its test split where no part is named."""
+    data_dir: str = ""
+    """Folder of the data sets that were built; that of TFDS (TFDS_DATA_DIR, or
+    ~/tensorflow_datasets) where it is empty."""
+    photographs: str = "skimage"
+    """Pictures that synthetic rain falls on: a folder, or `skimage` for those that scikit-image
+    ships."""
+    rains: int = 64
+    """Synthetic rains drawn for each training photograph; each validation photograph gets 4."""
+    crop_size: int = 128
+    """Side of the square training crops, in pixels; a multiple of 8."""
+    global_batch: int = 16
+    """Crops of one optimiser step."""
+    progressive: tuple[tuple[int, int, int], ...] = ()
+    """Patches that grow during training: (first step, side, global batch) of each stage, as in
+    `RESTORMER_PATCHES`. They are cut from crops of `crop_size` and take the place of
+    `global_batch`."""
+    augment: bool = True
+    """Turn and flip the crops (8 symmetries)."""
+    mixup: bool = False
+    """Blend half of the batches, by chance, with a permutation of themselves."""
+    small_images: Literal["pad", "error"] = "pad"
+    """Pad a picture smaller than the crop right and below by symmetric reflection, or refuse it."""
+    corrupt: Literal["error", "skip"] = "error"
+    """Stop training at a pair that cannot be read, or take the next one, name the bad one and count
+    it. Scoring always stops."""
+    cache_mib: int = 2048
+    """Memory for decoded pictures of training and as much of scoring, in MiB and each process; the
+    rest is read again."""
+    cache_dir: str = ""
+    """Folder for decoded training pictures as raw ArrayRecord files, in place of memory, where a
+    set does not fit; they are written once. Empty for none."""
+    workers: int = 0
+    """Processes that prepare batches; 0 means threads of this one."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "data.")
+        check(
+            self.crop_size >= 8 and self.crop_size % 8 == 0,
+            "data.crop-size",
+            self.crop_size,
+            "a multiple of 8, such as 128",
+        )
+        check(self.global_batch >= 1, "data.global-batch", self.global_batch, "at least 1")
+        self._check_progressive()
+        for name, weight in self.sources:
+            fits = 1e-4 <= weight <= 1e4
+            check(fits, "data.sources", (name, weight), "weights from 0.0001 to 10000")
+        check(self.rains >= 1, "data.rains", self.rains, "at least 1")
+        check(self.cache_mib >= 0, "data.cache-mib", self.cache_mib, "0 or more")
+        check(self.workers >= 0, "data.workers", self.workers, "0 or more")
+
+    def _check_progressive(self) -> None:
+        name = "data.progressive"
+        starts = [start for start, _, _ in self.progressive]
+        check(
+            starts == sorted(set(starts)) and starts[:1] in ([], [0]),
+            name,
+            self.progressive,
+            "first steps that begin with 0 and rise",
+        )
+        for _, side, batch in self.progressive:
+            check(
+                side % 8 == 0 and 8 <= side <= self.crop_size,
+                name,
+                f"a side of {side}",
+                f"a multiple of 8, at most the crop of {self.crop_size}",
+            )
+            check(batch >= 1, name, f"a global batch of {batch}", "at least 1")
+
+    def stages(self) -> tuple[tuple[int, int, int], ...]:
+        """(First step, patch side, global batch) of each stage; one of them if nothing grows."""
+        return self.progressive or ((0, self.crop_size, self.global_batch),)

@@ -1,17 +1,18 @@
-"""Trains a network: python train.py --config configs/quickstart.py [--workdir DIR] [--field value].
+"""Trains a network: python train.py --config configs/quickstart.py [--workdir DIR] [--FLAG VALUE].
 
-Running the same command again continues where the last checkpoint was saved.
+Running the same command again continues where the last checkpoint was saved. SIGTERM and Ctrl-C
+save one before they end the program.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,27 +20,37 @@ from typing import Annotated
 import jax
 import numpy as np
 import tyro
+from clu.parameter_overview import get_parameter_overview
+from jax.sharding import Mesh
 from tqdm import tqdm
 
+from drsformer_jax import processes, weights
 from drsformer_jax.checkpoint import Run, check_architecture
 from drsformer_jax.compile_cache import use_compile_cache
+from drsformer_jax.complexity import multiply_accumulates
 from drsformer_jax.config import TrainConfig
-from drsformer_jax.config_file import read_config
+from drsformer_jax.config_file import changes, changes_learning, load_config
 from drsformer_jax.data.images import write_picture
-from drsformer_jax.data.pairs import Pairs
+from drsformer_jax.data.pairs import Pair, Pairs
 from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
 from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.data.sources import Source, open_training, open_validation
 from drsformer_jax.errors import InputError, one_line_errors
-from drsformer_jax.evaluation import Scores, evaluate, mean
+from drsformer_jax.evaluation import Scores, mean, shared_scores
+from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import parse
+from drsformer_jax.hardware import peak_flops
 from drsformer_jax.nn.functional import use_wide_types
+from drsformer_jax.processes import Stop
+from drsformer_jax.profiling import Profile
+from drsformer_jax.report import Shown, read_metrics, write_report
 from drsformer_jax.reporting import MetricsWriter, Progress
 from drsformer_jax.restore import Restorer
-from drsformer_jax.sharding import batch_sharding, data_mesh, replicated
-from drsformer_jax.training import TrainState, init_state, train_step
+from drsformer_jax.sharding import batch_sharding, check_batches, gathered, make_mesh
+from drsformer_jax.training import TrainState, abstract_state, compiled_step, placed_state
 
 _SHOWN_PICTURES = 8
+_EXTREMES = 3
 _TITLES = ("rainy", "restored", "clean")
 
 
@@ -50,66 +61,287 @@ class Command:
     config: Path
     """Python file whose get_config() returns the TrainConfig; the fields below override it."""
     workdir: Path
-    """Folder of the run: checkpoints, metrics, pictures."""
+    """Folder of the run: checkpoints, metrics, pictures. Processes on several machines share it."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    allow_changes: bool = False
+    """Continue a run with another configuration than the one that it was started with."""
+    profile: str | None = None
+    """FROM:TO, first and last step to write a trace of, into profile/ of the run's folder."""
+    coordinator_address: str | None = None
+    """HOST:PORT of the first of several processes; on Cloud TPU pods and under Slurm it is found
+    without."""
+    num_processes: int | None = None
+    """How many processes there are, likewise."""
+    process_id: int | None = None
+    """Which of them this one is, from 0, likewise."""
 
 
 def main() -> None:
     """Parses the command line and trains."""
     started = time.monotonic()
-    with one_line_errors():
+    with processes.ended_together(), one_line_errors():
         command = parse_command(sys.argv[1:])
         use_wide_types(command.train.model)
         use_compile_cache()
-        train(command.train, command.workdir, started)
+        processes.join(command.coordinator_address, command.num_processes, command.process_id)
+        train(command, started)
 
 
-def train(config: TrainConfig, workdir: Path, started: float) -> None:
+def train(command: Command, started: float) -> None:
     """Trains until `config.steps`, from the last checkpoint where there is one, and reports."""
+    config = command.train
+    check_writable(command.workdir)
+    mesh = make_mesh(config.mesh)
+    check_batches(config.data, mesh)
     sources = open_training(config.data, config.seed)
     validation = open_validation(config.data, config.seed)
-    with Run(workdir, config.keep_checkpoints) as run:
-        mesh = data_mesh(jax.devices()[:1])
-        # Where it lies decides, like shapes, which program runs; a step leaves it in this place.
-        state = jax.device_put(initial_state(config, run), replicated(mesh))
-        run.write_config(config)
+    with Run(command.workdir, config.keep_checkpoints) as run, Stop() as stop:
+        state = starting_state(command, run, mesh)
         start = int(state.step)
-        announce(config, workdir, state, sources, validation)
-        stream = on_device(
-            batches(sources, config.data, seed=config.seed, start=start),
-            batch_sharding(mesh),
+        announce(command, state, sources, validation)
+        run.begin(config, start)
+        with MetricsWriter(run.folder, start, processes.is_first()) as writer:
+            training = Training(command, mesh, run, validation, writer, stop)
+            end = take_steps(training, state, sources)
+        if end < config.steps:
+            say(f"stopped after step {end}, which is saved; the same command continues")
+        else:
+            report(training, started)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run works with."""
+
+    command: Command
+    mesh: Mesh
+    run: Run
+    validation: Pairs
+    writer: MetricsWriter
+    stop: Stop
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run's configuration."""
+        return self.command.train
+
+
+def starting_state(command: Command, run: Run, mesh: Mesh) -> TrainState:
+    """The state of the run's last checkpoint; of a new run, one with given or drawn parameters."""
+    config, latest = command.train, run.latest_step()
+    if latest is not None:
+        check_configuration(run.config(latest), command)
+        return run.restore(latest, abstract_state(config, mesh))
+    if not config.init_from:
+        return placed_state(config, mesh)
+    model, params = weights.load(config.init_from)
+    check_architecture(model, config.model, Path(config.init_from))
+    return placed_state(config, mesh, params)
+
+
+def check_configuration(old: TrainConfig, command: Command) -> None:
+    """Shows what has changed since a run's last checkpoint, and refuses what was not allowed."""
+    check_architecture(old.model, command.train.model, command.workdir)
+    changed = changes(old, command.train)
+    for name, (before, after) in changed.items():
+        say(f"- {name} {before}\n+ {name} {after}")
+    refused = [name for name in changed if changes_learning(name)]
+    if refused and not command.allow_changes:
+        raise InputError(
+            f"{command.workdir} was trained with another {', '.join(refused)} (shown above); "
+            "expected the same, another --workdir, or --allow-changes"
         )
-        with (
-            contextlib.closing(stream),
-            MetricsWriter(workdir, start) as writer,
-            Progress(start, config.steps) as progress,
-        ):
-            for step in range(start + 1, config.steps + 1):
-                batch, pictures = next(stream)
-                state, metrics = train_step(config, state, pictures)
-                values = {name: float(x) for name, x in jax.device_get(metrics).items()}
-                check_finite(step, values, batch)
-                progress.update(len(batch["name"]), batch["skipped"])
-                last = step == config.steps
-                if last or step % config.log_every == 0:
-                    writer.scalars(step, progress.log(step, values))
-                psnr = None
-                if last or step % config.eval_every == 0:
-                    psnr = validate(config, state, validation, writer).restored_psnr
-                if psnr is not None or step % config.checkpoint_every == 0:
-                    run.save(state, psnr)
-                    progress.resume()
-    report(config, workdir, validation, started)
 
 
-def initial_state(config: TrainConfig, run: Run) -> TrainState:
-    """The state of the run's last checkpoint, or drawn by the seed where there is none."""
-    key = jax.random.key(config.seed)
-    latest = run.latest_step()
-    if latest is None:
-        return init_state(config, key)
-    check_architecture(read_config(run.folder).model, config.model, run.folder)
-    return run.restore(latest, jax.eval_shape(lambda key: init_state(config, key), key))
+def take_steps(training: Training, state: TrainState, sources: Sequence[Source]) -> int:
+    """Trains from a state on, until `config.steps` or a stop; returns the last step, saved."""
+    config, run, stop = training.config, training.run, training.stop
+    step = start = int(state.step)
+    step_of = compiled_step(config, training.mesh)
+    stream = shared_batches(training, sources, start)
+    unchecked: deque[tuple[int, Mapping[str, jax.Array], list[str]]] = deque()
+    if start and is_due(config, start) and not run.is_scored(start):
+        validate(training, state)  # The last process was stopped before it had done so.
+    with (
+        contextlib.closing(stream),
+        Profile(training.command.profile, run.folder / "profile") as profile,
+        Progress(
+            *(start, config.steps, peak_flops(list(training.mesh.devices.flat))),
+            enabled=processes.is_first(),
+        ) as progress,
+    ):
+        for step in range(start + 1, config.steps + 1):
+            profile.before(step)
+            asked = time.monotonic()
+            batch, pictures = next(stream)
+            waited = time.monotonic() - asked
+            state, metrics = step_of(state, pictures)
+            profile.after(step, metrics)
+            crops, side = pictures["rainy"].shape[:2]
+            progress.update(crops, operations(config, crops, side), waited, batch["skipped"])
+            unchecked.append((step, metrics, batch["name"]))
+            stopping, evaluating = stop.at(step), is_due(config, step)
+            logging = step == config.steps or step % config.log_every == 0
+            saving = stopping or evaluating or step % config.checkpoint_every == 0
+            # Else a step is checked while the next is computed.
+            while len(unchecked) > (not logging and not saving):
+                values = checked(config, *unchecked.popleft())
+            if logging:
+                training.writer.scalars(step, progress.log(step, values))
+            if saving:
+                run.save(config, state)
+                if evaluating and not stopping:
+                    validate(training, state)
+                progress.resume()
+            if stopping or (saving and stop.now()):
+                break
+    return step
+
+
+def is_due(config: TrainConfig, step: int) -> bool:
+    """Whether the validation pairs are scored after a step."""
+    return step == config.steps or step % config.eval_every == 0
+
+
+def shared_batches(
+    training: Training, sources: Sequence[Source], start: int
+) -> Generator[tuple[Batch, dict[str, jax.Array]]]:
+    """Batches on the devices, of which this process reads its share."""
+    share = batches(
+        sources,
+        training.config.data,
+        seed=training.config.seed,
+        start=start,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    return on_device(share, batch_sharding(training.mesh))
+
+
+def operations(config: TrainConfig, crops: int, side: int) -> float:
+    """Floating-point operations of a step: two a multiply-accumulate, and twice that backward."""
+    return 6.0 * crops * multiply_accumulates(config.model, side, side)
+
+
+def checked(
+    config: TrainConfig, step: int, metrics: Mapping[str, jax.Array], names: list[str]
+) -> dict[str, float]:
+    """The metrics of a step; stops the run at more steps that are not finite than it may have."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values[name]):
+            found = f"the {name} of step {step} is {values[name]}; the batch was {describe(names)}"
+            if values["nonfinite_steps"] > config.optim.nonfinite_steps:
+                raise InputError(f"{found}; expected a finite number")
+            say(f"warning: {found}; nothing is learned from it")
+            break
+    return values
+
+
+def validate(training: Training, state: TrainState) -> None:
+    """Scores the current parameters on the validation pairs, unless that is stopped."""
+    config, pairs, step = training.config, training.validation, int(state.step)
+    params = gathered(state.best_params, training.mesh)
+    restorer = Restorer(config.model, params)
+    scores = shared_scores(restorer, pairs, config.protocol, training.stop.now)
+    if scores is None:
+        return
+    result = mean(scores)
+    training.run.score(step, config.protocol, result.restored_psnr, result.restored_ssim)
+    training.writer.scalars(
+        step,
+        {
+            f"validation/{config.protocol}/psnr": result.restored_psnr,
+            f"validation/{config.protocol}/ssim": result.restored_ssim,
+        },
+    )
+    if processes.is_first():
+        sheet = contact_sheet([restored_row(restorer, pairs[0])], _TITLES)
+        training.writer.picture(step, "validation", sheet)
+    say(
+        f"step {step}: validation PSNR {result.restored_psnr:.2f} dB, SSIM "
+        f"{result.restored_ssim:.4f} ({config.protocol}), rainy {result.rainy_psnr:.2f} dB"
+    )
+
+
+def restored_row(restorer: Restorer, pair: Pair) -> tuple[np.ndarray, ...]:
+    """The rainy, the restored and the clean picture of a pair."""
+    return pair["rainy"], restorer(pair["rainy"]), pair["clean"]
+
+
+def report(training: Training, started: float) -> None:
+    """Scores the best checkpoint, draws pictures and says what was gained."""
+    config, run, pairs = training.config, training.run, training.validation
+    best = run.best_step()
+    assert best is not None
+    restorer = Restorer(config.model, run.restore_params(best, config.model))
+    scores = shared_scores(restorer, pairs, config.protocol, training.stop.now)
+    if scores is None or not processes.is_first():
+        return
+    folder = training.command.workdir
+    rows = []
+    for index in range(min(len(pairs), _SHOWN_PICTURES)):
+        pair = pairs[index]
+        rows.append(restored_row(restorer, pair))
+        for part, picture in zip(("input", "restored", "target"), rows[-1], strict=True):
+            name = Path(pair["name"]).with_suffix(".png")
+            write_picture(folder / "validation" / part / name, picture)
+    write_picture(folder / "comparison.png", contact_sheet(rows[:4], _TITLES))
+    shown = [
+        Shown(pairs[index]["name"], scores[index], *restored_row(restorer, pairs[index]))
+        for index in best_and_worst(scores)
+    ]
+    write_report(
+        folder / "report.html",
+        title=f"{folder.name}, step {best}",
+        config=config,
+        metrics=read_metrics(folder / "metrics.jsonl"),
+        scores=[(pairs[index]["name"], score) for index, score in enumerate(scores)],
+        shown=shown,
+    )
+    result = mean(scores)
+    print(
+        f"{folder / 'report.html'} shows the run; pictures are in {folder / 'validation'} and "
+        f"{folder / 'comparison.png'}; scored by protocol {config.protocol}"
+    )
+    print(
+        f"rainy {result.rainy_psnr:.2f} dB, restored {result.restored_psnr:.2f} dB, "
+        f"gain {result.gain:.2f} dB, {time.monotonic() - started:.0f} s"
+    )
+
+
+def best_and_worst(scores: Sequence[Scores]) -> list[int]:
+    """Which pictures gained most and least, from most to least."""
+    order = sorted(range(len(scores)), key=lambda index: -scores[index].gain)
+    return order if len(order) <= 2 * _EXTREMES else order[:_EXTREMES] + order[-_EXTREMES:]
+
+
+def announce(
+    command: Command, state: TrainState, sources: Sequence[Source], validation: Pairs
+) -> None:
+    """Says what is about to happen, and lists the parameters in a file."""
+    config, optim = command.train, command.train.optim
+    if not processes.is_first():
+        return
+    table = get_parameter_overview(state.params, include_stats=False)
+    write_text(command.workdir / "parameters.txt", table + "\n")
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    pairs = sum(len(source.pairs) for source in sources)
+    say(
+        f"{count:,} parameters ({command.workdir / 'parameters.txt'}), {pairs} pairs to train on, "
+        f"{len(validation)} to score, {jax.device_count()} {jax.default_backend()} devices of "
+        f"{jax.process_count()} processes\n"
+        f"steps {int(state.step)} to {config.steps} in {command.workdir}; learning rate "
+        f"{optim.learning_rate:g} for {optim.constant_steps:,} steps, then by cosine to "
+        f"{optim.final_learning_rate:g} over {optim.cosine_steps:,}"
+    )
+
+
+def say(text: str) -> None:
+    """Prints, in the first process, above the progress bar."""
+    if processes.is_first():
+        tqdm.write(text)
+        sys.stdout.flush()
 
 
 def parse_command(arguments: Sequence[str]) -> Command:
@@ -121,107 +353,6 @@ def parse_command(arguments: Sequence[str]) -> Command:
     default = Command(path, Path("runs") / path.stem, load_config(path))
     return parse(
         functools.partial(tyro.cli, Command, default=default), prog="train.py", args=arguments
-    )
-
-
-def load_config(path: Path) -> TrainConfig:
-    """Runs get_config() of a Python file."""
-    if not path.is_file():
-        raise InputError(f"--config {path} is no file; expected one such as configs/quickstart.py")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"--config {path} is no Python file; expected one with get_config()")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except Exception as error:  # the file is the user's, and may fail in any way
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{path} fails ({reason}); expected get_config() to work") from error
-    if not isinstance(config, TrainConfig):
-        raise InputError(f"get_config() of {path} returns {config!r}; expected a TrainConfig")
-    return config
-
-
-def announce(
-    config: TrainConfig,
-    workdir: Path,
-    state: TrainState,
-    sources: Sequence[Source],
-    validation: Pairs,
-) -> None:
-    """Says what is about to happen."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    pairs = sum(len(source.pairs) for source in sources)
-    optim = config.optim
-    print(
-        f"{count:,} parameters, {pairs} pairs to train on, {len(validation)} to score, "
-        f"{jax.default_backend()}\n"
-        f"steps {int(state.step)} to {config.steps} in {workdir}; learning rate "
-        f"{optim.learning_rate:g} for {optim.constant_steps:,} steps, then by cosine to "
-        f"{optim.final_learning_rate:g} over {optim.cosine_steps:,}",
-        flush=True,
-    )
-
-
-def check_finite(step: int, values: dict[str, float], batch: Batch) -> None:
-    """Stops the run, before anything of the step is saved, at a loss or gradient not finite."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(values[name]):
-            raise InputError(
-                f"the {name} of step {step} is {values[name]}; expected a finite number; "
-                f"the batch was {describe(batch['name'])}"
-            )
-
-
-def validate(
-    config: TrainConfig, state: TrainState, validation: Pairs, writer: MetricsWriter
-) -> Scores:
-    """Scores the current parameters on the validation pairs."""
-    step = int(state.step)
-    restorer = Restorer(config.model, state.params)
-    scores: list[Scores] = []
-    for pair, restored, score in evaluate(restorer, validation, config.protocol):
-        if not scores:
-            sheet = contact_sheet([(pair["rainy"], restored, pair["clean"])], _TITLES)
-            writer.picture(step, "validation", sheet)
-        scores.append(score)
-    result = mean(scores)
-    writer.scalars(
-        step,
-        {
-            f"validation/{config.protocol}/psnr": result.restored_psnr,
-            f"validation/{config.protocol}/ssim": result.restored_ssim,
-        },
-    )
-    tqdm.write(
-        f"step {step}: validation PSNR {result.restored_psnr:.2f} dB, SSIM "
-        f"{result.restored_ssim:.4f} ({config.protocol}), rainy {result.rainy_psnr:.2f} dB"
-    )
-    return result
-
-
-def report(config: TrainConfig, workdir: Path, validation: Pairs, started: float) -> None:
-    """Scores the best checkpoint, writes the first pictures and says what was gained."""
-    scores: list[Scores] = []
-    rows: list[tuple[np.ndarray, ...]] = []
-    results = evaluate(Restorer.load(workdir), validation, config.protocol)
-    for pair, restored, score in results:
-        scores.append(score)
-        if len(rows) < _SHOWN_PICTURES:
-            rows.append((pair["rainy"], restored, pair["clean"]))
-            for folder, picture in zip(("input", "restored", "target"), rows[-1], strict=True):
-                name = Path(pair["name"]).with_suffix(".png")
-                write_picture(workdir / "validation" / folder / name, picture)
-    write_picture(workdir / "comparison.png", contact_sheet(rows[:4], _TITLES))
-    result = mean(scores)
-    print(
-        f"pictures are in {workdir / 'validation'} and {workdir / 'comparison.png'}; "
-        f"scored by protocol {config.protocol}"
-    )
-    print(
-        f"rainy {result.rainy_psnr:.2f} dB, restored {result.restored_psnr:.2f} dB, "
-        f"gain {result.gain:.2f} dB, {time.monotonic() - started:.0f} s"
     )
 
 

@@ -1,25 +1,36 @@
-"""Runs on disk: a folder with `config.json` and Orbax checkpoints, the latest and the best."""
+"""Runs on disk: a folder with `config.json`, scores and Orbax checkpoints, the latest and the best.
+
+A checkpoint holds the parameters, their average where there is one, the optimiser state and, as
+JSON, everything else that a run goes on from: step, random key, position in the data, the whole
+configuration.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import logging
-import math
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
 from drsformer_jax.config import ModelConfig, TrainConfig
-from drsformer_jax.config_file import read_config, to_dict, write_config
+from drsformer_jax.config_file import from_dict, read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
+from drsformer_jax.files import write_text
 from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
 from drsformer_jax.training import TrainState
 
-_METRIC = "psnr"
+_SCORES = "validation.json"
 # Orbax warns that a folder is opened to be read only, which is just what was asked for.
 logging.getLogger("absl").addFilter(lambda record: "directory is read only" not in str(record.msg))
 
@@ -27,7 +38,8 @@ logging.getLogger("absl").addFilter(lambda record: "directory is read only" not 
 class Run:
     """The folder of one training run.
 
-    Saving runs in the background and is atomic: a checkpoint is there whole or not at all.
+    Saving runs in the background and is atomic: a checkpoint is there whole or not at all. In a run
+    of several processes all of them make the same calls.
 
     Args:
         folder: the run's folder.
@@ -35,7 +47,7 @@ class Run:
             alone what a training program may be writing there.
 
     Raises:
-        InputError: if a file stands in the folder's place.
+        InputError: if a file stands in the folder's place, or its scores are damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int | None) -> None:
@@ -43,28 +55,26 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder} is a file; expected the folder of a run, or a new one")
         writes = keep is not None
-        policy = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(keep),
-                policies.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], n=1),
-            ]
-        )
+        self._scores = _read_scores(self.folder / _SCORES)
+        kept = policies.AnyPreservationPolicy([policies.LatestN(keep), _Best(self)])
         self._manager = ocp.CheckpointManager(
             self.folder / "checkpoints",
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy if writes else None,
-                best_fn=lambda metrics: metrics[_METRIC],
+                preservation_policy=kept if writes else None,
                 cleanup_tmp_directories=writes,
                 read_only=not writes,
                 save_interval_steps=1 if writes else 0,
                 create=writes,
             ),
-            item_names=("params", "optimizer"),
+            item_names=("params", "ema", "optimizer", "run"),
         )
 
-    def write_config(self, config: TrainConfig) -> None:
-        """Records the configuration."""
-        write_config(self.folder, to_dict(config))
+    def begin(self, config: TrainConfig, step: int) -> None:
+        """Records the configuration, and forgets the scores of later steps than this one."""
+        self._scores = {each: score for each, score in self._scores.items() if each <= step}
+        if jax.process_index() == 0:
+            write_config(self.folder, to_dict(config))
+            self._write_scores()
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints."""
@@ -75,69 +85,169 @@ class Run:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """Step of the best checkpoint; None if there is none."""
-        return self._manager.best_step()
+        """Step of the best checkpoint by validation PSNR, or the latest if none has a score."""
+        return self._best_of(self.steps())
 
-    def save(self, state: TrainState, psnr: float | None = None) -> None:
-        """Starts to save a state.
+    def is_scored(self, step: int) -> bool:
+        """Whether the checkpoint of a step has a score."""
+        return step in self._scores
 
-        Args:
-            state: what to save.
-            psnr: mean over the validation pairs, which decides on the best; a state without it
-                ranks below all that have one.
+    def config(self, step: int) -> TrainConfig:
+        """The configuration that a checkpoint was written with; raises as `restore` does."""
+        return from_dict(self._restore(step, run=ocp.args.JsonRestore()).run["config"])
+
+    def save(self, config: TrainConfig, state: TrainState) -> None:
+        """Starts to save a state, once the one before is saved.
+
+        Raises:
+            InputError: if that, or the one before, cannot be written; those that are there stay.
         """
-        unknown = psnr is None or math.isnan(psnr)
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(state.opt_state),
+        step = int(state.step)
+        if step == self.latest_step():
+            return
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "optimizer": ocp.args.StandardSave(state.opt_state),
+            "run": ocp.args.JsonSave(
+                {
+                    "step": step,
+                    "nonfinite_steps": int(state.nonfinite_steps),
+                    # What is random in a step follows from its number: fold_in(key(seed), step).
+                    "random_key": {"seed": config.seed, "fold_in": step},
+                    "data": {"seed": config.seed, "next_batch": step},
+                    "config": to_dict(config),
+                }
             ),
-            metrics={_METRIC: -math.inf if unknown else psnr},
-            force=True,
-        )
+        }
+        if state.ema is not None:
+            items["ema"] = ocp.args.StandardSave(state.ema)
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def score(self, step: int, protocol: str, psnr: float, ssim: float) -> None:
+        """Records the mean scores over the validation pairs, which decide on the best."""
+        self._scores[step] = {"protocol": protocol, "psnr": psnr, "ssim": ssim}
+        if jax.process_index() == 0:
+            self._write_scores()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads a state.
+        """Reads a state onto any mesh, whatever the one that it was written from.
 
         Args:
             step: of a checkpoint that is there.
-            like: shapes and types of the state, as `jax.ShapeDtypeStruct`.
+            like: shapes, types and places of the state, as `abstract_state` gives them. A moving
+                average that the checkpoint lacks begins with its parameters.
 
         Raises:
             InputError: if the checkpoint is damaged.
         """
-        items = self._restore(step, params=like.params, optimizer=like.opt_state)
-        return TrainState(jnp.asarray(step, like.step.dtype), items.params, items.optimizer)
+        items = {"params": like.params, "optimizer": like.opt_state}
+        if like.ema is not None and self._has(step, "ema"):
+            items["ema"] = like.ema
+        wanted = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        found = self._restore(step, **wanted, run=ocp.args.JsonRestore())
+        ema = None
+        if like.ema is not None:
+            ema = found.ema if "ema" in items else jax.tree.map(jnp.copy, found.params)
+        return TrainState(
+            _scalar(step, like.step),
+            _scalar(found.run["nonfinite_steps"], like.nonfinite_steps),
+            found.params,
+            found.optimizer,
+            ema,
+        )
 
     def restore_params(self, step: int, config: ModelConfig) -> Params:
-        """Reads the parameters alone; raises as `restore` does."""
-        return self._restore(step, params=abstract_params(config)).params
+        """Reads the parameters alone, or their average where there is one.
+
+        Returns:
+            The parameters, whole on one device of each process.
+
+        Raises:
+            InputError: if the checkpoint is damaged.
+        """
+        name = "ema" if self._has(step, "ema") else "params"
+        devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:1]
+        everywhere = NamedSharding(Mesh(np.array(devices), "all"), PartitionSpec())
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+            abstract_params(config),
+        )
+        params = self._restore(step, **{name: ocp.args.StandardRestore(like)})[name]
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), params)
 
     def _restore(self, step: int, **items: Any) -> Any:
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-        def placed(leaf: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-
-        wanted = {
-            name: ocp.args.StandardRestore(jax.tree.map(placed, item))
-            for name, item in items.items()
-        }
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**wanted))
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore let out errors of many kinds
-            reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
             raise InputError(
-                f"checkpoint {step} of {self.folder} cannot be read ({reason}); expected a whole "
-                "one; another step may be"
+                f"checkpoint {step} of {self.folder} cannot be read ({_reason(error)}); expected a "
+                "whole one; another step may be"
+            ) from error
+
+    def _has(self, step: int, item: str) -> bool:
+        return (self.folder / "checkpoints" / str(step) / item).is_dir()
+
+    def _best_of(self, steps: Sequence[int]) -> int | None:
+        """The best by the protocol of the latest score, or the latest if none has a score."""
+        scored = [step for step in steps if step in self._scores]
+        if not scored:
+            return max(steps, default=None)
+        protocol = self._scores[max(scored)]["protocol"]
+        psnr = {
+            step: self._scores[step]["psnr"]
+            for step in scored
+            if self._scores[step]["protocol"] == protocol
+        }
+        return max(psnr, key=lambda step: (not np.isnan(psnr[step]), psnr[step], step))
+
+    def _write_scores(self) -> None:
+        write_text(self.folder / _SCORES, json.dumps(self._scores, indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore let out errors of many kinds
+            raise InputError(
+                f"a checkpoint cannot be written to {self.folder} ({_reason(error)}); expected "
+                f"room for it; checkpoints of steps {self.steps()} are whole"
             ) from error
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with contextlib.suppress(InputError) if kind else contextlib.nullcontext(), self._writing():
+            self._manager.close()
+
+
+@dataclasses.dataclass
+class _Best(policies.PreservationPolicy):
+    """Keeps the best checkpoint of a run."""
+
+    run: Run
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = self.run._best_of([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def _read_scores(path: Path) -> dict[int, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    try:
+        return {int(step): dict(score) for step, score in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); expected what was written there") from None
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+
+
+def _scalar(value: int, like: Any) -> jax.Array:
+    return jax.make_array_from_callback((), like.sharding, lambda _: np.array(value, like.dtype))
 
 
 def check_architecture(found: ModelConfig, expected: ModelConfig, where: Path) -> None:

@@ -1,8 +1,9 @@
-"""Configurations in files: the `config.json` of a run or a model folder."""
+"""Configurations in files: Python files to train by, `config.json` of runs and model folders."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,10 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
 
 _FILE = "config.json"
+_HARMLESS = (
+    *("steps", "log-every", "eval-every", "checkpoint-every", "keep-checkpoints"),
+    *("data.data-dir", "data.cache-mib", "data.cache-dir", "data.workers"),
+)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -66,3 +71,45 @@ def read_config(folder: Path) -> TrainConfig:
         return from_dict(json.loads(path.read_text()))
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); expected what was written there") from None
+
+
+def changes(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, named as on the command line, with the old and the new value."""
+    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    return {name: (before[name], value) for name, value in after.items() if before[name] != value}
+
+
+def changes_learning(name: str) -> bool:
+    """Whether another value of a field means other steps, up to the order of sums."""
+    return name not in _HARMLESS and not name.startswith("mesh.")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Runs get_config() of a Python file.
+
+    Raises:
+        InputError: if there is no such file, it fails, or gives something else.
+    """
+    if not path.is_file():
+        raise InputError(f"--config {path} is no file; expected one such as configs/quickstart.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--config {path} is no Python file; expected one with get_config()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # the file is the user's, and may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} fails ({reason}); expected get_config() to work") from error
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"get_config() of {path} returns {config!r}; expected a TrainConfig")
+    return config
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flag = prefix + name.replace("_", "-")
+        flat |= _flat(value, f"{flag}.") if isinstance(value, dict) else {flag: value}
+    return flat

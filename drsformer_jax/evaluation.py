@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from drsformer_jax import metrics
 from drsformer_jax.config import Protocol
-from drsformer_jax.data.pairs import Pair, Pairs, sizes_of
+from drsformer_jax.data.pairs import Pair, Pairs, Share, sizes_of
+from drsformer_jax.processes import in_order
 from drsformer_jax.restore import Restorer
 
 
@@ -74,6 +76,35 @@ def evaluate(
         pair = pairs[index]
         restored = restorer(pair["rainy"])
         yield pair, restored, score(pair["rainy"], restored, pair["clean"], protocol)
+
+
+def shared_scores(
+    restorer: Restorer,
+    pairs: Pairs,
+    protocol: Protocol,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Scores] | None:
+    """Scores pairs that all processes share; the result does not depend on how many they are.
+
+    Args:
+        restorer: what restores, the same in each process.
+        pairs: what to score on, likewise.
+        protocol: how; see `drsformer_jax.metrics`.
+        stop: asked before each pair whether to give up; of one process alone.
+
+    Returns:
+        The scores of all pairs in order; None where that was given up.
+    """
+    restorer.plan(sizes_of(pairs))
+    share = Share(pairs, jax.process_index(), jax.process_count())
+    rows = np.zeros((len(share), len(dataclasses.fields(Scores))))
+    for index in range(len(share)):
+        if stop():
+            return None
+        pair = share[index]
+        scores = score(pair["rainy"], restorer(pair["rainy"]), pair["clean"], protocol)
+        rows[index] = dataclasses.astuple(scores)
+    return [Scores(*map(float, row)) for row in in_order(rows, len(pairs))]
 
 
 def mean(scores: Sequence[Scores]) -> Scores:

@@ -1,52 +1,99 @@
-"""What a run leaves for people to read: metrics as JSON lines and for TensorBoard."""
+"""What a run tells people: its pace, and metrics as JSON lines and for TensorBoard."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
+import socket
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import image, scalar
 from tqdm import tqdm
 
 from drsformer_jax.files import write_text
+from drsformer_jax.hardware import memory_mib
+
+_LONG_WAIT = 0.1  # Of the time; less is not worth a look.
 
 
 class MetricsWriter:
     """Writes `metrics.jsonl` and TensorBoard files into a folder.
 
+    A run goes on, after a warning, when TensorBoard's file cannot be written any more.
+
     Args:
         folder: the run's folder.
         start: the step that the run begins at; what an earlier run wrote for later steps goes.
+        enabled: whether to write at all; of a run's many processes one does.
+
+    Raises:
+        OSError: from this and from `scalars`, if `metrics.jsonl` cannot be written.
     """
 
-    def __init__(self, folder: Path, start: int) -> None:
-        path = folder / "metrics.jsonl"
-        write_text(path, "".join(f"{line}\n" for line in _until(path, start)))
-        self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+    def __init__(self, folder: Path, start: int, enabled: bool = True) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._enabled = enabled
+        self._board: RecordWriter | None = None
+        if not enabled:
+            return
+        write_text(self._path, "".join(f"{line}\n" for line in _until(self._path, start)))
+        board = folder / "tensorboard"
+        board.mkdir(exist_ok=True)
+        # tensorboardX's own SummaryWriter has a thread. A full disk ends that with a traceback,
+        # and then the run waits for it forever. This one writes when it is told to.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._board = RecordWriter(str(board / name))
+        # TensorBoard hides what earlier files hold from the step of such a mark on.
+        mark = SessionLog(status=SessionLog.START)
+        self._add(Event(file_version="brain.Event:2"), Event(step=start + 1, session_log=mark))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Records numbers under a step."""
-        self._file.write(json.dumps({"step": step, **finite(values)}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        """Records numbers under a step; TensorBoard does without infinite ones and NaN."""
+        if not self._enabled:
+            return
+        numbers = finite(values)
+        _append(self._path, json.dumps({"step": step, **numbers}) + "\n")
+        shown = [scalar(name, value) for name, value in numbers.items() if value is not None]
+        self._add(*(Event(step=step, summary=summary) for summary in shown))
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Records a picture, uint8 (h, w, 3), for TensorBoard."""
-        self._board.add_image(name, picture, step, dataformats="HWC")
+        if self._board is not None:
+            self._add(Event(step=step, summary=image(name, picture, dataformats="HWC")))
+
+    def _add(self, *events: Event) -> None:
+        """Writes TensorBoard's events out, or gives TensorBoard up."""
+        if self._board is None:
+            return
+        try:
+            for event in events:
+                event.wall_time = time.time()
+                self._board.write(event.SerializeToString())
+            self._board.flush()
+        except OSError as error:
+            warnings.warn(f"no more is written for TensorBoard ({error.strerror})", stacklevel=3)
+            self._close_board()
+
+    def _close_board(self) -> None:
+        if self._board is not None:
+            # All was written when it was added, or cannot be.
+            with contextlib.suppress(OSError):
+                self._board.close()
+            self._board = None
 
     def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._board.close()
+        self._close_board()
 
 
 class Progress:
@@ -55,55 +102,96 @@ class Progress:
     Args:
         start: steps done before.
         total: steps of the whole run.
+        peak_flops: floating-point operations that the run's devices can do in a second at best,
+            where that is known.
+        enabled: whether to show anything; of a run's many processes one does.
     """
 
-    def __init__(self, start: int, total: int) -> None:
-        self._bar = tqdm(total=total, initial=start, unit="step", disable=None)
+    def __init__(
+        self, start: int, total: int, peak_flops: float | None = None, enabled: bool = True
+    ) -> None:
+        # None: where there is a terminal.
+        self._bar = tqdm(total=total, initial=start, unit="step", disable=None if enabled else True)
         self._total = total
-        self._logged = start
+        self._peak_flops = peak_flops
+        self._enabled = enabled
         self._skipped = 0
         self._named: set[str] = set()
         self.resume()
 
-    def update(self, pictures: int, skipped: Sequence[str] = ()) -> None:
-        """Counts a step on so many pictures, and names those that were skipped."""
+    def update(
+        self, pictures: int, flops: float, input_wait: float, skipped: Sequence[str] = ()
+    ) -> None:
+        """Counts a step on.
+
+        Args:
+            pictures: crops that the step learned from, on all devices.
+            flops: floating-point operations that the network took for them.
+            input_wait: seconds that the step waited for its batch.
+            skipped: pairs that could not be read, each with the reason; a new one is shown.
+        """
         self._bar.update()
+        self._steps += 1
         self._pictures += pictures
+        self._flops += flops
+        self._input_wait += input_wait
         self._skipped += len(skipped)
-        for line in sorted({*skipped} - self._named):
-            tqdm.write(f"skipped: {line}")
+        if self._enabled:
+            for line in sorted({*skipped} - self._named):
+                tqdm.write(f"skipped: {line}")
         self._named |= {*skipped}
 
     def log(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Shows metrics of a step.
 
         Returns:
-            The metrics with the pictures per second since the last, and how many pairs were skipped
-            since the program started.
+            The metrics with, since the last: `pictures_per_second`, `flops_per_second`, their
+            share `peak_share` of the peak where it is known, and the share `input_wait` of the
+            time that went on waiting for batches; further the memory as `memory_mib` tells it, and
+            `skipped_pairs` since the program started.
         """
         seconds = time.monotonic() - self._since
-        rate = self._pictures / seconds
-        text = (
-            f"loss {values['loss']:.4f}, learning rate {values['learning_rate']:.2e}, "
-            f"{rate:.1f} pictures/s"
-        )
-        self._bar.set_postfix_str(text)
-        if self._bar.disable:
-            left = (self._total - step) * seconds / (step - self._logged)
-            print(f"step {step}/{self._total}: {text}, {left / 60:.0f} min left", flush=True)
-        self._logged = step
+        pace = {
+            "pictures_per_second": self._pictures / seconds,
+            "flops_per_second": self._flops / seconds,
+            "input_wait": self._input_wait / seconds,
+        }
+        if self._peak_flops is not None:
+            pace["peak_share"] = pace["flops_per_second"] / self._peak_flops
+        if self._enabled:
+            text = _summary(values, pace)
+            self._bar.set_postfix_str(text)
+            if self._bar.disable:
+                left = (self._total - step) * seconds / self._steps
+                print(f"step {step}/{self._total}: {text}, {left / 60:.0f} min left", flush=True)
         self.resume()
-        return {**values, "pictures_per_second": rate, "skipped_pairs": self._skipped}
+        return {**values, **pace, **memory_mib(), "skipped_pairs": self._skipped}
 
     def resume(self) -> None:
         """Starts to measure the pace anew, after something that is no training."""
-        self._since, self._pictures = time.monotonic(), 0
+        self._since = time.monotonic()
+        self._steps = self._pictures = 0
+        self._flops = self._input_wait = 0.0
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
+
+
+def _summary(values: Mapping[str, float], pace: Mapping[str, float]) -> str:
+    """The metrics to look at while a run goes on, in one short line."""
+    parts = [
+        f"loss {values['loss']:.4f}",
+        f"learning rate {values['learning_rate']:.2e}",
+        f"{pace['pictures_per_second']:.1f} pictures/s",
+    ]
+    if "peak_share" in pace:
+        parts.append(f"{pace['peak_share']:.1%} of peak")
+    if pace["input_wait"] > _LONG_WAIT:
+        parts.append(f"{pace['input_wait']:.0%} waiting for input")
+    return ", ".join(parts)
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,3 +210,13 @@ def _until(path: Path, step: int) -> list[str]:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
     return kept
+
+
+def _append(path: Path, line: str) -> None:
+    """Writes a line out at the end of a file, in one piece; OSError tells the file's name."""
+    try:
+        with path.open("a") as file:
+            file.write(line)
+    except OSError as error:
+        error.filename = str(path)
+        raise

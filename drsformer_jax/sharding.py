@@ -1,27 +1,115 @@
-"""Where arrays lie: the mesh of devices, and batches on it."""
+"""Where arrays lie: the mesh of devices, and states and batches on it.
+
+The mesh has three axes. `data` and `fsdp` share the pictures of a batch; `fsdp` shares the
+parameters and the optimiser state as well ("ZeRO: Memory Optimizations Toward Training Trillion
+Parameter Models", SC 2020, stage 3); `rows` shares the rows of each picture. What is computed is
+the same on every mesh, up to the order of sums: the compiler puts in the communication.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
+from drsformer_jax.config import DataConfig, MeshConfig
+from drsformer_jax.errors import InputError
 
-def data_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """The devices in a row, each of which takes its part of a batch."""
-    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+_AXES = ("data", "fsdp", "rows")
+_SIZE_MULTIPLE = 8
+"""Rows that become one at the lowest level of the network. XLA computes wrong gradients where
+devices have none of them."""
+_STACK = "layers"
+"""Name of the modules whose parameters are stacked along a first axis and scanned."""
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """Lays out the devices of all processes; a single process may leave some of its own unused.
+
+    Raises:
+        InputError: if the devices cannot be laid out so.
+    """
+    # By process, so that each one holds a block of every batch, whatever the network's topology.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    sizes = [config.data, config.fsdp, config.rows]
+    found = f"the mesh is {', '.join(map('{} {}'.format, _AXES, sizes))}"
+    if -1 in sizes:
+        others = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = max(len(devices) // others, 1)
+    count = math.prod(sizes)
+    fits = count <= len(devices) if jax.process_count() == 1 else count == len(devices)
+    if not fits or (-1 in (config.data, config.fsdp, config.rows) and count != len(devices)):
+        raise InputError(f"{found}; expected a product of {len(devices)}, the number of devices")
+    if jax.local_device_count() % config.rows and jax.process_count() > 1:
+        raise InputError(
+            f"{found}; expected rows to divide {jax.local_device_count()}, the devices of a process"
+        )
+    return Mesh(np.array(devices[:count]).reshape(sizes), _AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batches(config: DataConfig, mesh: Mesh) -> None:
+    """Refuses batches that cannot be shared evenly.
+
+    Raises:
+        InputError: names the batch or the side of a patch.
+    """
+    shards, rows = batch_shards(mesh), mesh.shape["rows"]
+    for _, side, batch in config.stages():
+        if batch % shards:
+            raise InputError(
+                f"the global batch is {batch}; expected a multiple of {shards}, the devices that "
+                "share it, or fewer of them (--mesh.data)"
+            )
+        if side % (_SIZE_MULTIPLE * rows):
+            raise InputError(
+                f"the patches have {side} rows; expected a multiple of {_SIZE_MULTIPLE * rows}, "
+                f"{_SIZE_MULTIPLE} for each of the {rows} devices that share them"
+            )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches cut along their first axis into one piece for each device."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """Pictures (b, h, w, 3), cut along the batch over `data` and `fsdp` and along `rows`."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "rows"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def state_sharding(state: Any, mesh: Mesh) -> Any:
+    """How parameters, and what has their names and shapes, lie on the mesh.
+
+    The longest axis that `fsdp` divides is cut, the last of equal ones. Never the axis of a stack,
+    whose slices are used one after another; and never vectors, which are small.
+
+    Args:
+        state: arrays or their shapes, in a tree.
+        mesh: the devices.
+    """
+
+    def placed(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        stacked = any(getattr(key, "key", None) == _STACK for key in path)
+        return NamedSharding(mesh, _cut(leaf.shape, int(stacked), mesh.shape["fsdp"]))
+
+    return jax.tree_util.tree_map_with_path(placed, state)
+
+
+def _cut(shape: tuple[int, ...], first: int, shards: int) -> PartitionSpec:
+    axes = [axis for axis in range(first, len(shape)) if shape[axis] % shards == 0]
+    if shards == 1 or len(shape) - first < 2 or not axes:
+        return PartitionSpec()
+    longest = max(axes, key=lambda axis: (shape[axis], axis))
+    return PartitionSpec(*["fsdp" if axis == longest else None for axis in range(longest + 1)])
 
 
 def place(arrays: Mapping[str, np.ndarray], sharding: Sharding) -> dict[str, jax.Array]:
@@ -38,3 +126,13 @@ def place(arrays: Mapping[str, np.ndarray], sharding: Sharding) -> dict[str, jax
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in arrays.items()
     }
+
+
+def gathered(tree: Any, mesh: Mesh) -> Any:
+    """Copies of arrays, whole on one device of each process; all processes call it together."""
+    whole = jax.jit(_same, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
+def _same(tree: Any) -> Any:
+    return tree

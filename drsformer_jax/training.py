@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from drsformer_jax.config import TrainConfig
-from drsformer_jax.nn.functional import Params, apply, init_params
+from drsformer_jax.nn.functional import Params, abstract_params, apply, init_params
 from drsformer_jax.optim import learning_rate, transformation
+from drsformer_jax.sharding import batch_sharding, batch_shards, replicated, state_sharding
 from drsformer_jax.types import Array
 
 
@@ -20,50 +21,171 @@ class TrainState(NamedTuple):
     """Everything that a step changes."""
 
     step: Array
-    """Updates done, a scalar integer."""
+    """Steps done, a scalar integer."""
+    nonfinite_steps: Array
+    """Those of them that were passed over, since loss or gradient was not finite; likewise."""
     params: Params
     opt_state: optax.OptState
+    ema: Params | None
+    """Moving average of the parameters, where the configuration asks for one."""
+
+    @property
+    def best_params(self) -> Params:
+        """What to restore pictures with: the average where there is one."""
+        return self.params if self.ema is None else self.ema
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def init_state(config: TrainConfig, key: Array) -> TrainState:
-    """Initial parameters and optimiser state; the key decides the parameters alone."""
-    params = init_params(config.model, key)
-    opt_state = transformation(config.optim).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+Step = Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
+def init_state(config: TrainConfig, params: Params) -> TrainState:
+    """The state before the first step, with these parameters and no history."""
+    zero = jnp.zeros((), jnp.int32)
+    ema = params if config.optim.ema_decay else None
+    return TrainState(zero, zero, params, transformation(config.optim).init(params), ema)
+
+
+def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
+    """Shapes, types and places of a state, as `jax.ShapeDtypeStruct`."""
+    shapes = jax.eval_shape(
+        lambda params: init_state(config, params), abstract_params(config.model)
+    )
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        state_sharding(shapes, mesh),
+    )
+
+
+def placed_state(config: TrainConfig, mesh: Mesh, params: Params | None = None) -> TrainState:
+    """The state before the first step, on a mesh.
+
+    Args:
+        config: the run; its seed alone decides on the parameters where none are given.
+        mesh: the devices.
+        params: given parameters, the same in every process.
+    """
+    places = state_sharding(abstract_state(config, mesh), mesh)
+
+    def drawn(key: Array) -> TrainState:
+        return init_state(config, init_params(config.model, key))
+
+    def given(params: Params) -> TrainState:
+        typed = jax.tree.map(
+            lambda leaf, like: leaf.astype(like.dtype), params, abstract_params(config.model)
+        )
+        return init_state(config, typed)
+
+    if params is None:
+        return jax.jit(drawn, out_shardings=places)(jax.random.key(config.seed))
+    return jax.jit(given, out_shardings=places)(jax.device_get(params))
+
+
+def compiled_step(config: TrainConfig, mesh: Mesh) -> Step:
+    """`train_step` for states and batches that lie on a mesh; it consumes the state.
+
+    A batch of another size compiles anew, and so must another configuration or mesh.
+    """
+    places = state_sharding(abstract_state(config, mesh), mesh)
+
+    def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
+        count, side = batch["rainy"].shape[:2]
+        return train_step(config, state, batch, parts(config, mesh, count, side))
+
+    return jax.jit(
+        step,
+        in_shardings=(places, batch_sharding(mesh)),
+        out_shardings=(places, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def parts(config: TrainConfig, mesh: Mesh, batch: int, side: int) -> int:
+    """In how many equal parts, one after another, a global batch of patches is computed.
+
+    As few as `mesh.device_batch` allows, which counts pixels.
+    """
+    share = batch // batch_shards(mesh)
+    if not config.mesh.device_batch:
+        return 1
+    pixels = config.mesh.device_batch * config.data.crop_size**2 * mesh.shape["rows"]
+    most = max(pixels // side**2, 1)
+    return next(
+        count for count in range(1, share + 1) if share % count == 0 and share <= most * count
+    )
+
+
 def train_step(
-    config: TrainConfig, state: TrainState, batch: Mapping[str, Array]
+    config: TrainConfig, state: TrainState, batch: Mapping[str, Array], parts: int = 1
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step on the mean absolute error of the unclamped output.
 
+    A step whose loss or gradient is not finite changes nothing but the counts.
+
     Args:
         config: static; another configuration is another program.
-        state: consumed.
+        state: what the step starts from.
         batch: "rainy" and "clean", each (b, h, w, 3): uint8, or floating point in [0, 1].
+        parts: how many parts of the batch to compute one after another, which takes less memory;
+            their gradients are averaged before anything is done with them.
 
     Returns:
-        The new state, and the scalars "loss", "grad_norm" (before clipping) and "learning_rate".
+        The new state, and the scalars "loss", "grad_norm" (before clipping), "learning_rate" and
+        "nonfinite_steps".
     """
-    rainy, clean = _unit(batch["rainy"]), _unit(batch["clean"])
+    dtype = jnp.promote_types(jnp.float32, config.model.param_dtype)
+    rainy, clean = _unit(batch["rainy"], dtype), _unit(batch["clean"], dtype)
     if config.data.mixup:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         rainy, clean = mixup(key, rainy, clean)
-
-    def loss_of(params: Params) -> Array:
-        return jnp.mean(jnp.abs(apply(config.model, params, rainy) - clean))
-
-    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    loss, grads = _loss_and_grads(config, state.params, rainy, clean, parts)
+    norm = optax.tree.norm(grads)
     updates, opt_state = transformation(config.optim).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = optax.incremental_update(params, ema, 1 - config.optim.ema_decay)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updated = (params, opt_state, ema)
+    kept = (state.params, state.opt_state, state.ema)
+    params, opt_state, ema = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), updated, kept
+    )
+    nonfinite = state.nonfinite_steps + ~finite
     metrics = {
         "loss": loss,
-        "grad_norm": optax.tree.norm(grads),
-        "learning_rate": jnp.asarray(learning_rate(config.optim)(state.step)),
+        "grad_norm": norm,
+        # The schedule counts updates.
+        "learning_rate": jnp.asarray(
+            learning_rate(config.optim)(state.step - state.nonfinite_steps)
+        ),
+        "nonfinite_steps": nonfinite,
     }
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.step + 1, nonfinite, params, opt_state, ema), metrics
+
+
+def _loss_and_grads(
+    config: TrainConfig, params: Params, rainy: Array, clean: Array, parts: int
+) -> tuple[Array, Params]:
+    """The mean absolute error of a batch and its gradient."""
+
+    def loss_of(params: Params, rainy: Array, clean: Array) -> Array:
+        return jnp.mean(jnp.abs(apply(config.model, params, rainy) - clean))
+
+    loss_and_grads = jax.value_and_grad(loss_of)
+    if parts == 1:
+        return loss_and_grads(params, rainy, clean)
+
+    def split(pictures: Array) -> Array:
+        # Every parts-th picture: so each device finds its share of each part among its own.
+        return pictures.reshape(-1, parts, *pictures.shape[1:]).swapaxes(0, 1)
+
+    def add(total: tuple[Array, Params], part: tuple[Array, Array]) -> tuple[tuple, None]:
+        return jax.tree.map(jnp.add, total, loss_and_grads(params, *part)), None
+
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(loss_and_grads, params, rainy, clean))
+    total, _ = jax.lax.scan(add, zero, (split(rainy), split(clean)))
+    return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
 def mixup(key: Array, rainy: Array, clean: Array) -> tuple[Array, Array]:
@@ -85,6 +207,6 @@ def mixup(key: Array, rainy: Array, clean: Array) -> tuple[Array, Array]:
     return share * rainy + (1 - share) * rainy[order], share * clean + (1 - share) * clean[order]
 
 
-def _unit(pictures: Array) -> Array:
-    """Eight-bit pictures become float32 in [0, 1]; others are in [0, 1] already."""
-    return pictures.astype(jnp.float32) / 255 if pictures.dtype == jnp.uint8 else pictures
+def _unit(pictures: Array, dtype: jnp.dtype) -> Array:
+    """Eight-bit pictures become floating point in [0, 1], which others are already."""
+    return pictures.astype(dtype) / 255 if pictures.dtype == jnp.uint8 else pictures

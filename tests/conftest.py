@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import jax
 import pytest
 from jaxtyping import install_import_hook
+from programs import UNOPTIMISED
 
 # The parts whose signatures name shapes, before anything imports them.
 CHECKED = ("metrics", "nn", "ops", "restore", "training")
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    flags = ["--xla_force_host_platform_device_count=8"]
     # Small networks compile for far longer than they run, so the compiler need not optimise. The
     # full-size comparison runs what users run.
     if config.getoption("markexpr") != "golden":
-        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        flags.append(UNOPTIMISED)
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,13 @@ import numpy as np
 import optax
 import pytest
 from recipe import Golden, load, relative_error
+from steps import Placed
 
 from drsformer_jax import weights
-from drsformer_jax.config import PRESETS, TrainConfig
+from drsformer_jax.config import PRESETS, MeshConfig, TrainConfig
 from drsformer_jax.convert import from_torch, params_from_torch, params_to_torch
 from drsformer_jax.nn.functional import apply
-from drsformer_jax.optim import transformation
-from drsformer_jax.training import TrainState, train_step
+from drsformer_jax.training import TrainState
 
 pytestmark = pytest.mark.golden
 
@@ -65,23 +65,25 @@ def golden(shared, official_shapes) -> Golden:
     return load(path, PRESETS["drsformer"].architecture(), official_shapes("drsformer"))
 
 
-def take_steps(golden: Golden, dtype: str, count: int) -> tuple[TrainState, list[dict]]:
+def take_steps(
+    golden: Golden, dtype: str, count: int, devices: int = 1
+) -> tuple[TrainState, list[dict]]:
     """Takes some steps on the golden batch; the last state, and every step's metrics."""
-    config = TrainConfig(model=golden.config(dtype))
-    batch = {"rainy": golden["input"], "clean": golden["target"]}
-    batch = {name: jnp.asarray(value, dtype) for name, value in batch.items()}
-    params = params_from_torch(golden.weights, config.model)
-    state = TrainState(jnp.zeros((), jnp.int32), params, transformation(config.optim).init(params))
+    config = TrainConfig(model=golden.config(dtype), mesh=MeshConfig(data=devices))
+    batch = {"rainy": golden["input"].astype(dtype), "clean": golden["target"].astype(dtype)}
+    placed = Placed(config)
+    state = placed.state(params_from_torch(golden.weights, config.model))
     metrics = []
     for _ in range(count):
-        state, scalars = train_step(config, state, batch)
+        state, scalars = placed.step(state, batch)
         metrics.append(jax.device_get(scalars))
     return state, metrics
 
 
-def test_four_float64_steps_equal_the_official_program(golden):
+@pytest.mark.parametrize("devices", [1, 8])
+def test_four_float64_steps_equal_the_official_program(devices, golden):
     with jax.enable_x64(True):
-        _, metrics = take_steps(golden, "float64", 4)
+        _, metrics = take_steps(golden, "float64", 4, devices)
     losses = [scalars["loss"] for scalars in metrics]
     norms = [scalars["grad_norm"] for scalars in metrics]
     np.testing.assert_allclose(losses, golden["losses"], rtol=1e-6)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from recipe import SMALL
+from steps import Placed
 
 from drsformer_jax.config import DataConfig, TrainConfig
 from drsformer_jax.nn.functional import apply
-from drsformer_jax.training import init_state, mixup, train_step
+from drsformer_jax.training import mixup
 
 VALUES = np.array([1.0, 10.0, 100.0, 1000.0])
 
@@ -65,7 +66,8 @@ def test_a_step_blends_by_the_seed_and_its_number():
     model = dataclasses.replace(SMALL, dim=2, attention="dense", feed_forward="fn")
     config = TrainConfig(model=model, data=DataConfig(mixup=True), seed=5)
     both = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), np.uint8)
-    initial = init_state(config, jax.random.key(0))
+    placed = Placed(config)
+    initial = placed.state()
     restore = jax.jit(lambda rainy: apply(model, initial.params, rainy))
     blended = 0
     for step in range(8):
@@ -74,7 +76,7 @@ def test_a_step_blends_by_the_seed_and_its_number():
         rainy, clean = mixup(key, *map(jnp.asarray, pictures))
         blended += not np.array_equal(rainy, pictures[0])
         expected = jnp.mean(jnp.abs(restore(rainy) - clean))
-        state = jax.tree.map(jnp.copy, initial)._replace(step=jnp.int32(step))
-        _, metrics = train_step(config, state, {"rainy": both[0], "clean": both[1]})
+        state = placed.state()._replace(step=jnp.int32(step))
+        _, metrics = placed.step(state, {"rainy": both[0], "clean": both[1]})
         assert math.isclose(metrics["loss"], expected, rel_tol=1e-5)
     assert 0 < blended < 8

@@ -1,15 +1,14 @@
 import dataclasses
 import itertools
 
-import jax
 import numpy as np
 import pytest
 
-from drsformer_jax.config import DataConfig
+from drsformer_jax.config import DataConfig, MeshConfig
 from drsformer_jax.data.pipeline import RandomCrop, batches, describe, on_device, transform
 from drsformer_jax.data.sources import Source
 from drsformer_jax.errors import InputError
-from drsformer_jax.sharding import batch_sharding, data_mesh
+from drsformer_jax.sharding import batch_sharding, make_mesh
 
 CROP = 8
 
@@ -198,7 +197,7 @@ def test_a_crop_does_not_keep_its_picture_in_memory():
 
 
 def test_batches_on_the_device_are_the_same_and_in_order(straight):
-    sharding = batch_sharding(data_mesh(jax.devices()[:1]))
+    sharding = batch_sharding(make_mesh(MeshConfig(data=1)))
     copied = list(on_device((batch for batch in straight), sharding))
     assert len(copied) == len(straight)
     for (batch, pictures), original in zip(copied, straight, strict=True):
@@ -216,7 +215,7 @@ def test_batches_are_copied_ahead_of_their_use(straight):
             taken.append(number)
             yield batch
 
-    next(on_device(watched(), batch_sharding(data_mesh(jax.devices()[:1])), ahead=2))
+    next(on_device(watched(), batch_sharding(make_mesh(MeshConfig(data=1))), ahead=2))
     assert taken == [0, 1, 2]
 
 

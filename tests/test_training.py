@@ -12,12 +12,13 @@ import numpy as np
 import optax
 import pytest
 from recipe import SMALL, Golden, load_small, relative_error
+from steps import Placed
 
 from drsformer_jax.config import OptimConfig, TrainConfig
 from drsformer_jax.convert import params_from_torch, params_to_torch
 from drsformer_jax.nn.functional import Params, init_params
 from drsformer_jax.optim import learning_rate, transformation
-from drsformer_jax.training import TrainState, init_state, train_step
+from drsformer_jax.training import TrainState
 
 COMPACT = TrainConfig(model=dataclasses.replace(SMALL, dim=2))
 # The official schedule at a few numbers of updates done.
@@ -43,23 +44,28 @@ def golden() -> Golden:
     return load_small("train")
 
 
-def start(golden: Golden, dtype: str) -> tuple[TrainConfig, TrainState, dict[str, jax.Array]]:
-    """The configuration, the state and the batch that the golden steps began with."""
+@pytest.fixture(scope="module")
+def double(golden):
+    """The golden steps in float64: their program, what they start with and their batch."""
+    with jax.enable_x64(True):
+        return start(golden, "float64")
+
+
+def start(golden: Golden, dtype: str) -> tuple[Placed, Params, dict[str, np.ndarray]]:
     config = TrainConfig(model=golden.config(dtype))
-    params = params_from_torch(golden.weights, config.model)
-    state = TrainState(jnp.zeros((), jnp.int32), params, transformation(config.optim).init(params))
-    batch = {"rainy": golden["input"], "clean": golden["target"]}
-    return config, state, {name: jnp.asarray(value, dtype) for name, value in batch.items()}
+    batch = {"rainy": golden["input"].astype(dtype), "clean": golden["target"].astype(dtype)}
+    return Placed(config), params_from_torch(golden.weights, config.model), batch
 
 
 @pytest.fixture(scope="module")
-def double_steps(golden):
+def double_steps(double):
     """Four steps in float64: the states after each, and their metrics."""
+    placed, params, batch = double
     with jax.enable_x64(True):
-        config, state, batch = start(golden, "float64")
+        state = placed.state(params)
         states, metrics = [], []
         for _ in range(4):
-            state, scalars = train_step(config, state, batch)
+            state, scalars = placed.step(state, batch)
             metrics.append(jax.device_get(scalars))
             states.append(jax.device_get(state))  # The next step consumes it.
     return states, metrics
@@ -106,19 +112,19 @@ def test_gradient_of_every_official_key_has_the_norm_of_the_reference(golden, fi
 
 
 @pytest.fixture(scope="module")
-def second_loss(golden, first_gradients):
+def second_loss(double, first_gradients):
     """Loss of the second step, had an optimiser of this configuration made the first."""
 
     def run(optim: OptimConfig) -> float:
         with jax.enable_x64(True):
-            config, state, batch = start(golden, "float64")
+            placed, initial, batch = double
             # In one array: its arithmetic does not know the tree, and compiles in no time.
-            flat, unravel = jax.flatten_util.ravel_pytree(state.params)
+            flat, unravel = jax.flatten_util.ravel_pytree(initial)
             gradients = jax.flatten_util.ravel_pytree(first_gradients)[0]
             optimiser = transformation(optim)
             updates, _ = optimiser.update(gradients, optimiser.init(flat), flat)
             params = unravel(optax.apply_updates(flat, updates))
-            _, metrics = train_step(config, state._replace(params=params), batch)
+            _, metrics = placed.step(placed.state(params), batch)
             return float(metrics["loss"])
 
     return run
@@ -198,13 +204,13 @@ def test_learning_rate_stays_at_its_final_value():
 
 
 def test_first_float32_step_is_close_and_black_pictures_do_not_break_it(golden):
-    config, state, batch = start(golden, "float32")
-    state, metrics = train_step(config, state, batch)
+    placed, params, batch = start(golden, "float32")
+    state, metrics = placed.step(placed.state(params), batch)
     assert math.isclose(metrics["loss"], golden["losses"][0], rel_tol=1e-5)
     assert math.isclose(metrics["grad_norm"], golden["total_grad_norms"][0], rel_tol=1e-4)
     # One batch of black pictures, in one compiled program with the step above.
-    black = {"rainy": jnp.zeros_like(batch["rainy"]), "clean": batch["clean"]}
-    state, metrics = train_step(config, state, black)
+    black = {"rainy": np.zeros_like(batch["rainy"]), "clean": batch["clean"]}
+    state, metrics = placed.step(state, black)
     assert np.isfinite(metrics["grad_norm"])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
 
@@ -217,13 +223,13 @@ def test_eight_bit_batch_equals_the_same_batch_in_floating_point():
     # Black and white alone: the other values divided by 255 have a last bit, which the compiler may
     # round either way and the network amplifies.
     eight_bit = {"rainy": pictures(0) // 128 * 255, "clean": pictures(1) // 128 * 255}
-    floating = {name: value.astype(np.float32) / 255 for name, value in eight_bit.items()}
+    floating = {name: value.astype(np.float64) / 255 for name, value in eight_bit.items()}
     model = dataclasses.replace(COMPACT.model, dtype="float64", param_dtype="float64")
     config = dataclasses.replace(COMPACT, model=model)
     with jax.enable_x64(True):
+        placed = Placed(config)
         (first, found), (second, expected) = (
-            train_step(config, init_state(config, jax.random.key(0)), batch)
-            for batch in (eight_bit, floating)
+            placed.step(placed.state(), batch) for batch in (eight_bit, floating)
         )
         for name, value in expected.items():
             assert math.isclose(found[name], value, rel_tol=1e-6), name
@@ -232,18 +238,26 @@ def test_eight_bit_batch_equals_the_same_batch_in_floating_point():
         assert relative_error(*means) < 1e-5
 
 
-def test_step_consumes_its_state():
-    state = init_state(COMPACT, jax.random.key(0))
+@pytest.fixture(scope="module")
+def compact() -> Placed:
+    return Placed(COMPACT)
+
+
+def test_step_consumes_its_state(compact):
+    state = compact.state()
     before = jax.tree.leaves(state)
-    after, _ = train_step(COMPACT, state, {"rainy": pictures(0), "clean": pictures(1)})
+    after, _ = compact.step(state, {"rainy": pictures(0), "clean": pictures(1)})
     assert all(leaf.is_deleted() for leaf in before)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
-def test_initial_state_has_the_parameters_of_its_key_and_no_history():
-    state = init_state(COMPACT, jax.random.key(3))
+def test_initial_state_has_the_parameters_of_the_seed_and_no_history():
+    config = dataclasses.replace(COMPACT, seed=3)
+    state = Placed(config).state()
     assert state.step == 0
-    expected = init_params(COMPACT.model, jax.random.key(3))
+    assert state.nonfinite_steps == 0
+    assert state.ema is None
+    expected = init_params(config.model, jax.random.key(3))
     jax.tree.map(
         lambda found, value: np.testing.assert_allclose(found, value, rtol=1e-6),
         state.params,

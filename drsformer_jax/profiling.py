@@ -1,0 +1,54 @@
+"""A trace of some steps for TensorBoard's profile page, Perfetto or XProf."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from drsformer_jax.errors import InputError
+
+
+class Profile:
+    """Records what the devices and the host do in a range of steps.
+
+    Args:
+        steps: the first and the last step, as in 10:12; None for no trace.
+        folder: where the trace goes.
+
+    Raises:
+        InputError: if that is no range.
+    """
+
+    def __init__(self, steps: str | None, folder: Path) -> None:
+        match = re.fullmatch(r"(\d+):(\d+)", steps or "0:0")
+        self._first, self._last = map(int, match.groups()) if match else (0, -1)
+        if self._first > self._last or (steps and not self._first):
+            raise InputError(f"--profile is {steps}; expected FROM:TO, two steps such as 10:12")
+        self._folder = folder
+        self._runs = False
+
+    def before(self, step: int) -> None:
+        """To be called before a step begins."""
+        if step == self._first:
+            jax.profiler.start_trace(str(self._folder))
+            self._runs = True
+
+    def after(self, step: int, results: Any) -> None:
+        """To be called with what a step computes, which may be under way."""
+        if self._runs and step == self._last:
+            jax.block_until_ready(results)
+            self._end()
+
+    def _end(self) -> None:
+        jax.profiler.stop_trace()
+        self._runs = False
+
+    def __enter__(self) -> Profile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._runs:
+            self._end()

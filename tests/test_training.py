@@ -203,6 +203,26 @@ def test_learning_rate_stays_at_its_final_value():
         assert math.isclose(learning_rate(OptimConfig())(10**6), 1e-6, rel_tol=1e-12)
 
 
+def test_learning_rate_rises_linearly_over_the_warm_up():
+    config = OptimConfig(learning_rate=0.8, constant_steps=6, cosine_steps=10, warmup_steps=4)
+    rates = [float(learning_rate(config)(updates)) for updates in range(6)]
+    np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8, 0.8, 0.8], rtol=1e-6)
+
+
+def test_cosine_alone_begins_at_once_and_is_damped_by_the_warm_up():
+    config = OptimConfig(
+        learning_rate=1.0, final_learning_rate=0.0, constant_steps=0, cosine_steps=8
+    )
+    cosine = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(10)]
+    cosine[9] = 0.0
+    found = [float(learning_rate(config)(step)) for step in range(10)]
+    np.testing.assert_allclose(found, cosine, rtol=1e-5, atol=1e-7)
+    warmed = learning_rate(dataclasses.replace(config, warmup_steps=2))
+    np.testing.assert_allclose(
+        [float(warmed(step)) for step in range(3)], [0.5, cosine[1], cosine[2]], rtol=1e-5
+    )
+
+
 def test_first_float32_step_is_close_and_black_pictures_do_not_break_it(golden):
     placed, params, batch = start(golden, "float32")
     state, metrics = placed.step(placed.state(params), batch)
@@ -249,6 +269,36 @@ def test_step_consumes_its_state(compact):
     after, _ = compact.step(state, {"rainy": pictures(0), "clean": pictures(1)})
     assert all(leaf.is_deleted() for leaf in before)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+
+
+def test_average_follows_the_parameters_and_a_step_that_is_not_finite_changes_neither():
+    optim = OptimConfig(learning_rate=1.0, ema_decay=0.75, warmup_steps=8)
+    placed = Placed(dataclasses.replace(COMPACT, optim=optim))
+    good = {"rainy": pictures(0) / np.float32(255), "clean": pictures(1) / np.float32(255)}
+    bad = {**good, "rainy": good["rainy"].copy()}
+    bad["rainy"][0, 0, 0, 0] = np.inf
+    state = placed.state()
+    average = jax.device_get(state.params)
+    rates = []
+    for step, batch in enumerate([good, bad, good], 1):
+        before = jax.device_get(state)
+        state, metrics = placed.step(state, batch)
+        after = jax.device_get(state)
+        rates.append(float(metrics["learning_rate"]))
+        assert after.step == step
+        assert after.nonfinite_steps == metrics["nonfinite_steps"] == (step > 1)
+        if batch is bad:
+            assert not np.isfinite(metrics["loss"])
+            for name in ("params", "opt_state", "ema"):
+                kept = jax.tree.map(np.array_equal, getattr(after, name), getattr(before, name))
+                assert jax.tree.all(kept)
+            continue
+        average = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, average, after.params)
+        for found, value in zip(jax.tree.leaves(after.ema), jax.tree.leaves(average), strict=True):
+            np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-7)
+        assert after.best_params is after.ema
+    # The schedule counts updates.
+    np.testing.assert_allclose(rates, [1 / 8, 2 / 8, 2 / 8], rtol=1e-6)
 
 
 def test_initial_state_has_the_parameters_of_the_seed_and_no_history():

@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, TypedDict
 
 import jax
@@ -126,12 +127,29 @@ def _stream(dataset: grain.MapDataset, config: DataConfig) -> Generator[Batch]:
         workers = grain.MultiprocessingOptions(num_workers=config.workers)
         stream = stream.mp_prefetch(workers, worker_init_fn=_bind_to_parent)
     with contextlib.closing(iter(stream)) as iterator:  # Ends the workers.
+        with _signals_blocked():
+            first = next(iterator)
+        yield first
         yield from iterator
 
 
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Lets worker processes start such that Ctrl-C and SIGTERM do not end them before their parent.
+
+    A terminal and a cluster send them to workers too. Those inherit what this thread blocks, and
+    for good; in this process other threads take note of a signal meanwhile.
+    """
+    resource_tracker.ensure_running()  # Else it starts with the first worker, and unblocks them.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 def _bind_to_parent(worker: int, workers: int) -> None:
-    """Makes a worker end with its parent, even a killed one, and not by Ctrl-C before it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to workers too.
+    """Makes a worker end with its parent, even a killed one."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,0 +1,110 @@
+"""Several processes train one network: real ones, on one machine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from programs import UNOPTIMISED, refused
+
+from drsformer_jax import checkpoint
+
+DOUBLE = ("--model.dtype", "float64", "--model.param-dtype", "float64")
+BATCHES = ("--data.global-batch", 8, "--optim.ema-decay", 0.9, "--eval-every", 5, *DOUBLE)
+
+
+def start_two(run, *arguments, devices=1):
+    """Starts train.py twice, each process with so many virtual devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = f"{UNOPTIMISED} --xla_force_host_platform_device_count={devices}"
+    cluster = ("--coordinator-address", address, "--num-processes", 2, "--process-id")
+    return [
+        run.start(
+            *("train", "--config", "config.py", *arguments, *cluster, process),
+            environment={**run.environment, "XLA_FLAGS": flags},
+        )
+        for process in range(2)
+    ]
+
+
+def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """Exit status, output and errors of each."""
+    try:
+        said = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_of_four_devices_train_like_one_and_one_goes_on_with_their_run(run, place):
+    straight = run("train", "--config", "config.py", "--workdir", "alone", *BATCHES, "--steps", 6)
+    assert straight.returncode == 0, straight.stderr
+    arguments = ("--workdir", "together", *BATCHES, "--mesh.fsdp", 2)
+    first, second = ended(start_two(run, *arguments, "--steps", 5, devices=4))
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert "8 cpu devices of 2 processes" in first[1]
+    lines = second[1].splitlines()
+    assert all(line.startswith("[Gloo]") for line in lines), "only the first process prints"
+    result = run("train", "--config", "config.py", "--workdir", "together", *BATCHES, "--steps", 6)
+    assert result.returncode == 0, result.stderr
+    assert "- mesh.fsdp 2\n+ mesh.fsdp 1" in result.stdout
+    with jax.enable_x64(True):
+        expected, found = (checkpoint.load(place / name)[1] for name in ("alone", "together"))
+    for value, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-8, atol=1e-12)
+    rows = zip(metrics(place / "together"), metrics(place / "alone"), strict=True)
+    for value, other in rows:
+        # Scores are of 8-bit pictures: they are the same to the last bit.
+        names = [name for name in other if name.startswith(("step", "validation"))]
+        assert [value[name] for name in names] == [other[name] for name in names]
+        for name in {"loss", "grad_norm", "learning_rate"} & other.keys():
+            assert value[name] == pytest.approx(other[name], rel=1e-8)
+
+
+def test_signal_to_one_process_saves_and_ends_all(run, place):
+    long = ("--steps", 5000, "--eval-every", 5000, "--checkpoint-every", 5000)
+    processes = start_two(run, "--workdir", "stopped", *long)
+    for line in processes[0].stdout:
+        if line.startswith("step 5/"):
+            processes[1].send_signal(signal.SIGINT)
+            break
+    (status, output, errors), (other, *_) = ended(processes)
+    assert (status, other) == (0, 0), errors
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("stopped after step ")
+    step = int(last.split()[3].rstrip(","))
+    with checkpoint.Run(place / "stopped", keep=None) as saved:
+        assert saved.steps() == [step]
+
+
+def test_process_that_fails_ends_its_run_with_one_line(run, place):
+    (place / "broken" / "input").mkdir(parents=True)
+    (place / "broken" / "target").mkdir()
+    for part in ("input", "target"):
+        content = (place / "pairs" / part / "0.png").read_bytes()
+        (place / "broken" / part / "0.png").write_bytes(content)
+    path = place / "broken" / "input" / "0.png"
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes(100) + content[middle + 100 :])
+    results = ended(start_two(run, "--workdir", "failed", "--data.train", "broken"))
+    assert all(status != 0 for status, *_ in results)
+    assert "steps 0 to 4" in results[0][1], "it had begun to train"
+    assert any("error: broken/input/0.png is no picture that can be read" in e for *_, e in results)
+
+
+def test_processes_that_cannot_meet_are_told_what_to_give(run):
+    result = run("train", "--config", "config.py", "--workdir", "x", "--num-processes", 2)
+    refused(result, "cannot be connected .*; expected --coordinator-address HOST:PORT")

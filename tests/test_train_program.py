@@ -1,0 +1,148 @@
+"""train.py's ways to start, to go on with a run, and to show what it does: real processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from programs import refused
+
+from drsformer_jax import checkpoint
+from drsformer_jax.config_file import read_config
+
+STILL = ("--optim.learning-rate", "1e-30", "--optim.final-learning-rate", "0", "--steps", 1)
+
+
+def equal(one, other) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, one, other))
+
+
+@pytest.fixture
+def copy(trained, place, request):
+    """A copy of the trained run, by the name of the test."""
+    folder = place / request.node.name
+    shutil.copytree(trained[0], folder)
+    return folder
+
+
+def test_changed_configuration_is_shown_and_refused_unless_allowed(run, copy):
+    arguments = ("train", "--config", "config.py", "--workdir", copy.name, "--steps", 6)
+    changed = ("--optim.learning-rate", "2e-3", "--data.mixup")
+    result = run(*arguments, *changed)
+    refused(result, r"was trained with another data\.mixup, optim\.learning-rate \(shown above\)")
+    assert "- optim.learning-rate 0.001\n+ optim.learning-rate 0.002" in result.stdout
+    assert "- data.mixup False\n+ data.mixup True" in result.stdout
+    assert read_config(copy).optim.learning_rate == 1e-3, "the record is still that of the run"
+    assert checkpoint.Run(copy, keep=None).steps() == [2, 4]
+    result = run(*arguments, *changed, "--allow-changes")
+    assert result.returncode == 0, result.stderr
+    assert read_config(copy).optim.learning_rate == 2e-3
+
+
+def test_changes_of_pace_and_place_are_shown_and_taken(run, copy):
+    result = run(
+        *("train", "--config", "config.py", "--workdir", copy.name, "--steps", 5),
+        *("--log-every", 2, "--mesh.device-batch", 1),
+    )
+    assert result.returncode == 0, result.stderr
+    for line in ("- steps 4", "+ steps 5", "+ log-every 2", "+ mesh.device-batch 1"):
+        assert line in result.stdout.splitlines()
+
+
+def test_training_starts_from_another_run_or_an_official_file(run, trained, place):
+    folder, _ = trained
+    assert run("drsformer", "convert", "--to-torch", folder, "start.pth").returncode == 0
+    expected = checkpoint.load(folder)[1]
+    for name, source in (("from_run", folder), ("from_file", "start.pth")):
+        result = run(
+            *("train", "--config", "config.py", "--workdir", name, "--init-from", source, *STILL)
+        )
+        assert result.returncode == 0, result.stderr
+        found = checkpoint.load(place / name)[1]
+        for value, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(value, other, rtol=1e-6)
+
+
+def test_start_from_another_architecture_is_refused(run, trained):
+    wrong = ("--init-from", trained[0], "--model.feed-forward", "gdfn", "--workdir", "never_begun")
+    result = run("train", "--config", "config.py", *wrong)
+    refused(result, r"run holds .* another architecture: feed_forward fn \(here gdfn\)")
+
+
+def test_checkpoint_holds_all_that_a_run_goes_on_from(trained):
+    folder, _ = trained
+    saved = json.loads((folder / "checkpoints" / "4" / "run" / "metadata").read_text())
+    assert saved["step"] == saved["data"]["next_batch"] == saved["random_key"]["fold_in"] == 4
+    assert saved["data"]["seed"] == saved["random_key"]["seed"] == 100
+    assert saved["nonfinite_steps"] == 0
+    with checkpoint.Run(folder, keep=None) as run:
+        assert run.config(4) == read_config(folder)
+
+
+def test_average_is_what_is_restored_with_and_goes_on_after_a_stop(run, place):
+    averaged = ("train", "--config", "config.py", "--optim.ema-decay", 0.5, "--workdir")
+    for name, stops in (("averaged", (4,)), ("averaged_stopped", (2, 4))):
+        for steps in stops:
+            assert run(*averaged, name, "--steps", steps).returncode == 0
+    straight, stopped = (place / name for name in ("averaged", "averaged_stopped"))
+    average = checkpoint.load(straight, 4)[1]
+    assert equal(checkpoint.load(stopped, 4)[1], average)
+    with checkpoint.Run(straight, keep=None) as saved:
+        assert saved._has(4, "ema")
+    plain = checkpoint.load(place / "run", 4)[1]
+    assert not equal(average, plain), "the run without an average ends with other parameters"
+
+
+def test_steps_that_are_not_finite_are_passed_over_up_to_a_limit(run, place):
+    result = run(
+        *("train", "--config", "config.py", "--workdir", "passed"),
+        *("--optim.learning-rate", "1e30", "--optim.clip-norm", "1e30"),
+        *("--optim.nonfinite-steps", 1),
+    )
+    assert "warning: the loss of step 2 is" in result.stdout
+    assert "nothing is learned from it" in result.stdout
+    refused(result, r"the loss of step 3 is (nan|inf); the batch was .*; expected a finite number")
+
+
+def test_trace_of_some_steps_is_written(run, place):
+    result = run("train", "--config", "config.py", "--workdir", "traced", "--profile", "2:3")
+    assert result.returncode == 0, result.stderr
+    assert list((place / "traced" / "profile").rglob("*.xplane.pb"))
+
+
+def test_run_leaves_a_report_and_a_table_of_its_parameters(trained):
+    folder, _ = trained
+    page = (folder / "report.html").read_text()
+    assert "validation" in page
+    assert "0.png" in page
+    table = (folder / "parameters.txt").read_text()
+    assert "encoder_level1/layers/attn/qkv/kernel" in table
+    assert "Total: 45,719" in table
+
+
+def test_pace_and_memory_are_recorded(trained):
+    lines = (trained[0] / "metrics.jsonl").read_text().splitlines()
+    line = next(json.loads(line) for line in lines if '"loss"' in line)
+    assert line["flops_per_second"] > 0
+    assert line["host_memory_mib"] > 0
+    assert 0 <= line["input_wait"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--mesh.data 3", r"the mesh is data 3, .*; expected a product of 1, the number of dev"),
+        ("--profile 3", "--profile is 3; expected FROM:TO"),
+        ("--profile 3:2", "--profile is 3:2; expected FROM:TO"),
+        ("--profile 0:2", "--profile is 0:2; expected FROM:TO"),
+        ("--init-from nowhere", "nowhere does not exist; expected a run"),
+        ("--optim.ema-decay 1", r"optim\.ema-decay is 1\.0; expected at least 0 and below 1"),
+    ],
+)
+def test_wrong_flags_give_one_line_and_no_checkpoint(run, place, flags, message):
+    result = run("train", "--config", "config.py", "--workdir", "refused", *flags.split())
+    refused(result, message)
+    assert not list((place / "refused").glob("checkpoints/[0-9]*"))

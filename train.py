@@ -22,7 +22,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported: no traceback.
 
 import jax
-import numpy as np
 import tyro
 from clu.parameter_overview import get_parameter_overview
 from jax.sharding import Mesh
@@ -31,31 +30,25 @@ from tqdm import tqdm
 from drsformer_jax import processes, weights
 from drsformer_jax.checkpoint import Run, check_architecture
 from drsformer_jax.compile_cache import use_compile_cache
-from drsformer_jax.complexity import multiply_accumulates
+from drsformer_jax.complexity import training_operations
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.config_file import changes, changes_learning, load_config
-from drsformer_jax.data.images import write_picture
-from drsformer_jax.data.pairs import Pair, Pairs
+from drsformer_jax.data.pairs import Pairs
 from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
-from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.data.sources import Source, open_training, open_validation
 from drsformer_jax.errors import InputError, one_line_errors
-from drsformer_jax.evaluation import Scores, mean, shared_scores
+from drsformer_jax.evaluation import mean, shared_scores
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import parse
 from drsformer_jax.hardware import peak_flops
 from drsformer_jax.nn.functional import use_wide_types
 from drsformer_jax.processes import Stop
 from drsformer_jax.profiling import Profile
-from drsformer_jax.report import Shown, read_metrics, write_report
 from drsformer_jax.reporting import MetricsWriter, Progress
 from drsformer_jax.restore import Restorer
+from drsformer_jax.results import sheet, write_results
 from drsformer_jax.sharding import batch_sharding, check_batches, gathered, make_mesh
 from drsformer_jax.training import TrainState, abstract_state, compiled_step, placed_state
-
-_SHOWN_PICTURES = 8
-_EXTREMES = 3
-_TITLES = ("rainy", "restored", "clean")
 
 
 @dataclass(frozen=True)
@@ -186,7 +179,9 @@ def take_steps(training: Training, state: TrainState, sources: Sequence[Source])
             state, metrics = step_of(state, pictures)
             profile.after(step, metrics)
             crops, side = pictures["rainy"].shape[:2]
-            progress.update(crops, operations(config, crops, side), waited, batch["skipped"])
+            progress.update(
+                crops, training_operations(config.model, crops, side), waited, batch["skipped"]
+            )
             unchecked.append((step, metrics, batch["name"]))
             stopping, evaluating = stop.at(step), is_due(config, step)
             logging = step == config.steps or step % config.log_every == 0
@@ -226,11 +221,6 @@ def shared_batches(
     return on_device(share, batch_sharding(training.mesh))
 
 
-def operations(config: TrainConfig, crops: int, side: int) -> float:
-    """Floating-point operations of a step: two a multiply-accumulate, and twice that backward."""
-    return 6.0 * crops * multiply_accumulates(config.model, side, side)
-
-
 def checked(
     config: TrainConfig, step: int, metrics: Mapping[str, jax.Array], names: list[str]
 ) -> dict[str, float]:
@@ -264,17 +254,11 @@ def validate(training: Training, state: TrainState) -> None:
         },
     )
     if processes.is_first():
-        sheet = contact_sheet([restored_row(restorer, pairs[0])], _TITLES)
-        training.writer.picture(step, "validation", sheet)
+        training.writer.picture(step, "validation", sheet(restorer, [pairs[0]]))
     say(
         f"step {step}: validation PSNR {result.restored_psnr:.2f} dB, SSIM "
         f"{result.restored_ssim:.4f} ({config.protocol}), rainy {result.rainy_psnr:.2f} dB"
     )
-
-
-def restored_row(restorer: Restorer, pair: Pair) -> tuple[np.ndarray, ...]:
-    """The rainy, the restored and the clean picture of a pair."""
-    return pair["rainy"], restorer(pair["rainy"]), pair["clean"]
 
 
 def report(training: Training, started: float) -> None:
@@ -289,26 +273,7 @@ def report(training: Training, started: float) -> None:
     if scores is None or not processes.is_first():
         return
     folder = training.command.workdir
-    rows = []
-    for index in range(min(len(pairs), _SHOWN_PICTURES)):
-        pair = pairs[index]
-        rows.append(restored_row(restorer, pair))
-        for part, picture in zip(("input", "restored", "target"), rows[-1], strict=True):
-            name = Path(pair["name"]).with_suffix(".png")
-            write_picture(folder / "validation" / part / name, picture)
-    write_picture(folder / "comparison.png", contact_sheet(rows[:4], _TITLES))
-    shown = [
-        Shown(pairs[index]["name"], scores[index], *restored_row(restorer, pairs[index]))
-        for index in best_and_worst(scores)
-    ]
-    write_report(
-        folder / "report.html",
-        title=f"{folder.name}, step {best}",
-        config=config,
-        metrics=read_metrics(folder / "metrics.jsonl"),
-        scores=[(pairs[index]["name"], score) for index, score in enumerate(scores)],
-        shown=shown,
-    )
+    write_results(folder, config, best, restorer, pairs, scores)
     result = mean(scores)
     print(
         f"{folder / 'report.html'} shows the run; pictures are in {folder / 'validation'} and "
@@ -318,12 +283,6 @@ def report(training: Training, started: float) -> None:
         f"rainy {result.rainy_psnr:.2f} dB, restored {result.restored_psnr:.2f} dB, "
         f"gain {result.gain:.2f} dB, {time.monotonic() - started:.0f} s"
     )
-
-
-def best_and_worst(scores: Sequence[Scores]) -> list[int]:
-    """Which pictures gained most and least, from most to least."""
-    order = sorted(range(len(scores)), key=lambda index: -scores[index].gain)
-    return order if len(order) <= 2 * _EXTREMES else order[:_EXTREMES] + order[-_EXTREMES:]
 
 
 def announce(

@@ -61,6 +61,17 @@ def multiply_accumulates(config: ModelConfig, height: int = 256, width: int = 25
     )
 
 
+def training_operations(config: ModelConfig, crops: int, side: int) -> float:
+    """Floating-point operations of a step: two a multiply-accumulate, and twice that backward.
+
+    Args:
+        config: the network.
+        crops: of the batch.
+        side: of each, in pixels, a multiple of 8.
+    """
+    return 6.0 * crops * multiply_accumulates(config, side, side)
+
+
 def _parts(config: ModelConfig) -> Iterator[_Part]:
     dim, bias = config.dim, config.bias
     yield _Part(0, 9 * 3 * dim)  # patch_embed

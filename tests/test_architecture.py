@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"config", "metrics", "restore", "data", "processes"},
     "curves": set(),
     "report": {"config", "config_file", "complexity", "curves", "evaluation"},
+    "results": {"config", "data", "evaluation", "report", "restore"},
     "derain": {"data", "buckets", "restore"},
     "hardware": set(),
     "profiling": set(),

@@ -158,7 +158,7 @@ class Run:
             InputError: if the checkpoint is damaged.
         """
         items = {"params": like.params, "optimizer": like.opt_state}
-        if like.ema is not None and self._has(step, "ema"):
+        if like.ema is not None and self._is_averaged(step):
             items["ema"] = like.ema
         wanted = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         found = self._restore(step, **wanted, run=ocp.args.JsonRestore())
@@ -182,7 +182,7 @@ class Run:
         Raises:
             InputError: if the checkpoint is damaged.
         """
-        name = "ema" if self._has(step, "ema") else "params"
+        name = "ema" if self._is_averaged(step) else "params"
         devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:1]
         everywhere = NamedSharding(Mesh(np.array(devices), "all"), PartitionSpec())
         like = jax.tree.map(
@@ -201,8 +201,8 @@ class Run:
                 "whole one; another step may be"
             ) from error
 
-    def _has(self, step: int, item: str) -> bool:
-        return (self.folder / "checkpoints" / str(step) / item).is_dir()
+    def _is_averaged(self, step: int) -> bool:
+        return self.config(step).optim.ema_decay > 0
 
     def _best_of(self, steps: Sequence[int]) -> int | None:
         """The best by the protocol of the latest score, or the latest if none has a score."""

@@ -90,10 +90,14 @@ def test_average_is_what_is_restored_with_and_goes_on_after_a_stop(run, place):
     straight, stopped = (place / name for name in ("averaged", "averaged_stopped"))
     average = checkpoint.load(straight, 4)[1]
     assert equal(checkpoint.load(stopped, 4)[1], average)
-    with checkpoint.Run(straight, keep=None) as saved:
-        assert saved._has(4, "ema")
+    assert (straight / "checkpoints" / "4" / "ema").is_dir()
     plain = checkpoint.load(place / "run", 4)[1]
     assert not equal(average, plain), "the run without an average ends with other parameters"
+    shutil.rmtree(stopped / "checkpoints" / "4" / "ema")  # As a kill while it is deleted leaves it.
+    refused(
+        run("drsformer", "derain", "pairs/input/0.png", "x.png", "--checkpoint", stopped),
+        "checkpoint 4 of .* cannot be read",
+    )
 
 
 def test_steps_that_are_not_finite_are_passed_over_up_to_a_limit(run, place):

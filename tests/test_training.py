@@ -14,11 +14,12 @@ import pytest
 from recipe import SMALL, Golden, load_small, relative_error
 from steps import Placed
 
-from drsformer_jax.config import OptimConfig, TrainConfig
+from drsformer_jax.config import MeshConfig, OptimConfig, TrainConfig
 from drsformer_jax.convert import params_from_torch, params_to_torch
 from drsformer_jax.nn.functional import Params, init_params
 from drsformer_jax.optim import learning_rate, transformation
-from drsformer_jax.training import TrainState
+from drsformer_jax.sharding import make_mesh
+from drsformer_jax.training import TrainState, abstract_state, compiled_step
 
 COMPACT = TrainConfig(model=dataclasses.replace(SMALL, dim=2))
 # The official schedule at a few numbers of updates done.
@@ -299,6 +300,19 @@ def test_average_follows_the_parameters_and_a_step_that_is_not_finite_changes_ne
         assert after.best_params is after.ema
     # The schedule counts updates.
     np.testing.assert_allclose(rates, [1 / 8, 2 / 8, 2 / 8], rtol=1e-6)
+
+
+def test_mixed_precision_keeps_parameters_optimiser_and_loss_in_float32():
+    config = dataclasses.replace(
+        COMPACT, model=dataclasses.replace(COMPACT.model, dtype="bfloat16")
+    )
+    mesh = make_mesh(MeshConfig(data=1))
+    batch = {name: jax.ShapeDtypeStruct((2, 8, 8, 3), np.uint8) for name in ("rainy", "clean")}
+    step = jax.make_jaxpr(compiled_step(config, mesh), return_shape=True)
+    program, (state, metrics) = step(abstract_state(config, mesh), batch)
+    learned = jax.tree.leaves((state.params, state.opt_state, metrics["loss"]))
+    assert {leaf.dtype for leaf in learned} == {np.dtype("float32"), np.dtype("int32")}
+    assert ":bf16[2,8,8,2]" in str(program), "activations are in bfloat16"
 
 
 def test_initial_state_has_the_parameters_of_the_seed_and_no_history():

@@ -68,7 +68,7 @@ class Command:
     """HOST:PORT of the first of several processes; on Cloud TPU pods and under Slurm it is found
     without."""
     num_processes: int | None = None
-    """How many processes there are, likewise."""
+    """How many processes there are, likewise; 1 for one alone, whatever the environment says."""
     process_id: int | None = None
     """Which of them this one is, from 0, likewise."""
 
@@ -92,20 +92,21 @@ def train(command: Command, started: float) -> None:
     sources = open_training(config.data, config.seed)
     validation = open_validation(config.data, config.seed)
     check_writable(command.workdir)
-    with Run(command.workdir, config.keep_checkpoints) as run, Stop() as stop:
-        state = starting_state(command, run, mesh)
-        start = int(state.step)
-        announce(command, state, sources, validation)
-        run.begin(config, start)
-        with MetricsWriter(run.folder, start, processes.is_first()) as writer:
-            training = Training(command, mesh, run, validation, writer, stop)
-            end = take_steps(training, state, sources)
-        if end >= config.steps:
-            report(training, started)
-        elif end:
-            say(f"stopped after step {end}, which is saved; the same command continues")
-        else:
+    with Stop() as stop:
+        with Run(command.workdir, config.keep_checkpoints) as run:
+            state = starting_state(command, run, mesh)
+            start = int(state.step)
+            announce(command, state, sources, validation)
+            run.begin(config, start)
+            with MetricsWriter(run.folder, start, processes.is_first()) as writer:
+                training = Training(command, mesh, run, validation, writer, stop)
+                end = take_steps(training, state, sources)
+            if end >= config.steps:
+                report(training, started)
+        if not end:
             say("stopped before the first step; the same command begins anew")
+        elif end < config.steps:
+            say(f"stopped after step {end}, which is saved; the same command continues")
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,10 @@ def take_steps(training: Training, state: TrainState, sources: Sequence[Source])
     step = start = int(state.step)
     step_of = compiled_step(config, training.mesh)
     stream = shared_batches(training, sources, start)
+    peak = peak_flops(list(training.mesh.devices.flat))
     unchecked: deque[tuple[int, Mapping[str, jax.Array], list[str]]] = deque()
+    if stop.before(start):
+        return start
     if start and is_due(config, start) and not run.is_scored(start):
         validate(training, state)  # The last process was stopped before it had done so.
     if stop.now():
@@ -166,10 +170,7 @@ def take_steps(training: Training, state: TrainState, sources: Sequence[Source])
     with (
         contextlib.closing(stream),
         Profile(training.command.profile, run.folder / "profile") as profile,
-        Progress(
-            *(start, config.steps, peak_flops(list(training.mesh.devices.flat))),
-            enabled=processes.is_first(),
-        ) as progress,
+        Progress(start, config.steps, peak, enabled=processes.is_first()) as progress,
     ):
         for step in range(start + 1, config.steps + 1):
             profile.before(step)
@@ -186,8 +187,8 @@ def take_steps(training: Training, state: TrainState, sources: Sequence[Source])
             stopping, evaluating = stop.at(step), is_due(config, step)
             logging = step == config.steps or step % config.log_every == 0
             saving = stopping or evaluating or step % config.checkpoint_every == 0
-            # Else a step is checked while the next is computed.
-            while len(unchecked) > (not logging and not saving):
+            # A step is checked while the next one is computed, unless something is done with it.
+            while len(unchecked) > (0 if logging or saving else 1):
                 values = checked(config, *unchecked.popleft())
             if logging:
                 training.writer.scalars(step, progress.log(step, values))
@@ -231,7 +232,8 @@ def checked(
             found = f"the {name} of step {step} is {values[name]}; the batch was {describe(names)}"
             if values["nonfinite_steps"] > config.optim.nonfinite_steps:
                 raise InputError(f"{found}; expected a finite number")
-            say(f"warning: {found}; nothing is learned from it")
+            # In each process, which knows its own pictures alone.
+            tqdm.write(f"warning: {found}; nothing is learned from it")
             break
     return values
 
@@ -245,7 +247,6 @@ def validate(training: Training, state: TrainState) -> None:
     if scores is None:
         return
     result = mean(scores)
-    training.run.score(step, config.protocol, result.restored_psnr, result.restored_ssim)
     training.writer.scalars(
         step,
         {
@@ -253,6 +254,8 @@ def validate(training: Training, state: TrainState) -> None:
             f"validation/{config.protocol}/ssim": result.restored_ssim,
         },
     )
+    # Last: what has a score is not scored again.
+    training.run.score(step, config.protocol, result.restored_psnr, result.restored_ssim)
     if processes.is_first():
         training.writer.picture(step, "validation", sheet(restorer, [pairs[0]]))
     say(
@@ -290,18 +293,17 @@ def announce(
 ) -> None:
     """Says what is about to happen, and lists the parameters in a file."""
     config, optim = command.train, command.train.optim
-    if not processes.is_first():
-        return
-    table = get_parameter_overview(state.params, include_stats=False)
-    write_text(command.workdir / "parameters.txt", table + "\n")
+    path = command.workdir / "parameters.txt"
+    if processes.is_first():
+        write_text(path, get_parameter_overview(state.params, include_stats=False) + "\n")
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     pairs = sum(len(source.pairs) for source in sources)
+    warmup = f" ({optim.warmup_steps:,} of them to rise)" if optim.warmup_steps else ""
     say(
-        f"{count:,} parameters ({command.workdir / 'parameters.txt'}), {pairs} pairs to train on, "
-        f"{len(validation)} to score, {jax.device_count()} {jax.default_backend()} devices of "
-        f"{jax.process_count()} processes\n"
+        f"{count:,} parameters ({path}), {pairs} pairs to train on, {len(validation)} to score, "
+        f"{jax.device_count()} {jax.default_backend()} devices of {jax.process_count()} processes\n"
         f"steps {int(state.step)} to {config.steps} in {command.workdir}; learning rate "
-        f"{optim.learning_rate:g} for {optim.constant_steps:,} steps, then by cosine to "
+        f"{optim.learning_rate:g} for {optim.constant_steps:,} steps{warmup}, then by cosine to "
         f"{optim.final_learning_rate:g} over {optim.cosine_steps:,}"
     )
 

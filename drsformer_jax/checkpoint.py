@@ -64,11 +64,14 @@ class Run:
         if writes:
             _tell_errors_once()
         self._scores = _read_scores(self.folder / _SCORES)
-        kept = policies.AnyPreservationPolicy([policies.LatestN(keep), _Best(self)])
         self._manager = ocp.CheckpointManager(
             self.folder / "checkpoints",
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=kept if writes else None,
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(keep), _Best(self)]
+                )
+                if writes
+                else None,
                 cleanup_tmp_directories=writes,
                 read_only=not writes,
                 save_interval_steps=1 if writes else 0,

@@ -14,10 +14,12 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
 
 _FILE = "config.json"
-_HARMLESS = (
-    *("steps", "log-every", "eval-every", "checkpoint-every", "keep-checkpoints"),
+_HARMLESS = {
+    *("steps", "log-every", "eval-every", "checkpoint-every", "keep-checkpoints", "init-from"),
     *("data.data-dir", "data.cache-mib", "data.cache-dir", "data.workers"),
-)
+    *("model.remat", "optim.nonfinite-steps"),
+}
+"""Fields that change no step of a run that has begun."""
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

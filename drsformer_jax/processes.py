@@ -17,35 +17,39 @@ from orbax.checkpoint import multihost
 
 from drsformer_jax.errors import InputError
 
+_PATIENCE = 3600
+"""Seconds that processes wait for the others at the end."""
+
 
 def join(address: str | None = None, count: int | None = None, index: int | None = None) -> None:
     """Connects the processes of a run; must come before anything that JAX computes.
 
-    What is not given is found by JAX in the environment of Cloud TPU pods, Slurm, Open MPI and
-    Kubernetes, or in JAX_COORDINATOR_ADDRESS. Without any of them the process stays alone.
+    What is not given is found by JAX in the environment of Cloud TPU pods, Slurm, Open MPI 4 and
+    indexed Jobs of Kubernetes. Without any of them the process stays alone.
 
     Args:
         address: host and port of the first process.
-        count: how many processes there are.
+        count: how many processes there are; 1 keeps the process alone, whatever the environment.
         index: which of them this one is, from 0.
 
     Raises:
         InputError: if they do not find each other.
     """
+    if count == 1:
+        return
     try:
-        jax.distributed.initialize(address, count, index)
+        # The first process draws a report when the others have ended.
+        jax.distributed.initialize(address, count, index, shutdown_timeout_seconds=_PATIENCE)
     except Exception as error:  # JAX lets out errors of many kinds
-        # What JAX says where it finds no cluster, which is no mistake unless one was named.
-        if str(error) == "coordinator_address should be defined." and (address, count, index) == (
-            None,
-            None,
-            None,
-        ):
+        # That none is known is no mistake where none was named.
+        unnamed = address is count is index is None
+        if unnamed and isinstance(error, ValueError) and "coordinator_address" in str(error):
             return
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(
             f"the processes cannot be connected ({reason}); expected --coordinator-address "
-            "HOST:PORT, --num-processes and --process-id in each, or a cluster that JAX knows"
+            "HOST:PORT, --num-processes and --process-id in each, a cluster that JAX knows, or "
+            "--num-processes 1 for a process alone"
         ) from error
 
 
@@ -84,14 +88,21 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked = self._interrupted = False
         self._old: dict[int, object] = {}
 
     def at(self, step: int) -> bool:
         """Whether to stop after this step. To be called once for each step, by all processes."""
         if jax.process_count() > 1:
-            # A notice to one process, SIGTERM or that of a TPU's maintenance, reaches all of them.
+            # SIGTERM, which announces preemption too, reaches all of them through one.
             return multihost.reached_preemption(step)
+        return self._asked
+
+    def before(self, start: int) -> bool:
+        """Whether to stop before the first step after `start`; to be called once, by all."""
+        if jax.process_count() > 1:
+            # What was asked for before any question, processes agree to do at step 1.
+            return multihost.reached_preemption(1) | multihost.reached_preemption(start)
         return self._asked
 
     def now(self) -> bool:
@@ -99,10 +110,11 @@ class Stop:
         return self._asked and jax.process_count() == 1
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
+        if self._interrupted and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
-        if jax.process_count() > 1 and number == signal.SIGINT:
+        self._interrupted |= number == signal.SIGINT
+        if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def __enter__(self) -> Stop:
@@ -126,7 +138,10 @@ def ended_together() -> Iterator[None]:
         if not status or not jax.distributed.is_initialized():
             raise
         # An orderly exit would wait for the other processes, which wait for this one.
-        print(status, file=sys.stderr) if isinstance(status, str) else traceback.print_exc()
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+        elif not isinstance(error, SystemExit):
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status if isinstance(status, int) else 1)

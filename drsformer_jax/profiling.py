@@ -32,7 +32,7 @@ class Profile:
 
     def before(self, step: int) -> None:
         """To be called before a step begins."""
-        if step == self._first:
+        if self._first <= step <= self._last and not self._runs:
             jax.profiler.start_trace(str(self._folder))
             self._runs = True
 

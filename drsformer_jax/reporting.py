@@ -104,7 +104,7 @@ class Progress:
         total: steps of the whole run.
         peak_flops: floating-point operations that the run's devices can do in a second at best,
             where that is known.
-        enabled: whether to show anything; of a run's many processes one does.
+        enabled: whether to show more than skipped pairs; of a run's many processes one does.
     """
 
     def __init__(
@@ -136,9 +136,9 @@ class Progress:
         self._flops += flops
         self._input_wait += input_wait
         self._skipped += len(skipped)
-        if self._enabled:
-            for line in sorted({*skipped} - self._named):
-                tqdm.write(f"skipped: {line}")
+        # In each process, which knows what it reads alone.
+        for line in sorted({*skipped} - self._named):
+            tqdm.write(f"skipped: {line}")
         self._named |= {*skipped}
 
     def log(self, step: int, values: Mapping[str, float]) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """Where arrays lie: the mesh of devices, and states and batches on it.
 
-The mesh has three axes. `data` and `fsdp` share the pictures of a batch; `fsdp` shares the
-parameters and the optimiser state as well ("ZeRO: Memory Optimizations Toward Training Trillion
-Parameter Models", SC 2020, stage 3); `rows` shares the rows of each picture. What is computed is
-the same on every mesh, up to the order of sums: the compiler puts in the communication.
+The mesh has three axes. `data` and `fsdp` share the pictures of a batch; of `fsdp` each device
+keeps only its part of the parameters and the optimiser state between steps (as in "ZeRO: Memory
+Optimizations Toward Training Trillion Parameter Models", SC 2020; within a step it has all
+parameters); `rows` shares the rows of each picture. What is computed is the same on every mesh, up
+to the order of sums.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     fits = count <= len(devices) if jax.process_count() == 1 else count == len(devices)
     if not fits or (-1 in (config.data, config.fsdp, config.rows) and count != len(devices)):
         raise InputError(f"{found}; expected a product of {len(devices)}, the number of devices")
-    if jax.local_device_count() % config.rows and jax.process_count() > 1:
+    if jax.process_count() > 1 and jax.local_device_count() % sizes[2]:
         raise InputError(
             f"{found}; expected rows to divide {jax.local_device_count()}, the devices of a process"
         )
@@ -69,7 +70,7 @@ def check_batches(config: DataConfig, mesh: Mesh) -> None:
         if batch % shards:
             raise InputError(
                 f"the global batch is {batch}; expected a multiple of {shards}, the devices that "
-                "share it, or fewer of them (--mesh.data)"
+                "share it, or fewer of them (--mesh.data, or --mesh.rows with several processes)"
             )
         if side % (_SIZE_MULTIPLE * rows):
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -74,20 +75,31 @@ def test_two_processes_of_four_devices_train_like_one_and_one_goes_on_with_their
             assert value[name] == pytest.approx(other[name], rel=1e-8)
 
 
-def test_signal_to_one_process_saves_and_ends_all(run, place):
-    long = ("--steps", 5000, "--eval-every", 5000, "--checkpoint-every", 5000)
-    processes = start_two(run, "--workdir", "stopped", *long)
+def test_signal_to_one_process_saves_and_ends_all_also_before_the_first_step(run, place):
+    long = ("--workdir", "stopped", "--eval-every", 5000, "--checkpoint-every", 5000)
+    processes = start_two(run, *long, "--steps", 5000)
     for line in processes[0].stdout:
         if line.startswith("step 5/"):
             processes[1].send_signal(signal.SIGINT)
             break
     (status, output, errors), (other, *_) = ended(processes)
     assert (status, other) == (0, 0), errors
-    last = output.strip().splitlines()[-1]
-    assert last.startswith("stopped after step ")
-    step = int(last.split()[3].rstrip(","))
+    step = stopped_at(output)
     with checkpoint.Run(place / "stopped", keep=None) as saved:
         assert saved.steps() == [step]
+    processes = start_two(run, *long, "--steps", 5000)
+    for line in processes[0].stdout:
+        if line.startswith("steps "):  # Before anything is compiled.
+            processes[1].send_signal(signal.SIGTERM)
+            break
+    (status, output, errors), (other, *_) = ended(processes)
+    assert (status, other) == (0, 0), errors
+    assert step <= stopped_at(output) < step + 500
+
+
+def stopped_at(output: str) -> int:
+    (step,) = re.findall(r"^stopped after step (\d+), which is saved", output, re.MULTILINE)
+    return int(step)
 
 
 def test_process_that_fails_ends_its_run_with_one_line(run, place):

@@ -223,6 +223,15 @@ def test_mesh_of_other_devices_than_there_are_is_refused(mesh):
         make_mesh(mesh)
 
 
+@pytest.mark.parametrize("rows", [8, -1])
+def test_rows_of_a_picture_stay_with_one_process(rows, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    with pytest.raises(InputError, match="expected rows to divide 4, the devices of a process"):
+        make_mesh(MeshConfig(1, 1, rows))
+    assert make_mesh(MeshConfig(2, 1, -1)).shape["rows"] == 4
+
+
 def test_batch_that_devices_cannot_share_is_refused():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     check_batches(DataConfig(crop_size=16, global_batch=4), mesh)

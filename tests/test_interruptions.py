@@ -90,7 +90,7 @@ def test_best_and_latest_checkpoint_survive_and_the_best_is_taken(straight):
 def test_sigterm_to_trainer_and_worker_saves_and_the_run_ends_bit_for_bit_like_the_straight_one(
     run, straight, place
 ):
-    folder = place / "stopped"
+    folder = place / "terminated"
     flags = ("--workdir", folder, "--data.workers", 1)
     with run.start(*TRAIN, *flags, start_new_session=True) as process:
         read_until(process, "step 3/6")

@@ -156,7 +156,9 @@ def test_a_skipped_pair_is_named_once_and_counted_always(clock, capsys):
     assert capsys.readouterr().out.startswith("skipped: a.png\nskipped: b.png\nstep 2/3")
 
 
-def test_other_processes_show_what_they_skip_alone_and_write_nothing(clock, capfd, monkeypatch, tmp_path):
+def test_other_processes_show_what_they_skip_alone_and_write_nothing(
+    clock, capfd, monkeypatch, tmp_path
+):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with (
         Progress(0, 2, enabled=False) as progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import jax
@@ -82,16 +83,19 @@ def test_checkpoint_holds_all_that_a_run_goes_on_from(trained):
         assert run.config(4) == read_config(folder)
 
 
-def test_average_is_what_is_restored_with_and_goes_on_after_a_stop(run, place):
+def test_average_is_what_is_restored_with_and_goes_on_after_a_stop(run, trained, place):
     averaged = ("train", "--config", "config.py", "--optim.ema-decay", 0.5, "--workdir")
     for name, stops in (("averaged", (4,)), ("averaged_stopped", (2, 4))):
         for steps in stops:
-            assert run(*averaged, name, "--steps", steps).returncode == 0
+            result = run(*averaged, name, "--steps", steps)
+            assert result.returncode == 0, result.stderr
+    validated = re.search(r"validation PSNR (\S+) dB", result.stdout)[1]
+    assert f"restored {validated} dB" in result.stdout, "scored, saved and read are one average"
     straight, stopped = (place / name for name in ("averaged", "averaged_stopped"))
     average = checkpoint.load(straight, 4)[1]
     assert equal(checkpoint.load(stopped, 4)[1], average)
     assert (straight / "checkpoints" / "4" / "ema").is_dir()
-    plain = checkpoint.load(place / "run", 4)[1]
+    plain = checkpoint.load(trained[0], 4)[1]
     assert not equal(average, plain), "the run without an average ends with other parameters"
     shutil.rmtree(stopped / "checkpoints" / "4" / "ema")  # As a kill while it is deleted leaves it.
     refused(

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-golden lint types clean
+.PHONY: quickstart test test-endurance test-golden lint types clean
 
 # The main job in small: train on synthetic rain, score on photographs never seen, restore them.
 quickstart: .venv/installed
@@ -10,6 +10,10 @@ quickstart: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Training programs that are stopped, killed, out of disk, or several: real processes for minutes.
+test-endurance: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m endurance
 
 # Full-size networks against the official programs' numbers, where they are at hand.
 test-golden: .venv/installed-dev

@@ -87,6 +87,8 @@ def main() -> None:
 def train(command: Command, started: float) -> None:
     """Trains until `config.steps`, from the last checkpoint where there is one, and reports."""
     config = command.train
+    processes.check_equal(repr(config), "the configuration")
+    profile = Profile(command.profile, command.workdir / "profile")
     mesh = make_mesh(config.mesh)
     check_batches(config.data, mesh)
     sources = open_training(config.data, config.seed)
@@ -99,7 +101,7 @@ def train(command: Command, started: float) -> None:
             announce(command, state, sources, validation)
             run.begin(config, start)
             with MetricsWriter(run.folder, start, processes.is_first()) as writer:
-                training = Training(command, mesh, run, validation, writer, stop)
+                training = Training(command, mesh, run, validation, writer, stop, profile)
                 end = take_steps(training, state, sources)
             if end >= config.steps:
                 report(training, started)
@@ -119,6 +121,7 @@ class Training:
     validation: Pairs
     writer: MetricsWriter
     stop: Stop
+    profile: Profile
 
     @property
     def config(self) -> TrainConfig:
@@ -160,6 +163,8 @@ def take_steps(training: Training, state: TrainState, sources: Sequence[Source])
     step_of = compiled_step(config, training.mesh)
     stream = shared_batches(training, sources, start)
     peak = peak_flops(list(training.mesh.devices.flat))
+    if training.profile.misses(start, config.steps):
+        say(f"warning: no step of --profile {training.command.profile} is trained; no trace")
     unchecked: deque[tuple[int, Mapping[str, jax.Array], list[str]]] = deque()
     if stop.before(start):
         return start
@@ -169,7 +174,7 @@ def take_steps(training: Training, state: TrainState, sources: Sequence[Source])
         return start
     with (
         contextlib.closing(stream),
-        Profile(training.command.profile, run.folder / "profile") as profile,
+        training.profile as profile,
         Progress(start, config.steps, peak, enabled=processes.is_first()) as progress,
     ):
         for step in range(start + 1, config.steps + 1):

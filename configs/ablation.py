@@ -133,6 +133,10 @@ def run_arm(arm: str, workdir: Path, config: Path, flags: Sequence[str]) -> Resu
             process.wait()
             raise
     if process.returncode:
+        if not any((workdir / each / "config.json").exists() for each in ARMS):
+            (
+                workdir / "settings.json"
+            ).unlink()  # Nothing was trained by them, such as wrong flags.
         sys.exit(f"error: the arm {arm} ended with status {process.returncode}, as told above")
     if done := result(workdir / arm):
         return done

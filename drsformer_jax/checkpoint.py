@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import logging
@@ -18,7 +19,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
 from drsformer_jax.training import TrainState
 
 _SCORES = "validation.json"
+_LOCK = ".lock"
 _RAISING = ("future", "async_checkpointer", "checkpoint_manager")
 """Modules of Orbax whose errors, which they log with a traceback each, are raised as well."""
 # Orbax warns that a folder is opened to be read only, which is just what was asked for.
@@ -61,6 +63,7 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder} is a file; expected the folder of a run, or a new one")
         writes = keep is not None
+        self._lock = _locked(self.folder) if writes and jax.process_index() == 0 else None
         if writes:
             _tell_errors_once()
         self._scores = _read_scores(self.folder / _SCORES)
@@ -113,7 +116,13 @@ class Run:
 
     def config(self, step: int) -> TrainConfig:
         """The configuration that a checkpoint was written with; raises as `restore` does."""
-        return from_dict(self._restore(step, run=ocp.args.JsonRestore()).run["config"])
+        try:
+            return from_dict(self._restore(step, run=ocp.args.JsonRestore()).run["config"])
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"checkpoint {step} of {self.folder} has no configuration ({error}); expected a "
+                "whole one; another step may be"
+            ) from None
 
     def save(self, config: TrainConfig, state: TrainState) -> None:
         """Starts to save a state, once the one before is saved.
@@ -241,7 +250,11 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         with contextlib.suppress(InputError) if kind else contextlib.nullcontext(), self._writing():
-            self._manager.close()
+            try:
+                self._manager.close()
+            finally:
+                if self._lock is not None:
+                    self._lock.close()
 
 
 @dataclasses.dataclass
@@ -253,6 +266,22 @@ class _Best(policies.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         best = self.run._best_of([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def _locked(folder: Path) -> IO[bytes]:
+    """A file that keeps a run to one training program for as long as it is open."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / _LOCK, "wb")  # noqa: SIM115 (it stays open)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise InputError(
+            f"{folder} is being trained by another process; expected another --workdir, or its end"
+        ) from None
+    except OSError:
+        pass  # Some file systems have no locks.
+    return lock
 
 
 def _read_scores(path: Path) -> dict[int, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from orbax.checkpoint import multihost
 
 from drsformer_jax.errors import InputError
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 3600
 """Seconds that processes wait for the others at the end."""
 
@@ -37,6 +39,8 @@ def join(address: str | None = None, count: int | None = None, index: int | None
     """
     if count == 1:
         return
+    # While a process waits for the others no handler of Python's runs.
+    waiting = {each: signal.signal(each, signal.SIG_DFL) for each in _SIGNALS}
     try:
         # The first process draws a report when the others have ended.
         jax.distributed.initialize(address, count, index, shutdown_timeout_seconds=_PATIENCE)
@@ -51,6 +55,23 @@ def join(address: str | None = None, count: int | None = None, index: int | None
             "HOST:PORT, --num-processes and --process-id in each, a cluster that JAX knows, or "
             "--num-processes 1 for a process alone"
         ) from error
+    finally:
+        signal.signal(signal.SIGINT, waiting[signal.SIGINT])
+        if not jax.distributed.is_initialized():  # Else SIGTERM belongs to its preemption service.
+            signal.signal(signal.SIGTERM, waiting[signal.SIGTERM])
+
+
+def check_equal(text: str, what: str) -> None:
+    """Refuses processes that were given different things; all of them call it together.
+
+    Raises:
+        InputError: in every process.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    if (multihost_utils.process_allgather(digest) != digest).any():
+        raise InputError(f"{what} differs between the processes; expected the same in all")
 
 
 def is_first() -> bool:
@@ -140,6 +161,9 @@ def ended_together() -> Iterator[None]:
         # An orderly exit would wait for the other processes, which wait for this one.
         if isinstance(status, str):
             print(status, file=sys.stderr)
+        elif isinstance(error, jax.errors.JaxRuntimeError):
+            reason = next(iter(str(error).splitlines()), "")
+            print(f"error: another process of the run has ended ({reason})", file=sys.stderr)
         elif not isinstance(error, SystemExit):
             traceback.print_exc()
         sys.stdout.flush()

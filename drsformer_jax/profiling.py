@@ -30,6 +30,10 @@ class Profile:
         self._folder = folder
         self._runs = False
 
+    def misses(self, start: int, end: int) -> bool:
+        """Whether none of the steps after `start`, up to `end`, is in the range."""
+        return self._first > 0 and not (self._first <= end and start < self._last)
+
     def before(self, step: int) -> None:
         """To be called before a step begins."""
         if self._first <= step <= self._last and not self._runs:

@@ -205,8 +205,9 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
 def _until(path: Path, step: int) -> list[str]:
     """The lines up to a step; a killed run may have left half a line at the end."""
     kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+    text = path.read_text(errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
             if json.loads(line)["step"] <= step:
                 kept.append(line)
     return kept

@@ -11,6 +11,8 @@ from programs import refused
 
 from drsformer_jax import checkpoint
 
+pytestmark = pytest.mark.endurance
+
 resource = pytest.importorskip("resource")
 TRAIN = ("train", "--config", "config.py")
 

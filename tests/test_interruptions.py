@@ -18,6 +18,8 @@ from drsformer_jax.config import MeshConfig
 from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training import abstract_state
 
+pytestmark = pytest.mark.endurance
+
 # Steps so long that the first validation stays the best.
 LEARNING = ("--optim.learning-rate", 0.03, "--optim.constant-steps", 8, "--optim.ema-decay", 0.9)
 PERIODS = ("--steps", 6, "--eval-every", 2, "--checkpoint-every", 2, "--keep-checkpoints", 1)

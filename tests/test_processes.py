@@ -16,6 +16,8 @@ from programs import UNOPTIMISED, refused
 
 from drsformer_jax import checkpoint
 
+pytestmark = pytest.mark.endurance
+
 DOUBLE = ("--model.dtype", "float64", "--model.param-dtype", "float64")
 BATCHES = ("--data.global-batch", 8, "--optim.ema-decay", 0.9, "--eval-every", 5, *DOUBLE)
 

@@ -13,6 +13,7 @@ from programs import refused
 
 from drsformer_jax import checkpoint
 from drsformer_jax.config_file import read_config
+from drsformer_jax.errors import InputError
 
 STILL = ("--optim.learning-rate", "1e-30", "--optim.final-learning-rate", "0", "--steps", 1)
 
@@ -113,6 +114,27 @@ def test_steps_that_are_not_finite_are_passed_over_up_to_a_limit(run, place):
     assert "warning: the loss of step 2 is" in result.stdout
     assert "nothing is learned from it" in result.stdout
     refused(result, r"the loss of step 3 is (nan|inf); the batch was .*; expected a finite number")
+
+
+def test_run_belongs_to_one_training_program_at_a_time(tmp_path):
+    with checkpoint.Run(tmp_path / "run", keep=1):
+        with pytest.raises(InputError, match="run is being trained by another process; expected"):
+            checkpoint.Run(tmp_path / "run", keep=1)
+        checkpoint.Run(tmp_path / "run", keep=None)
+    with checkpoint.Run(tmp_path / "run", keep=1):
+        pass
+
+
+def test_damaged_lines_of_metrics_are_dropped_and_a_damaged_checkpoint_is_told(run, copy):
+    with (copy / "metrics.jsonl").open("ab") as file:
+        file.write(b'5\n{"step": null}\n\xff\xfe{\n{"step": 4, "lo')
+    again = ("train", "--config", "config.py", "--workdir", copy.name, "--steps")
+    result = run(*again, 5)
+    assert result.returncode == 0, result.stderr
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]
+    (copy / "checkpoints" / "5" / "run" / "metadata").write_text("{}")
+    refused(run(*again, 6), "checkpoint 5 of .* has no configuration .*; expected a whole one")
 
 
 def test_trace_of_some_steps_is_written(run, place):

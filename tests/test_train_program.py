@@ -15,6 +15,8 @@ from drsformer_jax import checkpoint
 from drsformer_jax.config_file import read_config
 from drsformer_jax.errors import InputError
 
+pytestmark = pytest.mark.endurance
+
 STILL = ("--optim.learning-rate", "1e-30", "--optim.final-learning-rate", "0", "--steps", 1)
 
 

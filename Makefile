@@ -11,7 +11,7 @@ quickstart: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Training programs that are resumed, stopped, killed, out of disk, or several: real processes.
+# Training on several devices, and programs that are resumed, stopped, killed or out of disk.
 test-endurance: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m endurance
 

@@ -32,7 +32,7 @@ from drsformer_jax.data.images import write_picture
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import write_text
-from drsformer_jax.report import read_metrics
+from drsformer_jax.reporting import read_metrics
 from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training import TrainState, abstract_state
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from drsformer_jax.nn.drsformer import SIZE_MULTIPLE
+from drsformer_jax.config import SIZE_MULTIPLE
 
 Size = tuple[int, int]
 """(height, width) in pixels."""

@@ -19,7 +19,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from drsformer_jax.config import ModelConfig, TrainConfig
 from drsformer_jax.config_file import from_dict, read_config, to_dict, write_config
-from drsformer_jax.errors import InputError
+from drsformer_jax.errors import InputError, reason
 from drsformer_jax.files import write_text
 from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
 from drsformer_jax.training import TrainState
@@ -254,7 +254,7 @@ class Run:
                 self._manager.close()
             finally:
                 if self._lock is not None:
-                    self._lock.close()
+                    os.close(self._lock)
 
 
 @dataclasses.dataclass
@@ -268,14 +268,14 @@ class _Best(policies.PreservationPolicy):
         return [checkpoint.step == best for checkpoint in checkpoints]
 
 
-def _locked(folder: Path) -> IO[bytes]:
-    """A file that keeps a run to one training program for as long as it is open."""
+def _locked(folder: Path) -> int:
+    """Opens a file that keeps a run to one training program until it is closed."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / _LOCK, "wb")  # noqa: SIM115 (it stays open)
+    lock = os.open(folder / _LOCK, os.O_WRONLY | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.close()
+        os.close(lock)
         raise InputError(
             f"{folder} is being trained by another process; expected another --workdir, or its end"
         ) from None
@@ -328,7 +328,7 @@ def _reason(error: Exception) -> str:
         return os.strerror(int(code[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+    return reason(error)[:200]
 
 
 def _scalar(value: int, like: Any) -> jax.Array:

@@ -15,9 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from drsformer_jax.config import ModelConfig
+from drsformer_jax.config import SIZE_MULTIPLE, ModelConfig
 from drsformer_jax.errors import InputError
-from drsformer_jax.nn.drsformer import SIZE_MULTIPLE
 from drsformer_jax.nn.experts import DILATED_SIZES, EXPERTS, GATE_WIDTH, SEPARABLE_SIZES, STEPS
 
 

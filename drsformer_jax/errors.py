@@ -15,6 +15,11 @@ class InputError(ValueError):
     """Something that the user gave is wrong. The message is one line: what, found, expected."""
 
 
+def reason(error: BaseException) -> str:
+    """What a library's error says, in one line: its first, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends a program with one line and exit status 1 on wrong input or a failing file system.

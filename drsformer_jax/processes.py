@@ -10,13 +10,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from drsformer_jax.errors import InputError
+from drsformer_jax.errors import InputError, reason
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 3600
@@ -49,9 +50,8 @@ def join(address: str | None = None, count: int | None = None, index: int | None
         unnamed = address is count is index is None
         if unnamed and isinstance(error, ValueError) and "coordinator_address" in str(error):
             return
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(
-            f"the processes cannot be connected ({reason}); expected --coordinator-address "
+            f"the processes cannot be connected ({reason(error)}); expected --coordinator-address "
             "HOST:PORT, --num-processes and --process-id in each, a cluster that JAX knows, or "
             "--num-processes 1 for a process alone"
         ) from error
@@ -110,7 +110,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._asked = self._interrupted = False
-        self._old: dict[int, object] = {}
+        self._old: dict[int, Any] = {}
 
     def at(self, step: int) -> bool:
         """Whether to stop after this step. To be called once for each step, by all processes."""
@@ -140,13 +140,13 @@ class Stop:
 
     def __enter__(self) -> Stop:
         # In a run of several processes SIGTERM belongs to JAX's preemption service.
-        numbers = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+        numbers = (signal.SIGINT,) if jax.process_count() > 1 else _SIGNALS
         self._old = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._old.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -162,8 +162,8 @@ def ended_together() -> Iterator[None]:
         if isinstance(status, str):
             print(status, file=sys.stderr)
         elif isinstance(error, jax.errors.JaxRuntimeError):
-            reason = next(iter(str(error).splitlines()), "")
-            print(f"error: another process of the run has ended ({reason})", file=sys.stderr)
+            said = f"error: another process of the run has ended ({reason(error)})"
+            print(said, file=sys.stderr)
         elif not isinstance(error, SystemExit):
             traceback.print_exc()
         sys.stdout.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import html
 import io
 import json
@@ -136,19 +135,6 @@ class Shown:
     clean: np.ndarray
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads a run's `metrics.jsonl`; half a line, which a killed run leaves, is left out.
-
-    Args:
-        path: the file; where there is none, there are no metrics.
-    """
-    metrics = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            metrics.append(json.loads(line))
-    return metrics
-
-
 def write_report(
     path: Path,
     *,
@@ -165,7 +151,7 @@ def write_report(
         title: its heading, such as the run's name.
         config: the run's.
         metrics: of each line of `metrics.jsonl` the "step" and any numbers or None; see
-            `read_metrics`. Those that are missing are left out of the page.
+            `reporting.read_metrics`. Those that are missing are left out of the page.
         scores: name and scores of each picture, by `config.protocol`.
         shown: pictures to show, from the largest gain to the smallest.
 

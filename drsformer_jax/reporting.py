@@ -44,7 +44,8 @@ class MetricsWriter:
         self._board: RecordWriter | None = None
         if not enabled:
             return
-        write_text(self._path, "".join(f"{line}\n" for line in _until(self._path, start)))
+        kept = [line for line in read_metrics(self._path) if line["step"] <= start]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         board = folder / "tensorboard"
         board.mkdir(exist_ok=True)
         # tensorboardX's own SummaryWriter has a thread. A full disk ends that with a traceback,
@@ -194,23 +195,29 @@ def _summary(values: Mapping[str, float], pace: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Reads a run's `metrics.jsonl`: what each line tells of its "step".
+
+    A line that tells none is left out, such as the half of one that a killed run leaves.
+
+    Args:
+        path: the file; where there is none, there are no metrics.
+    """
+    metrics = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                metrics.append(values)
+    return metrics
+
+
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with None, JSON's null, for infinite numbers and NaN, which JSON lacks."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
     }
-
-
-def _until(path: Path, step: int) -> list[str]:
-    """The lines up to a step; a killed run may have left half a line at the end."""
-    kept = []
-    text = path.read_text(errors="replace") if path.exists() else ""
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    return kept
 
 
 def _append(path: Path, line: str) -> None:

@@ -19,7 +19,7 @@ from drsformer_jax.buckets import Size, bucket_on_ladder, padded, plan_buckets
 from drsformer_jax.compile_cache import use_compile_cache
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.data.images import to_8_bits
-from drsformer_jax.errors import InputError
+from drsformer_jax.errors import InputError, reason
 from drsformer_jax.memory import available_bytes, forward_bytes
 from drsformer_jax.nn.functional import Params, apply
 from drsformer_jax.tiles import Tiling
@@ -91,9 +91,9 @@ class Restorer:
         try:
             jax.devices()
         except Exception as error:  # JAX lets out errors of many kinds
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise InputError(
-                f"JAX finds no device ({reason}); expected JAX_PLATFORMS unset or one that is there"
+                f"JAX finds no device ({reason(error)}); expected JAX_PLATFORMS unset or one that "
+                "is there"
             ) from error
         use_compile_cache()
         return cls(*weights.load(path, step), tile=tile, overlap=overlap)

@@ -17,15 +17,12 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from drsformer_jax.config import DataConfig, MeshConfig
+from drsformer_jax.config import SIZE_MULTIPLE, DataConfig, MeshConfig
 from drsformer_jax.errors import InputError
 
 _AXES = ("data", "fsdp", "rows")
 _PICTURES = ("data", "fsdp")
 """Axes that share the pictures of a batch."""
-_SIZE_MULTIPLE = 8
-"""Rows that become one at the lowest level of the network. XLA computes wrong gradients where
-devices have none of them."""
 _STACK = "layers"
 """Name of the modules whose parameters are stacked along a first axis and scanned."""
 
@@ -72,10 +69,11 @@ def check_batches(config: DataConfig, mesh: Mesh) -> None:
                 f"the global batch is {batch}; expected a multiple of {shards}, the devices that "
                 "share it, or fewer of them (--mesh.data, or --mesh.rows with several processes)"
             )
-        if side % (_SIZE_MULTIPLE * rows):
+        # XLA computes wrong gradients where a device has no row at the lowest level.
+        if side % (SIZE_MULTIPLE * rows):
             raise InputError(
-                f"the patches have {side} rows; expected a multiple of {_SIZE_MULTIPLE * rows}, "
-                f"{_SIZE_MULTIPLE} for each of the {rows} devices that share them"
+                f"the patches have {side} rows; expected a multiple of {SIZE_MULTIPLE * rows}, "
+                f"{SIZE_MULTIPLE} for each of the {rows} devices that share them"
             )
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from drsformer_jax.config import SIZE_MULTIPLE
 from drsformer_jax.errors import InputError
-from drsformer_jax.nn.drsformer import SIZE_MULTIPLE
 
 
 @dataclasses.dataclass(frozen=True)

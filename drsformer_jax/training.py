@@ -63,6 +63,10 @@ def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
     )
 
 
+def _places(config: TrainConfig, mesh: Mesh) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+
+
 def placed_state(config: TrainConfig, mesh: Mesh, params: Params | None = None) -> TrainState:
     """The state before the first step, on a mesh.
 
@@ -71,7 +75,7 @@ def placed_state(config: TrainConfig, mesh: Mesh, params: Params | None = None) 
         mesh: the devices.
         params: given parameters, the same in every process.
     """
-    places = state_sharding(abstract_state(config, mesh), mesh)
+    places = _places(config, mesh)
 
     def drawn(key: Array) -> TrainState:
         return init_state(config, init_params(config.model, key))
@@ -92,7 +96,7 @@ def compiled_step(config: TrainConfig, mesh: Mesh) -> Step:
 
     A batch of another size compiles anew, and so must another configuration or mesh.
     """
-    places = state_sharding(abstract_state(config, mesh), mesh)
+    places = _places(config, mesh)
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
         return train_step(config, mesh, state, batch)

@@ -33,8 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"config", "config_file", "nn", "checkpoint", "convert", "tensor_files"},
     "complexity": {"config", "nn"},
     "published": {"config"},
-    "buckets": {"nn"},
-    "tiles": {"nn"},
+    "buckets": {"config"},
+    "tiles": {"config"},
     "memory": {"config"},
     "compile_cache": set(),
     "restore": {
@@ -44,11 +44,11 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"config", "metrics", "restore", "data", "processes"},
     "curves": set(),
     "report": {"config", "config_file", "complexity", "curves", "evaluation"},
-    "results": {"config", "data", "evaluation", "report", "restore"},
-    "derain": {"data", "buckets", "restore"},
     "hardware": set(),
-    "profiling": set(),
     "reporting": {"hardware"},
+    "results": {"config", "data", "evaluation", "report", "reporting", "restore"},
+    "derain": {"data", "buckets", "restore"},
+    "profiling": set(),
     "flags": set(),
 }
 """Parts in order, and what each may import beside itself, `errors`, `files` and `types`."""

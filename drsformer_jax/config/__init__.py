@@ -4,13 +4,14 @@ Sizes are in pixels, times in optimiser steps. This part needs the standard libr
 """
 
 from drsformer_jax.config.data import RESTORMER_PATCHES, DataConfig
-from drsformer_jax.config.model import PRESETS, DType, ModelConfig
+from drsformer_jax.config.model import PRESETS, SIZE_MULTIPLE, DType, ModelConfig
 from drsformer_jax.config.optim import OptimConfig
 from drsformer_jax.config.train import MeshConfig, Protocol, TrainConfig
 
 __all__ = [
     "PRESETS",
     "RESTORMER_PATCHES",
+    "SIZE_MULTIPLE",
     "DType",
     "DataConfig",
     "MeshConfig",

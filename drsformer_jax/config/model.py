@@ -12,6 +12,10 @@ from drsformer_jax.config.fields import check, check_types
 
 DType = Literal["float32", "bfloat16", "float64"]
 
+SIZE_MULTIPLE = 8
+"""Height and width of what the network reads are multiples of this, in pixels: three levels of the
+U-Net halve them."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from drsformer_jax.config import ModelConfig
+from drsformer_jax.config import SIZE_MULTIPLE, ModelConfig
 from drsformer_jax.nn.attention import Attention
 from drsformer_jax.nn.experts import ExpertCompensator
 from drsformer_jax.nn.feedforward import FEED_FORWARD
@@ -15,9 +15,6 @@ from drsformer_jax.nn.stack import Stack
 from drsformer_jax.ops.masking import inside
 from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
 from drsformer_jax.types import Array, Bool, Float, Int
-
-SIZE_MULTIPLE = 8
-"""Height and width of what the network reads are multiples of this."""
 
 
 class Block(nnx.Module):

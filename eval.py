@@ -98,8 +98,6 @@ class Work:
     """Which scores there are."""
     network: ModelConfig | None = None
     """What restores; None where that is not known."""
-    tiled: int = 0
-    """Pictures that memory makes it restore in tiles, an approximation."""
 
 
 def main() -> None:
@@ -122,7 +120,6 @@ def score(command: Command) -> None:
     document: dict[str, Any] = {work.kind: str(work.path), "protocol": protocol}
     document["mean"] = values(average, work.columns)
     if work.network is not None:
-        document["tiled_pictures"] = work.tiled
         document["complexity"] = network = size_of(work.network)
         print(
             f"{network['parameters']:,} parameters, {network['multiply_accumulates'] / 1e9:.2f} G "
@@ -164,14 +161,13 @@ def prepare(command: Command, protocol: Protocol) -> Work:
 def prepare_checkpoint(command: Command, checkpoint: Path, protocol: Protocol) -> Work:
     """Finds the rainy pictures and reads the network that is to restore them."""
     pairs, width = pairs_of(command)
-    sizes = sizes_of(pairs)  # Refuses pairs of two sizes before the network is read.
+    sizes_of(pairs)  # Refuses pairs of two sizes before the network is read.
     restorer = Restorer.load(checkpoint, command.step)
     results = (
         (pair["name"], restored, scores)
         for pair, restored, scores in evaluation.evaluate(restorer, pairs, protocol)
     )
-    tiled = sum(restorer.tiling(size) is not None for size in sizes)
-    return Work("checkpoint", checkpoint, width, results, tuple(_COLUMNS), restorer.config, tiled)
+    return Work("checkpoint", checkpoint, width, results, tuple(_COLUMNS), restorer.config)
 
 
 def pairs_of(command: Command) -> tuple[Pairs, int]:

@@ -34,7 +34,7 @@ def load(path: str | os.PathLike[str], step: int | None = None, **options: Any) 
     Args:
         path: a training run, a converted folder, or an official `.pth` or `.safetensors` file.
         step: checkpoint of a training run; the best one where it is not given.
-        **options: `tile` and `overlap` of `Restorer`.
+        **options: `dtype`, `tile` and `overlap` of `Restorer.load`.
 
     Raises:
         InputError: if there is no network, or not that step of it.

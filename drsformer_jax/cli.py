@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import numpy as np
 import tyro
 from tqdm import tqdm
 
 from drsformer_jax import weights
 from drsformer_jax.complexity import parameters
-from drsformer_jax.config import DataConfig
+from drsformer_jax.config import DataConfig, DType
 from drsformer_jax.convert import describe, params_to_torch
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, summary
 from drsformer_jax.data.images import check_extension, write_picture
@@ -26,6 +27,7 @@ from drsformer_jax.flags import parse
 from drsformer_jax.restore import Restorer
 from drsformer_jax.tensor_files import write_pth, write_safetensors
 
+_BATCH = 8
 _FRAMES = 4
 """Frames of a video that are restored together."""
 
@@ -55,9 +57,16 @@ class Derain:
     """Colour (R G B) under transparent pictures where the format has no transparency."""
     compare: Path | None = None
     """Folder for pictures that show rainy and restored side by side."""
+    dtype: DType | None = None
+    """What the network computes in; as it was trained where it is not given. bfloat16 is faster on
+    accelerators and changes pictures by a little."""
+    batch: int | None = None
+    """Pictures of like sizes that are computed together, as far as memory goes; where it is not
+    given 8, on CPUs 1."""
     tile: int | Literal["auto"] = "auto"
-    """Side of tiles in pixels, a multiple of 8; 0 for whole pictures always; auto for whole ones as
-    far as memory goes. Tiles are an approximation."""
+    """How pictures are computed: auto, at once or in strips, whatever memory is enough for, with
+    one result; 0, at once always; or in tiles of this side in pixels, a multiple of 8, which are an
+    approximation."""
     overlap: int | None = None
     """Pixels that neighbouring tiles share; 64, or half of a smaller tile, where not given."""
     workers: int = min(4, os.cpu_count() or 1)
@@ -88,6 +97,7 @@ class Derain:
         self._check_unused("pictures", "crf")
         _check(self.quality in (None, *range(1, 101)), "--quality", self.quality, "1 to 100")
         _check(self.workers >= 1, "--workers", self.workers, "at least 1")
+        _check(self.batch is None or self.batch >= 1, "--batch", self.batch, "at least 1")
         colour = "three numbers from 0 to 255"
         fits = all(0 <= value <= 255 for value in self.background)
         _check(fits, "--background", self.background, colour)
@@ -95,10 +105,12 @@ class Derain:
         jobs = plan_jobs(inputs, output, extension=extension, compare=self.compare)
         if not self.resume:
             self._check_free([place for job in jobs for place in job.places()])
+        restorer = self._restorer()
         summary = restore_files(
             jobs,
-            self._restorer(),
+            restorer,
             workers=self.workers,
+            batch=self.batch or (1 if jax.default_backend() == "cpu" else _BATCH),
             resume=self.resume,
             quality=self.quality,
             background=self.background,
@@ -113,7 +125,8 @@ class Derain:
             raise InputError(f"{summary.failed} of {len(jobs)} pictures failed; expected none to")
 
     def _restore_video(self, inputs: list[Path], output: Path) -> None:
-        self._check_unused("a video", "format", "quality", "background", "compare", "workers")
+        flags = ("format", "quality", "background", "compare", "workers", "batch")
+        self._check_unused("a video", *flags)
         _check(len(inputs) == 1, "the input", f"{len(inputs)} paths", "a video alone")
         source = inputs[0]
         target = output / source.name if output.is_dir() else output
@@ -143,7 +156,9 @@ class Derain:
         print(f"restored {count} frames into {target}")
 
     def _restorer(self) -> Restorer:
-        return Restorer.load(self.checkpoint, self.step, tile=self.tile, overlap=self.overlap)
+        return Restorer.load(
+            self.checkpoint, self.step, dtype=self.dtype, tile=self.tile, overlap=self.overlap
+        )
 
     def _check_unused(self, what: str, *flags: str) -> None:
         for flag in flags:

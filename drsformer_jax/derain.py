@@ -9,6 +9,7 @@ import math
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from drsformer_jax.data.images import (
     to_8_bits,
     write_picture,
 )
-from drsformer_jax.data.photo import read_photo, write_photo
+from drsformer_jax.data.photo import Photo, read_photo, write_photo
 from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.errors import InputError
 from drsformer_jax.restore import Restorer
@@ -150,6 +151,7 @@ def restore_files(
     restorer: Restorer,
     *,
     workers: int,
+    batch: int = 1,
     resume: bool = False,
     quality: int | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
@@ -159,8 +161,10 @@ def restore_files(
     Args:
         jobs: what to restore; all sizes together decide on the buckets.
         restorer: the network.
-        workers: threads, each with a picture of its own: while one computes, the others read and
+        workers: threads, each with a batch of its own: while one computes, the others read and
             write.
+        batch: pictures of a bucket that are computed together, as far as there are as many and
+            memory goes.
         resume: skip pictures whose result is there, and leave comparisons that are there.
         quality: of JPEG and lossy WebP, 1 to 100.
         background: colour under transparent pictures where the format has no transparency.
@@ -172,24 +176,47 @@ def restore_files(
     sizes = {job: size for job in jobs if (size := _size(job))}
     restorer.plan(sizes.values())
     todo = [job for job in jobs if not (resume and job.target.exists())]
+    batches = _batches(todo, sizes, restorer, batch)
+    most = {bucket: len(together) for bucket, together in reversed(batches)}
+    before = Counter(restorer.programs)
     computing = threading.Lock()
 
-    def restore(job: Job) -> list[str]:
-        photo = read_photo(job.source)
+    def read(job: Job) -> Photo | InputError:
+        try:
+            photo = read_photo(job.source)
+        except InputError as error:
+            return error
         sizes[job] = photo.rgb.shape[:2]  # Some heads tell nothing that Pillow understands.
+        return photo
+
+    def write(job: Job, photo: Photo, restored: np.ndarray) -> list[str] | InputError:
+        try:
+            if job.comparison is not None and not (resume and job.comparison.exists()):
+                write_picture(job.comparison, _side_by_side(photo.rgb, restored))
+            photo = dataclasses.replace(photo, rgb=restored)
+            return write_photo(job.target, photo, quality=quality, background=background)
+        except InputError as error:
+            return error
+
+    def restore(bucket: Size | None, together: Sequence[Job]) -> list[list[str] | InputError]:
+        """Of each job what is to be told about it, or why it failed."""
+        photos = [read(job) for job in together]
+        good = [photo for photo in photos if isinstance(photo, Photo)]
         try:
             with computing:
-                restored = restorer(photo.rgb)
+                restored = iter(restorer.batch([photo.rgb for photo in good], most[bucket]))
         except InputError as error:
-            raise InputError(f"{job.source}: {error}") from error
-        if job.comparison is not None and not (resume and job.comparison.exists()):
-            write_picture(job.comparison, _side_by_side(photo.rgb, restored))
-        photo = dataclasses.replace(photo, rgb=restored)
-        return write_photo(job.target, photo, quality=quality, background=background)
+            return [InputError(f"{job.source}: {error}") for job in together]
+        return [
+            write(job, photo, next(restored)) if isinstance(photo, Photo) else photo
+            for job, photo in zip(together, photos, strict=True)
+        ]
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            futures = {pool.submit(restore, job): job for job in todo}
+            futures = {
+                pool.submit(restore, bucket, together): together for bucket, together in batches
+            }
             done = _report(futures, alone=len(jobs) == 1)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -198,29 +225,57 @@ def restore_files(
         skipped=len(jobs) - len(todo),
         failed=len(todo) - len(done),
         seconds=time.monotonic() - started,
-        programs=len(restorer.programs),
-        waste=_waste(restorer, [sizes[job] for job in done]),
+        programs=len(restorer.programs - before),
+        waste=_waste(restorer.programs - before, [sizes[job] for job in done]),
     )
 
 
-def _report(futures: Mapping[Future[list[str]], Job], *, alone: bool) -> list[Job]:
+def _batches(
+    jobs: Sequence[Job], sizes: Mapping[Job, Size], restorer: Restorer, batch: int
+) -> list[tuple[Size | None, list[Job]]]:
+    """Groups of at most `batch` jobs whose pictures share a bucket, in the order of the jobs.
+
+    Pictures whose size is not known, or that are cut into tiles, stay alone.
+    """
+    batches: list[tuple[Size | None, list[Job]]] = []
+    unfilled: dict[Size, list[Job]] = {}
+    for job in jobs:
+        size = sizes.get(job)
+        bucket = None if size is None or restorer.tiling(size) else restorer.bucket(size)
+        together = unfilled.get(bucket, []) if bucket else []
+        if not together or len(together) == batch:
+            together = []
+            batches.append((bucket, together))
+            if bucket:
+                unfilled[bucket] = together
+        together.append(job)
+    return batches
+
+
+def _report(
+    futures: Mapping[Future[list[list[str] | InputError]], Sequence[Job]], *, alone: bool
+) -> list[Job]:
     """Waits for all, prints notes and failures, and returns the jobs that are done."""
     done = []
-    for future, job in tqdm(futures.items(), unit="picture", disable=None):
-        try:
-            for note in future.result():
-                tqdm.write(f"{job.target}: {note}", file=sys.stderr)
-            done.append(job)
-        except InputError as error:
-            if alone:
-                raise
-            tqdm.write(f"error: {error}", file=sys.stderr)
+    with tqdm(total=sum(map(len, futures.values())), unit="picture", disable=None) as bar:
+        for future, together in futures.items():
+            for job, told in zip(together, future.result(), strict=True):
+                bar.update()
+                if isinstance(told, InputError):
+                    if alone:
+                        raise told
+                    tqdm.write(f"error: {told}", file=sys.stderr)
+                    continue
+                for note in told:
+                    tqdm.write(f"{job.target}: {note}", file=sys.stderr)
+                done.append(job)
     return done
 
 
-def _waste(restorer: Restorer, sizes: Sequence[Size]) -> float:
+def _waste(programs: Mapping[tuple[int, Size], int], sizes: Sequence[Size]) -> float:
     pixels = sum(map(math.prod, sizes))
-    return sum(map(restorer.cost, sizes)) / pixels - 1 if pixels else 0.0
+    computed = sum(count * math.prod(bucket) * runs for (count, bucket), runs in programs.items())
+    return computed / pixels - 1 if pixels else 0.0
 
 
 def _size(job: Job) -> Size | None:

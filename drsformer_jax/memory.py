@@ -11,12 +11,15 @@ import jax
 import psutil
 
 from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.rows import MOST_REACH
 
 # Channels alive at once at full resolution, for each channel of the last level, or for each hidden
 # one of its feed-forward network: what XLA reports for programs compiled for CPUs, rounded up.
 _ATTENTION = 13.0
 _EXPERTS = 17.5
 _FEED_FORWARD = {"msfn": 11.0, "gdfn": 5.6, "dfn": 4.0, "fn": 3.0}
+# The same for what strips do not cut: the features between the network's layers.
+_HELD = 4.5
 _MARGIN = 1.5
 _GROUPS = Path("/sys/fs/cgroup")
 
@@ -35,10 +38,26 @@ def forward_bytes(config: ModelConfig, height: int, width: int) -> int:
         _FEED_FORWARD[config.feed_forward] * config.hidden(channels),
         _EXPERTS * channels * ("mefc" in (config.encoder_level0, config.refinement)),
     )
+    return int(alive * _bytes_each(config) * height * width)
+
+
+def strips_bytes(config: ModelConfig, height: int, width: int, strip: int) -> int:
+    """The same for a picture that is computed in strips.
+
+    Args:
+        config: the network.
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+        strip: height of the strips, in pixels.
+    """
+    held = int(_HELD * 2 * config.dim * _bytes_each(config) * height * width)
+    return held + forward_bytes(config, strip + 2 * MOST_REACH, width)
+
+
+def _bytes_each(config: ModelConfig) -> int:
     # For CPUs some versions of XLA compute bfloat16 in float32.
     narrow = config.dtype == "bfloat16" and jax.default_backend() != "cpu"
-    bytes_each = 2 if narrow else 8 if config.dtype == "float64" else 4
-    return int(alive * bytes_each * height * width)
+    return 2 if narrow else 8 if config.dtype == "float64" else 4
 
 
 def available_bytes() -> int:

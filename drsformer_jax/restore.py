@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import functools
 import math
 import os
-import warnings
-from collections.abc import Iterable
-from typing import Literal
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,20 @@ import numpy as np
 from drsformer_jax import weights
 from drsformer_jax.buckets import Size, bucket_on_ladder, padded, plan_buckets
 from drsformer_jax.compile_cache import use_compile_cache
-from drsformer_jax.config import ModelConfig
+from drsformer_jax.config import SIZE_MULTIPLE, DType, ModelConfig
 from drsformer_jax.data.images import to_8_bits
 from drsformer_jax.errors import InputError, reason
-from drsformer_jax.memory import available_bytes, forward_bytes
-from drsformer_jax.nn.functional import Params, apply
+from drsformer_jax.memory import available_bytes, forward_bytes, strips_bytes
+from drsformer_jax.nn.functional import Params, apply, use_wide_types
+from drsformer_jax.nn.rows import AT_ONCE, MOST_REACH, Rows, Shards, Strips
+from drsformer_jax.sharding import over_rows, replicated, rows_mesh
 from drsformer_jax.tiles import Tiling
 from drsformer_jax.types import Array
 
+_KINDS = (np.uint8, np.uint16)
 _OVERLAP = 64
-_TILE_STEP = 64
+_STRIPS = (512, 256, 128, 64, 32, 16)
+"""Heights of strips, in pixels. The lower they are the more rows are computed twice."""
 
 
 class Restorer:
@@ -34,18 +39,20 @@ class Restorer:
 
     A picture is restored inside a bucket, an array of one of few sizes, and each bucket compiles
     once. What the network computes is exactly what it computes without the bucket, up to the order
-    of floating-point sums.
+    of floating-point sums. So it is where memory does not hold the whole picture's intermediate
+    arrays: then several accelerators share its rows, or it is computed in strips.
 
     Args:
         config: the network.
         params: its parameters.
-        tile: side of the tiles that pictures are restored in, in pixels, a multiple of 8; 0 for
-            whole pictures always; `auto` for whole pictures as far as memory goes, by an estimate.
+        tile: `auto` to choose between these ways by memory, as estimated; 0 to compute pictures at
+            once always; or a side in pixels, a multiple of 8, to restore larger pictures in tiles.
             Tiles are an approximation: each sees its own pixels alone, where the network's
             attention looks at the whole picture.
         overlap: pixels that neighbouring tiles share at least; 64, or half of a smaller tile, where
             it is not given.
-        memory: bytes that `auto` may take; measured where it is not given.
+        memory: bytes of a device that `auto` may take; measured where it is not given.
+        devices: of this process that may share a picture; all accelerators where it is not given.
 
     Raises:
         InputError: if tile and overlap are impossible.
@@ -59,17 +66,21 @@ class Restorer:
         tile: int | Literal["auto"] = "auto",
         overlap: int | None = None,
         memory: int | None = None,
+        devices: int | None = None,
     ) -> None:
         self.config = config
-        self._params = params
+        self._params = {1: params}
         if overlap is None:
             overlap = min(_OVERLAP, tile // 2) if isinstance(tile, int) and tile else _OVERLAP
-        self._overlap = overlap
         self._tiling = Tiling(tile, overlap) if isinstance(tile, int) and tile else None
         self._memory = (memory or available_bytes()) if tile == "auto" else None
+        # The devices that JAX makes of a CPU share its memory and its cores.
+        alone = jax.default_backend() == "cpu"
+        self._devices = devices or (1 if alone else jax.local_device_count())
         self._planned: list[Size] = []
-        self.programs: set[Size] = set()
-        """Buckets that were used so far."""
+        self.programs: Counter[tuple[int, Size]] = Counter()
+        """How often each number of pictures was computed in each bucket."""
+        self._counting = threading.Lock()
 
     @classmethod
     def load(
@@ -77,12 +88,20 @@ class Restorer:
         path: str | os.PathLike[str],
         step: int | None = None,
         *,
+        dtype: DType | None = None,
         tile: int | Literal["auto"] = "auto",
         overlap: int | None = None,
     ) -> Restorer:
         """Reads a network in any form that `drsformer_jax.weights.load` reads.
 
         Compiled programs are kept in the user's cache folder from here on.
+
+        Args:
+            path: where it is.
+            step: checkpoint of a training run; the best one where it is not given.
+            dtype: what the network computes in; as it was trained where it is not given.
+            tile: see `Restorer`.
+            overlap: see `Restorer`.
 
         Raises:
             InputError: if there is no network, or not that step, or tile and overlap are
@@ -96,58 +115,61 @@ class Restorer:
                 "is there"
             ) from error
         use_compile_cache()
-        return cls(*weights.load(path, step), tile=tile, overlap=overlap)
+        config, params = weights.load(path, step)
+        if dtype is not None:
+            config = dataclasses.replace(config, dtype=dtype)
+            use_wide_types(config)
+        return cls(config, params, tile=tile, overlap=overlap)
 
     def plan(self, sizes: Iterable[Size]) -> None:
         """Chooses few buckets for pictures of these sizes; others get one of a fixed ladder."""
         shapes = []
         for size in map(padded, sizes):
-            with contextlib.suppress(InputError):  # Told when the picture's turn comes.
-                tiling = self.tiling(size)
-                shapes.append(size if tiling is None else tiling.tiles(size)[0])
-        self._planned = plan_buckets(shapes, self._fits)
+            tiling = self.tiling(size)
+            shapes.append(size if tiling is None else tiling.tiles(size)[0])
+        self._planned = plan_buckets(shapes, self.fits)
 
     def bucket(self, size: Size) -> Size:
-        """The bucket of a picture of this (height, width) that is restored whole."""
+        """The bucket of a picture of this (height, width) that is not cut into tiles."""
         size = padded(size)
         planned = (bucket for bucket in self._planned if _holds(bucket, size))
         rung = bucket_on_ladder(size)
-        return next(planned, rung if self._fits(rung) else size)
+        height, width = next(planned, rung if self.fits(rung) else size)
+        if isinstance(self.rows((height, width)), Shards):
+            height += -height % (SIZE_MULTIPLE * self._devices)
+        return height, width
 
     def tiling(self, size: Size) -> Tiling | None:
-        """How a picture of this (height, width) is cut into tiles; None where it is not.
+        """How a picture of this (height, width) is cut into tiles; None where it is not."""
+        tiled = self._tiling is not None and max(padded(size)) > self._tiling.side
+        return self._tiling if tiled else None
 
-        Raises:
-            InputError: if not even small tiles fit into memory.
-        """
-        if not self._is_tiled(padded(size)):
-            return None
-        if self._tiling or self._memory is None:
-            return self._tiling
-        side = math.isqrt(self._memory // forward_bytes(self.config, 1, 1))
-        side -= side % _TILE_STEP
-        smallest = max(_TILE_STEP, 2 * self._overlap)
-        if side < smallest:
-            raise InputError(
-                f"{self._memory / 2**20:.0f} MiB of memory are left; expected room for a tile of "
-                f"{smallest} pixels a side"
-            )
-        return Tiling(side, self._overlap)
+    def rows(self, bucket: Size) -> Rows | None:
+        """How a bucket is computed; None where memory is too small for any way."""
+        if self._memory is None or self.fits(bucket, at_once=True):
+            return AT_ONCE
+        height, width = bucket
+        if self._devices > 1:
+            # What a device computes is less than a picture of its rows and those it is sent.
+            share = math.ceil(height / self._devices) + SIZE_MULTIPLE + 2 * MOST_REACH
+            if self.fits((share, width), at_once=True):
+                return Shards(count=self._devices)
+        for strip in _STRIPS:
+            if strips_bytes(self.config, height, width, strip) <= self._memory:
+                return Strips(height=strip)
+        return None
 
-    def cost(self, size: Size) -> int:
-        """Pixels that the network computes for a picture of this (height, width)."""
-        tiling = self.tiling(size)
-        if tiling is None:
-            return math.prod(self.bucket(size))
-        shape, count = tiling.tiles(padded(size))
-        return count * math.prod(self.bucket(shape))
+    def fits(self, bucket: Size, count: int = 1, *, at_once: bool = False) -> bool:
+        """Whether memory is enough for pictures, in any way or all `at_once`."""
+        if self._memory is None or count * forward_bytes(self.config, *bucket) <= self._memory:
+            return True
+        return count == 1 and not at_once and self.rows(bucket) is not None
 
     def __call__(self, rainy: np.ndarray) -> np.ndarray:
         """Removes rain.
 
         As in the official program the picture is padded right and below to a multiple of 8 by
-        reflection, and the result cut back, clamped and rounded. Warns where memory makes it
-        restore in tiles.
+        reflection, and the result cut back, clamped and rounded.
 
         Args:
             rainy: uint8 or uint16, (h, w, 3) or (b, h, w, 3), RGB.
@@ -156,83 +178,131 @@ class Restorer:
             The same type and shape.
 
         Raises:
-            InputError: if it is no such array.
+            InputError: if it is no such array, or memory is too small.
         """
-        kinds, axes = (np.uint8, np.uint16), (3, 4)
-        if (
-            rainy.dtype not in kinds
-            or rainy.ndim not in axes
-            or rainy.shape[-1] != 3
-            or not rainy.size
-        ):
-            raise InputError(
-                f"rainy is {rainy.dtype} {rainy.shape}; expected uint8 or uint16, (h, w, 3) or "
-                "(b, h, w, 3)"
-            )
+        if rainy.ndim not in (3, 4) or not rainy.size:
+            _refuse(rainy)
         pictures = rainy.reshape(-1, *rainy.shape[-3:])
-        height, width = pictures.shape[1:3]
-        pictures = _pad(pictures, padded((height, width)), "reflect")
-        tiling = self.tiling((height, width))
-        if tiling is not None:
-            if self._memory is not None:
-                warnings.warn(
-                    f"{width}x{height} pixels are restored in tiles of {tiling.side}, which is an "
-                    "approximation: there is no memory for the whole",
-                    stacklevel=2,
-                )
-            restored = np.stack([self._restore_tiles(tiling, picture) for picture in pictures])
-        elif self._fits(self.bucket((height, width)), len(pictures)):
-            restored = self._restore(pictures)
-        else:
-            restored = np.concatenate([self._restore(picture[None]) for picture in pictures])
-        restored = restored[:, :height, :width].reshape(rainy.shape)
-        # 65535 = 255 * 257: rounding twice is rounding once.
-        return to_8_bits(restored) if rainy.dtype == np.uint8 else restored
+        return np.stack(self.batch(list(pictures))).reshape(rainy.shape)
 
-    def _restore(self, pictures: np.ndarray) -> np.ndarray:
-        """Restores pictures whose sides are multiples of 8, whole, to 16 bits."""
-        count, height, width, _ = pictures.shape
-        bucket = self.bucket((height, width))
-        self.programs.add(bucket)
+    def batch(self, rainy: Sequence[np.ndarray], count: int = 1) -> list[np.ndarray]:
+        """Removes rain from pictures together, as far as they share a bucket and memory goes.
+
+        Args:
+            rainy: pictures as those of `__call__`, each (h, w, 3) of any size.
+            count: fewer pictures of a bucket than this are computed as if there were as many, so
+                that they need no program of their own.
+
+        Returns:
+            The same types and shapes.
+
+        Raises:
+            InputError: if one is no such array, or memory is too small.
+        """
+        together: dict[Size, list[int]] = {}
+        restored: dict[int, np.ndarray] = {}
+        for index, picture in enumerate(rainy):
+            if picture.dtype not in _KINDS or picture.shape[2:] != (3,) or not picture.size:
+                _refuse(picture)
+            size = picture.shape[:2]
+            tiling = self.tiling(size)
+            if tiling is None:
+                together.setdefault(self.bucket(size), []).append(index)
+            else:
+                restored[index] = self._restore_tiles(tiling, _pad(picture, padded(size)))
+        for bucket, indices in together.items():
+            group = max(len(indices), count)
+            if not self.fits(bucket, group):
+                group = 1
+            for first in range(0, len(indices), group):
+                chosen = indices[first : first + group]
+                pictures = [_pad(rainy[index], padded(rainy[index].shape[:2])) for index in chosen]
+                done = self._restore(bucket, pictures, group)
+                restored.update(zip(chosen, done, strict=True))
+        return [_cut(restored[index], picture) for index, picture in enumerate(rainy)]
+
+    def _restore(
+        self, bucket: Size, pictures: Sequence[np.ndarray], count: int
+    ) -> list[np.ndarray]:
+        """Restores pictures whose sides are multiples of 8 to 16 bits, as `count` in a bucket."""
+        rows = self.rows(bucket)
+        if rows is None:
+            raise InputError(
+                f"{bucket[1]}x{bucket[0]} pixels do not fit into {self._memory or 0:,} bytes of "
+                "memory, not even in strips; expected a smaller picture, or --tile, which "
+                "approximates"
+            )
         # One program for 8 and 16 bits.
-        rainy = _pad(pictures, bucket, "constant").astype(np.uint16)
-        white = np.float32(np.iinfo(pictures.dtype).max)
-        size = np.full((count, 2), (height, width), np.int32)
+        rainy = np.zeros((count, *bucket, 3), np.uint16)
+        white = np.ones((count, 1, 1, 1), np.float32)
+        size = np.full((count, 2), SIZE_MULTIPLE, np.int32)
+        for index, picture in enumerate(pictures):
+            size[index] = height, width = picture.shape[:2]
+            rainy[index, :height, :width] = picture
+            white[index] = np.iinfo(picture.dtype).max
         try:
-            restored = _restore(self.config, self._params, rainy, white, size)
-            return np.asarray(restored)[:, :height, :width]
+            restored = np.asarray(
+                _restore(self.config, rows, self._params_for(rows), rainy, white, size)
+            )
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
                 raise
             raise InputError(
-                f"{width}x{height} pixels need more memory than there is; expected smaller tiles"
+                f"{bucket[1]}x{bucket[0]} pixels need more memory than there is; expected a "
+                "smaller --tile, which approximates"
             ) from error
+        with self._counting:
+            self.programs[count, bucket] += 1
+        return [
+            whole[: picture.shape[0], : picture.shape[1]]
+            for whole, picture in zip(restored, pictures, strict=False)
+        ]
+
+    def _params_for(self, rows: Rows) -> Params:
+        """The parameters, on each device that computes."""
+        count = rows.count if isinstance(rows, Shards) else 1
+        if count not in self._params:
+            place = replicated(rows_mesh(count))
+            self._params[count] = jax.device_put(self._params[1], place)
+        return self._params[count]
 
     def _restore_tiles(self, tiling: Tiling, picture: np.ndarray) -> np.ndarray:
-        blended = tiling.apply(lambda tile: self._restore(tile[None])[0], picture)
-        return np.rint(blended).astype(np.uint16)
+        def restore(tile: np.ndarray) -> np.ndarray:
+            return self._restore(self.bucket(tile.shape[:2]), [tile], 1)[0]
 
-    def _is_tiled(self, size: Size) -> bool:
-        if self._tiling:
-            return max(size) > self._tiling.side
-        return not self._fits(size)
-
-    def _fits(self, bucket: Size, count: int = 1) -> bool:
-        if self._memory is None:
-            return True
-        return count * forward_bytes(self.config, *bucket) <= self._memory
+        return np.rint(tiling.apply(restore, picture)).astype(np.uint16)
 
 
-def _pad(pictures: np.ndarray, to: Size, mode: Literal["reflect", "constant"]) -> np.ndarray:
-    height, width = pictures.shape[1:3]
-    return np.pad(pictures, [(0, 0), (0, to[0] - height), (0, to[1] - width), (0, 0)], mode)
+def _refuse(rainy: np.ndarray) -> NoReturn:
+    raise InputError(
+        f"rainy is {rainy.dtype} {rainy.shape}; expected uint8 or uint16, (h, w, 3) or (b, h, w, 3)"
+    )
+
+
+def _pad(picture: np.ndarray, to: Size) -> np.ndarray:
+    height, width, _ = picture.shape
+    return np.pad(picture, [(0, to[0] - height), (0, to[1] - width), (0, 0)], "reflect")
+
+
+def _cut(restored: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """The picture without its padding, in the type it came in."""
+    restored = restored[: like.shape[0], : like.shape[1]]
+    # 65535 = 255 * 257: rounding twice is rounding once.
+    return to_8_bits(restored) if like.dtype == np.uint8 else restored
 
 
 def _holds(bucket: Size, size: Size) -> bool:
     return bucket[0] >= size[0] and bucket[1] >= size[1]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _restore(config: ModelConfig, params: Params, rainy: Array, white: Array, size: Array) -> Array:
-    restored = apply(config, params, rainy.astype(jnp.float32) / white, size)
-    return jnp.round(jnp.clip(restored, 0, 1) * 65535).astype(jnp.uint16)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _restore(
+    config: ModelConfig, rows: Rows, params: Params, rainy: Array, white: Array, size: Array
+) -> Array:
+    def network(params: Params, rainy: Array, white: Array, size: Array) -> Array:
+        restored = apply(config, params, rainy.astype(jnp.float32) / white, size, rows)
+        return jnp.round(jnp.clip(restored, 0, 1) * 65535).astype(jnp.uint16)
+
+    if isinstance(rows, Shards):
+        network = over_rows(network, rows.count)
+    return network(params, rainy, white, size)

@@ -69,7 +69,7 @@ def check_batches(config: DataConfig, mesh: Mesh) -> None:
                 f"the global batch is {batch}; expected a multiple of {shards}, the devices that "
                 "share it, or fewer of them (--mesh.data, or --mesh.rows with several processes)"
             )
-        # XLA computes wrong gradients where a device has no row at the lowest level.
+        # Each device halves its rows three times.
         if side % (SIZE_MULTIPLE * rows):
             raise InputError(
                 f"the patches have {side} rows; expected a multiple of {SIZE_MULTIPLE * rows}, "
@@ -116,14 +116,14 @@ def _cut(shape: tuple[int, ...], first: int, shards: int) -> PartitionSpec:
 def averaged_over_shards(
     gradient: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]], mesh: Mesh
 ) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]:
-    """Lets each device work on its own pictures, and averages what they find.
+    """Lets each device work on its own pictures, or rows of them, and averages what they find.
 
-    The compiler is not asked to share this work, since it cannot share loops over pictures, and no
-    kernels at all. Only the axis `rows` is left to it.
+    The compiler is not asked to share this work: it cannot share loops over pictures.
 
     Args:
         gradient: of whole parameters and some pictures and their targets, (n, h, w, 3): their mean
-            loss, and its gradient.
+            loss, and its gradient. Where devices share `rows` it is given those of one device, and
+            the gradient is that of the sum of all these devices' losses.
         mesh: the devices.
 
     Returns:
@@ -141,26 +141,52 @@ def averaged_over_shards(
 
         def average(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
             if "fsdp" not in spec:
-                return jax.lax.pmean(leaf, _PICTURES)
+                return jax.lax.pmean(leaf, _AXES)
             axis = spec.index("fsdp")
             own = jax.lax.psum_scatter(leaf, "fsdp", scatter_dimension=axis, tiled=True)
-            return jax.lax.psum(own, "data") / batch_shards(mesh)
+            return jax.lax.psum(own, ("data", "rows")) / mesh.size
 
         def of_own_pictures(
             params: Any, rainy: jax.Array, clean: jax.Array
         ) -> tuple[jax.Array, Any]:
             loss, grads = gradient(jax.tree.map(whole, params, specs), rainy, clean)
-            return jax.lax.pmean(loss, _PICTURES), jax.tree.map(average, grads, specs)
+            return jax.lax.pmean(loss, _AXES), jax.tree.map(average, grads, specs)
 
-        pictures = PartitionSpec(_PICTURES)
+        pictures = PartitionSpec(_PICTURES, "rows")
         return jax.shard_map(
             of_own_pictures,
             mesh=mesh,
             in_specs=(specs, pictures, pictures),
             out_specs=(PartitionSpec(), specs),
-            axis_names=set(_PICTURES),
             check_vma=False,
         )(params, rainy, clean)
+
+    return shared
+
+
+def rows_mesh(count: int) -> Mesh:
+    """Devices of this process that share the rows of pictures."""
+    return Mesh(np.array(jax.local_devices()[:count]), ("rows",), axis_types=(AxisType.Auto,))
+
+
+def over_rows(network: Callable[..., jax.Array], count: int) -> Callable[..., jax.Array]:
+    """Lets devices of this process share the rows of pictures, (b, h, w, 3).
+
+    Args:
+        network: of parameters, some rows of pictures, and whatever else each device reads whole; it
+            computes with `nn.rows.Shards`.
+        count: the devices.
+    """
+    pictures, whole = PartitionSpec(None, "rows"), PartitionSpec()
+
+    def shared(params: Any, rainy: jax.Array, *others: jax.Array) -> jax.Array:
+        return jax.shard_map(
+            network,
+            mesh=rows_mesh(count),
+            in_specs=(whole, pictures, *[whole for _ in others]),
+            out_specs=pictures,
+            check_vma=False,
+        )(params, rainy, *others)
 
     return shared
 

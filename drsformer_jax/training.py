@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.nn.functional import Params, abstract_params, apply, init_params
+from drsformer_jax.nn.rows import AT_ONCE, Shards
 from drsformer_jax.optim import learning_rate, transformation
 from drsformer_jax.sharding import (
     averaged_over_shards,
@@ -182,8 +183,11 @@ def _loss_and_grads(
     """
     count = parts(config, mesh, *rainy.shape[:2])
 
+    devices = mesh.shape["rows"]
+    rows = Shards(count=devices) if devices > 1 else AT_ONCE
+
     def loss_of(params: Params, rainy: Array, clean: Array) -> Array:
-        return jnp.mean(jnp.abs(apply(config.model, params, rainy) - clean))
+        return jnp.mean(jnp.abs(apply(config.model, params, rainy, rows=rows) - clean))
 
     def own(params: Params, rainy: Array, clean: Array) -> tuple[Array, Params]:
         if count == 1:

@@ -35,10 +35,10 @@ ALLOWED: dict[str, set[str]] = {
     "published": {"config"},
     "buckets": {"config"},
     "tiles": {"config"},
-    "memory": {"config"},
+    "memory": {"config", "nn"},
     "compile_cache": set(),
     "restore": {
-        *{"config", "nn", "data.images", "weights"},
+        *{"config", "nn", "sharding", "data.images", "weights"},
         *{"buckets", "tiles", "memory", "compile_cache"},
     },
     "evaluation": {"config", "metrics", "restore", "data", "processes"},

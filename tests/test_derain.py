@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -203,8 +204,8 @@ def test_resumed_run_skips_what_is_done_and_uses_the_same_buckets(network, tmp_p
     second = Restorer(*network)
     summary = restore_files(jobs, second, workers=1, resume=True)
     assert (summary.restored, summary.skipped) == (1, 3)
-    assert first.programs == {(16, 8), (24, 8), (32, 8)}
-    assert second.programs == {(16, 8)}
+    assert first.programs.keys() == {(1, (16, 8)), (1, (24, 8)), (1, (32, 8))}
+    assert second.programs.keys() == {(1, (16, 8))}
     assert (tmp_path / "out" / "1.png").stat().st_mtime_ns == kept
 
 
@@ -269,11 +270,28 @@ def test_tiles_that_were_asked_for_are_counted(network, tmp_path, capsys):
 
 def test_picture_beyond_memory_is_reported_and_the_rest_goes_on(network, tmp_path, capsys):
     pictures(tmp_path, "1.png")
-    write_picture(tmp_path / "2.png", noise(120, 120))
-    restorer = Restorer(*network, memory=forward_bytes(network[0], 100, 100))
+    write_picture(tmp_path / "2.png", noise(400, 400))
+    restorer = Restorer(*network, memory=forward_bytes(network[0], 24, 32))
     summary = restore_files(plan_jobs([tmp_path], tmp_path / "out"), restorer, workers=1)
     assert (summary.restored, summary.failed) == (1, 1)
-    assert re.search(r"^error: .*2\.png: 4 MiB of memory are left", capsys.readouterr().err, re.M)
+    told = capsys.readouterr().err
+    assert re.search(r"^error: .*2\.png: 400x400 pixels do not fit into", told, re.M)
+
+
+def test_pictures_are_computed_in_batches_and_one_that_fails_spoils_no_other(
+    restorer, tmp_path, capsys
+):
+    names = [f"{i}.png" for i in range(7)]
+    pictures(tmp_path / "in", *names)
+    (tmp_path / "in" / "3.png").write_bytes((tmp_path / "in" / "3.png").read_bytes()[:-30])
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
+    before = Counter(restorer.programs)
+    summary = restore_files(jobs, restorer, workers=2, batch=3)
+    assert (summary.restored, summary.failed) == (6, 1)
+    assert restorer.programs - before == {(3, (8, 8)): 3}
+    assert re.search(r"^error: .*3\.png", capsys.readouterr().err, re.M)
+    alone = restorer(read_picture(tmp_path / "in" / "5.png"))
+    np.testing.assert_array_equal(read_picture(tmp_path / "out" / "5.png"), alone)
 
 
 def test_summary_of_nothing_to_do_wastes_nothing(restorer, tmp_path):

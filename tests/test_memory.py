@@ -12,6 +12,7 @@ import pytest
 from drsformer_jax import memory
 from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.nn.functional import abstract_params, apply
+from drsformer_jax.nn.rows import AT_ONCE, Rows, Strips
 
 SMALL = dataclasses.replace(PRESETS["tiny"], blocks=(1, 1, 1, 1))
 VARIANTS = {
@@ -23,13 +24,14 @@ VARIANTS = {
 }
 
 
-def reported_bytes(config: ModelConfig, side: int) -> int:
+def reported_bytes(config: ModelConfig, height: int, width: int, rows: Rows = AT_ONCE) -> int:
     """Temporary memory of the compiled network, as users compile it."""
     shapes = (
-        jax.ShapeDtypeStruct((1, side, side, 3), np.float32),
+        jax.ShapeDtypeStruct((1, height, width, 3), np.float32),
         jax.ShapeDtypeStruct((1, 2), np.int32),
     )
-    lowered = jax.jit(apply, static_argnums=0).lower(config, abstract_params(config), *shapes)
+    network = jax.jit(apply, static_argnums=(0, 4))
+    lowered = network.lower(config, abstract_params(config), *shapes, rows)
     options = {"xla_backend_optimization_level": 3}
     return lowered.compile(options).memory_analysis().temp_size_in_bytes
 
@@ -38,11 +40,18 @@ def reported_bytes(config: ModelConfig, side: int) -> int:
 def test_estimate_is_near_what_xla_reports(name):
     config = dataclasses.replace(SMALL, **VARIANTS[name])
     estimate = memory.forward_bytes(config, 128, 128)
-    reported = reported_bytes(config, 128)
+    reported = reported_bytes(config, 128, 128)
     # For bfloat16 on CPUs older versions of XLA keep copies in both types, newer ones none: the
     # estimate lies between the two.
     lowest, highest = (0.6, 2.0) if name == "bfloat16" else (1.0, 4 / 3)
     assert lowest <= estimate / reported <= highest
+
+
+@pytest.mark.parametrize("name", ["gdfn", "experts"])
+def test_estimate_of_strips_is_near_what_xla_reports(name):
+    config = dataclasses.replace(SMALL, **VARIANTS[name])
+    estimate = memory.strips_bytes(config, 512, 128, 32)
+    assert 1.0 <= estimate / reported_bytes(config, 512, 128, Strips(height=32)) <= 1.5
 
 
 def test_estimate_grows_with_pixels_and_width():

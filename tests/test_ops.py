@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 from drsformer_jax.ops import depthwise
-from drsformer_jax.ops.attention import channel_scores, sparse_softmax
+from drsformer_jax.ops.attention import channel_scores, channel_sums, sparse_softmax
 from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, paired_conv
 from drsformer_jax.ops.linear import linear
 from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
@@ -250,6 +250,10 @@ def test_pixel_shuffle_undoes_pixel_unshuffle_and_is_its_gradient(factor):
     np.testing.assert_array_equal(unshuffle(pixel_shuffle(small, factor)), small)
 
 
+def scores_of(query, key, temperature):
+    return channel_scores(channel_sums(query, key), temperature)
+
+
 def reference_scores(query, key, temperature):
     """Both normalised over the pixels first, as the paper writes it."""
     query, key = (x / jnp.sqrt(jnp.sum(x * x, axis=1, keepdims=True)) for x in (query, key))
@@ -261,7 +265,7 @@ def reference_scores(query, key, temperature):
 def test_channel_scores_and_their_gradients_equal_cosines(pixels):
     arguments = (draw(1, 2, pixels, 3, 4), draw(2, 2, pixels, 3, 5), draw(3, 3))
     cotangent = draw(4, 2, 3, 4, 5)
-    found = vjp(channel_scores, arguments, cotangent)
+    found = vjp(scores_of, arguments, cotangent)
     expected = vjp(reference_scores, arguments, cotangent)
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-14)
     # On one pixel cosines are +-1 and the gradients of query and key are 0.
@@ -272,7 +276,7 @@ def test_channel_scores_and_their_gradients_equal_cosines(pixels):
 def test_channel_scores_are_summed_in_float32(dtype):
     query, key = draw(1, 1, 999, 2, 4, dtype=dtype), draw(2, 1, 999, 2, 4, dtype=dtype)
     temperature = draw(3, 2, dtype="float32")
-    scores = channel_scores(query, key, temperature)
+    scores = scores_of(query, key, temperature)
     assert scores.dtype == jnp.float32
     expected = reference_scores(*(wide(x) for x in (query, key, temperature)))
     assert_close(scores, expected, 1e-6)
@@ -284,7 +288,7 @@ def test_channel_scores_divide_by_norms_of_at_least_1e_12():
     norms = jnp.linalg.norm(query, axis=1, keepdims=True)
     cosines = reference_scores(query, key, jnp.ones(1))
     for norm in (1e-3, 1e-11, 1e-13, 1e-15):
-        scores = channel_scores(query * (norm / norms), key, jnp.ones(1))
+        scores = scores_of(query * (norm / norms), key, jnp.ones(1))
         assert_close(scores, cosines * min(1, norm / 1e-12), 1e-13)
 
 
@@ -293,7 +297,7 @@ def test_all_zero_channels_have_zero_scores_and_finite_gradients(dtype):
     query = draw(1, 1, 6, 1, 3, dtype=dtype).at[..., 0].set(0)
     key = draw(2, 1, 6, 1, 3, dtype=dtype).at[..., 1].set(0)
     arguments = (query, key, jnp.ones(1))
-    scores, gradients = vjp(channel_scores, arguments, jnp.ones((1, 1, 3, 3)))
+    scores, gradients = vjp(scores_of, arguments, jnp.ones((1, 1, 3, 3)))
     np.testing.assert_array_equal(scores[0, 0, 0], 0)
     np.testing.assert_array_equal(scores[0, 0, :, 1], 0)
     assert np.all(scores[0, 0, 1:, ::2] != 0)
@@ -308,7 +312,7 @@ def test_all_zero_channels_have_zero_scores_and_finite_gradients(dtype):
 def test_black_picture_has_zero_scores_and_zero_gradients(dtype):
     black = jnp.zeros((1, 6, 2, 3), dtype)
     arguments = (black, black, jnp.ones(2))
-    result = vjp(channel_scores, arguments, jnp.ones((1, 2, 3, 3)))
+    result = vjp(scores_of, arguments, jnp.ones((1, 2, 3, 3)))
     for value in jax.tree.leaves(result):
         np.testing.assert_array_equal(wide(value), 0)
 
@@ -363,3 +367,13 @@ def test_sparse_softmax_and_its_gradients_are_finite_on_far_apart_scores():
     third = 2 / 3
     expected = [[[[0, 0, 2, 0], [third, third, third, 0]]]]
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_sums_of_parts_of_a_picture_are_added():
+    query, key = draw(1, 2, 9, 3, 4), draw(2, 2, 9, 3, 5)
+    parts = [channel_sums(query[:, part], key[:, part]) for part in (slice(0, 4), slice(4, 9))]
+    for added, whole in zip(
+        map(sum, zip(*parts, strict=True)), channel_sums(query, key), strict=True
+    ):
+        assert_close(added, whole, 1e-14)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -11,8 +12,9 @@ import pytest
 import drsformer_jax
 from drsformer_jax import restore
 from drsformer_jax.errors import InputError
-from drsformer_jax.memory import forward_bytes
+from drsformer_jax.memory import forward_bytes, strips_bytes
 from drsformer_jax.nn.functional import apply
+from drsformer_jax.nn.rows import AT_ONCE, Shards, Strips
 from drsformer_jax.restore import Restorer
 
 TWENTY = [(9 + 3 * i, 80 - 2 * i) for i in range(20)]
@@ -55,6 +57,7 @@ def test_twenty_pictures_of_twenty_sizes_take_three_compilations(network):
     restored = [restorer(noise(*size)) for size in TWENTY]
     assert restore._restore._cache_size() - before <= 3
     assert len(restorer.programs) <= 3
+    assert sum(restorer.programs.values()) == 20
     for size, picture in list(zip(TWENTY, restored, strict=True))[::12]:
         assert_differ_by_rounding(picture, exactly(network, noise(*size)))
 
@@ -102,28 +105,57 @@ def test_tiles_are_near_to_the_whole_picture_and_of_one_size(network):
     picture = noise(100, 90)
     error = whole(picture).astype(float) - tiled(picture)
     assert 0 < np.sqrt(np.mean(error**2)) < 2
-    assert tiled.programs == {(48, 48)}
+    assert tiled.programs == {(1, (48, 48)): 9}
     small = noise(40, 48)
     np.testing.assert_array_equal(tiled(small), whole(small))
 
 
-def test_whole_pictures_as_far_as_memory_goes_then_tiles(network):
-    restorer = Restorer(*network, overlap=16, memory=forward_bytes(network[0], 130, 130))
-    assert restorer.tiling((128, 128)) is None
-    assert restorer.tiling((136, 136)).side == 128
-    assert restorer.tiling((136, 200)).tiles((136, 200)) == ((80, 112), 4)
-    assert restorer.cost((136, 200)) == 4 * 80 * 112
-    restorer.plan([(128, 128), (120, 130), (400, 400)])
-    with pytest.warns(UserWarning, match="136x136 pixels are restored in tiles of 128"):
-        assert restorer(noise(136, 136)).shape == (136, 136, 3)
-    assert restorer.bucket((121, 121)) == (128, 128)
+def test_pictures_beyond_memory_are_restored_in_strips_exactly(network):
+    config, _ = network
+    small = Restorer(*network, memory=strips_bytes(config, 136, 144, 32))
+    assert small.rows((64, 64)) == AT_ONCE
+    assert small.rows((136, 144)) == Strips(height=32)
+    assert small.bucket((131, 141)) == (136, 144), "the ladder's bucket is too large"
+    picture = noise(131, 141)
+    assert_differ_by_rounding(small(picture), Restorer(*network, tile=0)(picture))
 
 
-def test_too_little_memory_for_any_tile_is_told_in_one_line(network):
-    restorer = Restorer(*network, memory=forward_bytes(network[0], 100, 100))
-    restorer.plan([(8, 8), (120, 120)])
-    with pytest.raises(InputError, match="MiB of memory are left; expected room for a tile of 128"):
-        restorer(noise(120, 120))
+def test_accelerators_share_pictures_beyond_the_memory_of_one_exactly(network):
+    config, _ = network
+    several = Restorer(*network, memory=forward_bytes(config, 104, 144), devices=3)
+    assert several.rows((96, 96)) == AT_ONCE
+    assert several.rows((136, 144)) == Shards(count=3)
+    assert several.bucket((131, 141)) == (168, 160), "rows for three devices that halve them"
+    picture = noise(131, 141)
+    assert_differ_by_rounding(several(picture), Restorer(*network, tile=0)(picture))
+
+
+def test_pictures_of_a_bucket_are_computed_together_and_come_back_in_order(restorer):
+    sizes = [(20, 30), (70, 40), (33, 8), (64, 80), (7, 7)]
+    deep = [noise(*size, dtype=np.uint16) for size in sizes[:1]]
+    pictures = deep + [noise(*size) for size in sizes[1:]]
+    before = Counter(restorer.programs)
+    together = restorer.batch(pictures, 3)
+    buckets = [(64, 80), (80, 64), (16, 80)]
+    assert restorer.programs - before == {(3, bucket): 1 for bucket in buckets}
+    for found, picture in zip(together, pictures, strict=True):
+        assert found.shape == picture.shape
+        assert_differ_by_rounding(found, restorer(picture), levels=257 if found.itemsize > 1 else 1)
+
+
+def test_narrow_type_is_near_and_not_the_same(model, network):
+    picture = noise(20, 30)
+    narrow = drsformer_jax.load(model, dtype="bfloat16")
+    assert narrow.config.dtype == "bfloat16"
+    error = narrow(picture).astype(float) - exactly(network, picture)
+    assert 0 < np.sqrt(np.mean(error**2)) < 2
+
+
+def test_too_little_memory_for_strips_is_told_in_one_line(network):
+    restorer = Restorer(*network, memory=forward_bytes(network[0], 24, 32))
+    restorer.plan([(8, 8), (400, 400)])
+    with pytest.raises(InputError, match=r"400x400 pixels do not fit into .* bytes of memory, not"):
+        restorer(noise(400, 400))
 
 
 @pytest.mark.parametrize(

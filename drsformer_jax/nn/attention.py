@@ -8,7 +8,12 @@ from flax import nnx
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.linear import DepthwiseConv, Pointwise, constant
-from drsformer_jax.ops.attention import channel_scores, sparse_softmax
+from drsformer_jax.ops.attention import (
+    ChannelSums,
+    channel_scores,
+    channel_sums,
+    sparse_softmax,
+)
 from drsformer_jax.ops.linear import precision_of
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.types import Array, Bool, Float
@@ -16,6 +21,9 @@ from drsformer_jax.types import Array, Bool, Float
 
 class Attention(nnx.Module):
     """Multi-head attention whose scores relate channels, so that its cost is linear in pixels.
+
+    The picture is read twice, so that it may be read in parts: first queries and keys for `sums`,
+    from which `mixing` follows, then the values that are mixed.
 
     `attention="topk"` sums a softmax over the largest scores of each row for every fraction, with
     learned weights; `"dense"` is one softmax over all scores (Restormer's MDTA).
@@ -31,27 +39,46 @@ class Attention(nnx.Module):
         self.kept = config.kept_scores(channels // heads) if sparse else ()
         self.branches = constant((len(self.kept),), 0.2, config) if sparse else None
 
-    def __call__(
-        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
-    ) -> Float[Array, "b h w c"]:
-        """Attends and projects."""
+    def sums(
+        self,
+        x: Float[Array, "b h w c"],
+        inside: Bool[Array, "b h w 1"] | None = None,
+        counted: Bool[Array, "b h w 1"] | None = None,
+    ) -> ChannelSums:
+        """Sums of queries and keys over the pixels that are `counted`."""
         batch, height, width, channels = x.shape
-        # The scores are sums over the pixels of the picture.
-        qkv = zero_outside(self.qkv_dwconv(self.qkv(x), inside), inside)
-        query, key, value = jnp.split(qkv.reshape(batch, height * width, -1), 3, axis=-1)
-        per_head = (batch, height * width, self.heads, channels // self.heads)
-        scores = channel_scores(
-            query.reshape(per_head), key.reshape(per_head), self.temperature[...]
-        )
+        part = slice(0, 2 * channels)
+        both = zero_outside(self.qkv_dwconv(self.qkv(x, part), inside, part), counted)
+        both = both.reshape(batch, height * width, 2, self.heads, channels // self.heads)
+        return channel_sums(both[:, :, 0], both[:, :, 1])
+
+    def mixing(self, sums: ChannelSums) -> Float[Array, "b c c"]:
+        """Attention and projection of each picture, as one matrix that its values are mapped by.
+
+        The projection is linear: folded into the small d x d maps, the value is read only once.
+        """
+        scores = channel_scores(sums, self.temperature[...])
         if self.branches is None:
             attention = jax.nn.softmax(scores, axis=-1)
         else:
             attention = sparse_softmax(scores, self.kept, self.branches[...])
-        # The projection is linear: folded into the small d x d maps, the value is read only once.
+        channels = self.project_out.kernel.shape[-1]
         projection = self.project_out.kernel[...].reshape(self.heads, -1, channels)
         highest = jax.lax.Precision.HIGHEST
         folded = jnp.einsum("bmde,mdo->bmeo", attention, projection, precision=highest)
-        folded = folded.reshape(batch, channels, channels).astype(x.dtype)
-        y = jnp.einsum("bpc,bco->bpo", value, folded, precision=precision_of(x)).reshape(x.shape)
+        return folded.reshape(-1, channels, channels)
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        mixing: Float[Array, "b c c"],
+        inside: Bool[Array, "b h w 1"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Mixes and projects the values."""
+        channels = x.shape[-1]
+        part = slice(2 * channels, None)
+        value = self.qkv_dwconv(self.qkv(x, part), inside, part)
+        mixing = mixing.astype(x.dtype)
+        y = jnp.einsum("bhwc,bco->bhwo", value, mixing, precision=precision_of(x))
         bias = self.project_out.bias
         return y if bias is None else y + bias[...].astype(y.dtype)

@@ -11,10 +11,11 @@ from drsformer_jax.nn.experts import ExpertCompensator
 from drsformer_jax.nn.feedforward import FEED_FORWARD
 from drsformer_jax.nn.linear import Conv3x3, Pointwise, draw
 from drsformer_jax.nn.norm import LayerNorm
+from drsformer_jax.nn.rows import AT_ONCE, Mask, Rows
 from drsformer_jax.nn.stack import Stack
-from drsformer_jax.ops.masking import inside
+from drsformer_jax.ops.attention import ChannelSums
 from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
-from drsformer_jax.types import Array, Bool, Float, Int
+from drsformer_jax.types import Array, Float, Int
 
 
 class Block(nnx.Module):
@@ -26,12 +27,19 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(channels, config)
         self.ffn = FEED_FORWARD[config.feed_forward](channels, config)
 
-    def __call__(
-        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
-    ) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], rows: Rows) -> Float[Array, "b h w c"]:
         """Applies the block."""
-        x = x + self.attn(self.norm1(x), inside)
-        return x + self.ffn(self.norm2(x), inside)
+
+        def sums(window: Array, inside: Mask, counted: Mask) -> ChannelSums:
+            return self.attn.sums(self.norm1(window), inside, counted)
+
+        mixing = self.attn.mixing(rows.sum(sums, x, reach=1))
+
+        def added(window: Array, inside: Mask) -> Array:
+            window = window + self.attn(self.norm1(window), mixing, inside)
+            return window + self.ffn(self.norm2(window), inside)
+
+        return rows.map(added, x, reach=1 + self.ffn.reach)
 
 
 def _stage(channels: int, heads: int, count: int, config: ModelConfig) -> Stack:
@@ -79,7 +87,10 @@ class DRSformer(nnx.Module):
         draw(self, rngs.params())
 
     def __call__(
-        self, x: Float[Array, "b h w 3"], size: Int[Array, "b 2"] | None = None
+        self,
+        x: Float[Array, "b h w 3"],
+        size: Int[Array, "b 2"] | None = None,
+        rows: Rows = AT_ONCE,
     ) -> Float[Array, "b h w 3"]:
         """Removes rain.
 
@@ -88,6 +99,7 @@ class DRSformer(nnx.Module):
             size: height and width of each picture where the arrays are larger, multiples of 8
                 that lie in their upper left corners; the result there is that of the pictures
                 alone, whatever stands outside, and means nothing elsewhere.
+            rows: how they are computed: all at once where it is not given.
 
         Returns:
             The pictures without rain, in the type of `x`, not clamped to [0, 1].
@@ -95,10 +107,13 @@ class DRSformer(nnx.Module):
         Raises:
             ValueError: if height or width is no multiple of 8.
         """
-        return x + self.stages(x, size)["output"].astype(x.dtype)
+        return x + self.stages(x, size, rows)["output"].astype(x.dtype)
 
     def stages(
-        self, x: Float[Array, "b h w 3"], size: Int[Array, "b 2"] | None = None
+        self,
+        x: Float[Array, "b h w 3"],
+        size: Int[Array, "b 2"] | None = None,
+        rows: Rows = AT_ONCE,
     ) -> dict[str, Float[Array, "b _ _ _"]]:
         """What each submodule makes of `x`, by its name; "output" lacks the addition of `x`."""
         height, width = x.shape[1:3]
@@ -107,28 +122,29 @@ class DRSformer(nnx.Module):
         x = x.astype(self.config.dtype)
         done: dict[str, Array] = {}
 
-        def spatial(name: str, x: Array) -> Array:
-            rows, columns = x.shape[1:3]
-            mask = None if size is None else inside(size // (height // rows), rows, columns)
-            return getattr(self, name)(x, inside=mask)
+        def at_level(x: Array) -> Rows:
+            return rows.at(None if size is None else size // (height // x.shape[1]))
 
         def run(name: str, x: Array) -> Array:
-            done[name] = spatial(name, x)
+            done[name] = getattr(self, name)(x, rows=at_level(x))
             return done[name]
 
+        def convolved(name: str, x: Array) -> Array:
+            return at_level(x).map(getattr(self, name), x, reach=1)
+
         def down(name: str, x: Array) -> Array:
-            done[name] = pixel_unshuffle(spatial(name, x))
+            done[name] = pixel_unshuffle(convolved(name, x))
             return done[name]
 
         def up(name: str, x: Array, skip: Array) -> Array:
-            done[name] = pixel_shuffle(spatial(name, x))
+            done[name] = pixel_shuffle(convolved(name, x))
             return jax.numpy.concatenate([done[name], skip], axis=-1)
 
         def reduce(name: str, x: Array) -> Array:
             done[name] = getattr(self, name)(x)
             return done[name]
 
-        x = run("patch_embed", x)
+        x = done["patch_embed"] = convolved("patch_embed", x)
         if self.config.encoder_level0 != "none":
             x = run("encoder_level0", x)
         skip1 = run("encoder_level1", x)
@@ -140,5 +156,5 @@ class DRSformer(nnx.Module):
         x = run("decoder_level1", up("up2_1", x, skip1))
         if self.config.refinement != "none":
             x = run("refinement", x)
-        run("output", x)
+        done["output"] = convolved("output", x)
         return done

@@ -9,6 +9,7 @@ from jax.nn import relu
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.linear import DepthwiseConv, Pointwise
+from drsformer_jax.nn.rows import AT_ONCE, MOST_REACH, Mask, Rows
 from drsformer_jax.nn.stack import Stack
 from drsformer_jax.ops.depthwise import average_pool
 from drsformer_jax.ops.linear import precision_of
@@ -31,16 +32,19 @@ class ExpertCompensator(nnx.Module):
         self.preprocess = Pointwise(channels, channels, config, bias=False)
         self.steps = Stack(Step(channels, config), STEPS, remat=config.remat)
 
-    def __call__(
-        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
-    ) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], rows: Rows = AT_ONCE) -> Float[Array, "b h w c"]:
         """Compensates features; the gates look at the mean of the whole picture."""
         accumulator = jnp.promote_types(x.dtype, jnp.float32)
-        total = jnp.sum(zero_outside(x, inside), axis=(1, 2), dtype=accumulator)
-        pixels = x.shape[1] * x.shape[2] if inside is None else jnp.sum(inside, axis=(1, 2))
+
+        def sums(x: Array, inside: Mask, counted: Mask) -> tuple[Array, Array]:
+            pixels = jnp.ones_like(x[:1, ..., :1], bool) if counted is None else counted
+            total = jnp.sum(zero_outside(x, counted), axis=(1, 2), dtype=accumulator)
+            return total, jnp.sum(pixels, axis=(1, 2), dtype=accumulator)
+
+        total, pixels = rows.sum(sums, x, reach=0)
         logits = self.gate_out(relu(self.gate_in(total / pixels))).astype(accumulator)
         gates = jax.nn.softmax(logits.reshape(-1, STEPS, EXPERTS), axis=-1)
-        return self.steps(relu(self.preprocess(x)), gates.swapaxes(0, 1), inside=inside)
+        return self.steps(relu(self.preprocess(x)), gates.swapaxes(0, 1), rows=rows)
 
 
 class Step(nnx.Module):
@@ -59,12 +63,19 @@ class Step(nnx.Module):
         self.join = Pointwise(EXPERTS * channels, channels, config, bias=False)
 
     def __call__(
-        self,
-        x: Float[Array, "b h w c"],
-        gates: Float[Array, "b x"],
-        inside: Bool[Array, "b h w 1"] | None = None,
+        self, x: Float[Array, "b h w c"], gates: Float[Array, "b x"], rows: Rows
     ) -> Float[Array, "b h w c"]:
         """Applies one step, x at least 0."""
+
+        def compensated(window: Array, inside: Mask) -> Array:
+            return self.compensated(window, gates, inside)
+
+        return rows.map(compensated, x, MOST_REACH)  # two convolutions 7x7, or one dilated
+
+    def compensated(
+        self, x: Float[Array, "b h w c"], gates: Float[Array, "b x"], inside: Mask
+    ) -> Float[Array, "b h w c"]:
+        """Applies the step to all rows at once."""
         channels = x.shape[-1]
         experts = [getattr(self, f"separable{size}") for size in SEPARABLE_SIZES]
         experts += [getattr(self, f"dilated{size}") for size in DILATED_SIZES]

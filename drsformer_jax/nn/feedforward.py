@@ -1,4 +1,7 @@
-"""The feed-forward networks: mixed-scale (paper, Sec. 3.3) and those of its ablation."""
+"""The feed-forward networks: mixed-scale (paper, Sec. 3.3) and those of its ablation.
+
+Each names its `reach`: the rows around that one row of its result depends on at most.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ class MixedScale(nnx.Module):
     each half of the hidden channels is stored as its even channels, then its odd ones; the pairs
     are then two contiguous arrays. `hidden_order` is that order, for the conversion of weights.
     """
+
+    reach = 4
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         hidden, bias = config.hidden(channels), config.bias
@@ -69,6 +74,8 @@ def _pairs(
 class Gated(nnx.Module):
     """GDFN: one half of the hidden channels gates the other (Restormer, CVPR 2022, Eq. 3)."""
 
+    reach = 1
+
     def __init__(self, channels: int, config: ModelConfig) -> None:
         hidden, bias = config.hidden(channels), config.bias
         self.project_in = Pointwise(channels, 2 * hidden, config, bias=bias)
@@ -85,6 +92,8 @@ class Gated(nnx.Module):
 
 class Plain(nnx.Module):
     """FN, two 1x1 convolutions with a GELU between, or DFN, with a 3x3 depthwise before it."""
+
+    reach = 1
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         hidden, bias = config.hidden(channels), config.bias

@@ -10,6 +10,7 @@ from flax import nnx
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.drsformer import DRSformer
+from drsformer_jax.nn.rows import AT_ONCE, Rows
 from drsformer_jax.types import Array, Float, Int
 
 Params = dict[str, Any]
@@ -50,6 +51,7 @@ def apply(
     params: Params,
     x: Float[Array, "b h w 3"],
     size: Int[Array, "b 2"] | None = None,
+    rows: Rows = AT_ONCE,
 ) -> Float[Array, "b h w 3"]:
     """Removes rain: `DRSformer.__call__` with these parameters."""
-    return build(config, params)(x, size)
+    return build(config, params)(x, size, rows)

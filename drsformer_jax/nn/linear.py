@@ -22,6 +22,8 @@ from drsformer_jax.ops.linear import linear, precision_of
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.types import Array, Bool, Float
 
+_ALL = slice(None)
+
 
 def constant(shape: tuple[int, ...], value: float, config: ModelConfig) -> nnx.Param:
     """A parameter that starts at `value`."""
@@ -70,10 +72,10 @@ class Pointwise(nnx.Module):
         self.kernel = drawn((channels, out), channels, config)
         self.bias = drawn((out,), channels, config) if bias else None
 
-    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o"]:
-        """Maps the channels, in the type of `x`."""
-        y = linear(x, self.kernel[...])
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+    def __call__(self, x: Float[Array, "*b c"], part: slice = _ALL) -> Float[Array, "*b o"]:
+        """Maps the channels, in the type of `x`; `part` of the results."""
+        y = linear(x, self.kernel[:, part])
+        return y if self.bias is None else y + self.bias[part].astype(x.dtype)
 
 
 class Conv3x3(nnx.Module):
@@ -115,11 +117,14 @@ class DepthwiseConv(nnx.Module):
         self.dilation = dilation
 
     def __call__(
-        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        inside: Bool[Array, "b h w 1"] | None = None,
+        part: slice = _ALL,
     ) -> Float[Array, "b h w c"]:
-        """Convolves every channel with its own kernel."""
-        y = depthwise_conv(zero_outside(x, inside), self.kernel[...], self.dilation)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        """Convolves every channel with its own kernel; `x` has `part` of the channels."""
+        y = depthwise_conv(zero_outside(x, inside), self.kernel[..., part], self.dilation)
+        return y if self.bias is None else y + self.bias[part].astype(x.dtype)
 
 
 class PairedConv(nnx.Module):

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from drsformer_jax.types import Array, Bool, Float
+from drsformer_jax.nn.rows import AT_ONCE, Rows
+from drsformer_jax.types import Array, Float
 
 
 class Stack(nnx.Module):
@@ -34,20 +35,20 @@ class Stack(nnx.Module):
         self,
         x: Float[Array, "b h w c"],
         *per_layer: Any,
-        inside: Bool[Array, "b h w 1"] | None = None,
+        rows: Rows = AT_ONCE,
     ) -> Float[Array, "b h w c"]:
         """Applies the layers in turn.
 
         Args:
             x: input of the first layer.
             *per_layer: further arguments, stacked along a first axis like the parameters.
-            inside: mask of the pictures, which every layer is given.
+            rows: how they are computed, which every layer is told.
         """
         definition, params = nnx.split(self.layers)
 
         def apply(x: Array, layer: tuple[Any, tuple[Any, ...]]) -> tuple[Array, None]:
             params, arguments = layer
-            return nnx.merge(definition, params)(x, *arguments, inside=inside), None
+            return nnx.merge(definition, params)(x, *arguments, rows=rows), None
 
         if self.remat:
             apply = jax.checkpoint(apply, prevent_cse=False)  # A scan cannot be merged with CSE.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,19 @@ from drsformer_jax.ops.linear import precision_of
 from drsformer_jax.types import Array, Float
 
 
-def channel_scores(
-    query: Float[Array, "b p m d"], key: Float[Array, "b p m e"], temperature: Float[Array, " m"]
-) -> Float[Array, "b m d e"]:
-    """Cosine of every query channel with every key channel, times the head's temperature.
+class ChannelSums(NamedTuple):
+    """Sums over pixels, in float32 or wider; those of parts of a picture may be added."""
 
-    Equal to normalising queries and keys over the pixels first (floor of the norm 1e-12), without
-    writing them again. In float32 or wider. An all-zero channel has cosine 0 and a finite gradient.
-    """
+    gram: Float[Array, "b m d e"]
+    """Products of query and key channels."""
+    query: Float[Array, "b m d"]
+    """Squares of the queries."""
+    key: Float[Array, "b m e"]
+    """Squares of the keys."""
+
+
+def channel_sums(query: Float[Array, "b p m d"], key: Float[Array, "b p m e"]) -> ChannelSums:
+    """All that the scores of a picture need to know of its pixels."""
     accumulator = jnp.promote_types(query.dtype, jnp.float32)
     gram = jnp.einsum(
         "bpmd,bpme->bmde",
@@ -27,9 +33,20 @@ def channel_scores(
         precision=precision_of(query),
         preferred_element_type=accumulator,
     )
-    scale_query = _inverse_norm(query.astype(accumulator))[..., :, None]
-    scale_key = _inverse_norm(key.astype(accumulator))[..., None, :]
-    return gram * scale_query * scale_key * temperature.astype(accumulator)[:, None, None]
+    squares = (jnp.sum(x.astype(accumulator) ** 2, axis=1) for x in (query, key))
+    return ChannelSums(gram, *squares)
+
+
+def channel_scores(sums: ChannelSums, temperature: Float[Array, " m"]) -> Float[Array, "b m d e"]:
+    """Cosine of every query channel with every key channel, times the head's temperature.
+
+    Equal to normalising queries and keys over the pixels first (floor of the norm 1e-12), without
+    writing them again. An all-zero channel has cosine 0 and a finite gradient.
+    """
+    scale_query = _inverse_root(sums.query)[..., :, None]
+    scale_key = _inverse_root(sums.key)[..., None, :]
+    scores = sums.gram * scale_query * scale_key
+    return scores * temperature.astype(scores.dtype)[:, None, None]
 
 
 def sparse_softmax(
@@ -53,6 +70,6 @@ def sparse_softmax(
     return total
 
 
-def _inverse_norm(x: Float[Array, "b p m d"]) -> Float[Array, "b m d"]:
+def _inverse_root(squares: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
     # The floor stands inside the root: dividing by max(norm, eps) has a NaN gradient on zeros.
-    return jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=1), 1e-24))
+    return jax.lax.rsqrt(jnp.maximum(squares, 1e-24))

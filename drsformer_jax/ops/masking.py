@@ -7,17 +7,32 @@ import jax.numpy as jnp
 from drsformer_jax.types import Array, Bool, Float, Int
 
 
-def inside(size: Int[Array, "b 2"], height: int, width: int) -> Bool[Array, "b h w 1"]:
-    """Tells the pixels of each picture from those beyond its right and lower border.
+def inside(
+    size: Int[Array, "b 2"], height: int, width: int, top: Int[Array, ""] | int = 0
+) -> Bool[Array, "b h w 1"]:
+    """Tells the pixels of each picture from those beyond its right, lower and upper border.
 
     Args:
         size: true height and width of each picture, in pixels.
         height: rows of the array.
         width: columns of the array.
+        top: row of the picture that the array begins with; those before the first are negative.
     """
-    rows = jnp.arange(height)[:, None] < size[:, 0, None, None]
+    row = top + jnp.arange(height)[:, None]
     columns = jnp.arange(width) < size[:, 1, None, None]
-    return (rows & columns)[..., None]
+    return ((row >= 0) & (row < size[:, 0, None, None]) & columns)[..., None]
+
+
+def rows_between(
+    first: Int[Array, ""] | int,
+    end: Int[Array, ""] | int,
+    like: Float[Array, "b h w c"],
+    top: Int[Array, ""] | int,
+) -> Bool[Array, "b h w 1"]:
+    """Tells rows from `first` to before `end` from others, in an array that begins with `top`."""
+    row = top + jnp.arange(like.shape[1])
+    chosen = (row >= first) & (row < end)
+    return jnp.broadcast_to(chosen[:, None, None], (*like.shape[:3], 1))
 
 
 def zero_outside(

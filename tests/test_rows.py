@@ -1,0 +1,105 @@
+"""Pictures computed in strips, or by several devices, are those computed at once."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from recipe import load_small, relative_error
+
+from drsformer_jax.config import MeshConfig
+from drsformer_jax.convert import params_from_torch
+from drsformer_jax.nn.functional import apply
+from drsformer_jax.nn.rows import AT_ONCE, Rows, Shards, Strips
+from drsformer_jax.ops.masking import inside, rows_between
+from drsformer_jax.sharding import make_mesh
+
+HEIGHT, WIDTH = 128, 16
+SIZE = np.array([[104, 8], [128, 16]], np.int32)
+
+
+@functools.cache
+def network(name: str):
+    golden = load_small(name)
+    config = golden.config("float64")
+    return config, params_from_torch(golden.weights, config)
+
+
+def pictures() -> np.ndarray:
+    return np.random.default_rng(0).random((2, HEIGHT, WIDTH, 3))
+
+
+def run(name: str, rows: Rows, size: np.ndarray | None) -> np.ndarray:
+    """Restores two pictures in float64."""
+    with jax.enable_x64(True):
+        config, params = network(name)
+        restore = functools.partial(apply, config)
+        if isinstance(rows, Shards):
+            pictures_spec, whole = PartitionSpec(None, "rows"), PartitionSpec()
+            restore = jax.shard_map(
+                functools.partial(restore, rows=rows),
+                mesh=make_mesh(MeshConfig(1, 1, rows.count)),
+                in_specs=(whole, pictures_spec, whole),
+                out_specs=pictures_spec,
+                check_vma=False,
+            )
+            return np.asarray(jax.jit(restore)(params, pictures(), size))
+        return np.asarray(jax.jit(restore, static_argnums=3)(params, pictures(), size, rows))
+
+
+@functools.cache
+def at_once(name: str, masked: bool) -> np.ndarray:
+    return run(name, AT_ONCE, SIZE if masked else None)
+
+
+def assert_equal_inside(found: np.ndarray, expected: np.ndarray, masked: bool) -> None:
+    for one, other, (height, width) in zip(found, expected, SIZE, strict=True):
+        if masked:
+            one, other = one[:height, :width], other[:height, :width]
+        assert relative_error(one, other) < 1e-12
+
+
+@pytest.mark.parametrize(("name", "height"), [("drsformer", 1), ("drsformer", 50), ("bias", 7)])
+def test_strips_give_the_whole_picture_in_float64(name, height):
+    masked = height == 50
+    found = run(name, Strips(height=height), SIZE if masked else None)
+    assert_equal_inside(found, at_once(name, masked), masked)
+
+
+@pytest.mark.parametrize(("name", "count"), [("drsformer", 2), ("drsformer", 8), ("bias", 4)])
+def test_devices_that_share_rows_give_the_whole_picture_in_float64(name, count):
+    # Eight devices have two rows each at the lowest level: what they read reaches past neighbours.
+    masked = count == 2
+    found = run(name, Shards(count=count), SIZE if masked else None)
+    assert_equal_inside(found, at_once(name, masked), masked)
+
+
+@pytest.mark.parametrize("rows", [Strips(height=1), Strips(height=3), Strips(height=7), AT_ONCE])
+@pytest.mark.parametrize("height", [7, 8, 9])
+def test_every_row_is_counted_once_and_sees_its_neighbours(rows, height):
+    x = jax.numpy.asarray(np.random.default_rng(1).random((1, height, 2, 1)))
+
+    def added(window, inside):
+        padded = jax.numpy.pad(window, ((0, 0), (1, 1), (0, 0), (0, 0)))
+        return padded[:, :-2] + 10 * window + 100 * padded[:, 2:]
+
+    padded = np.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    expected = padded[:, :-2] + 10 * x + 100 * padded[:, 2:]
+    np.testing.assert_allclose(rows.map(added, x, 1), expected, rtol=1e-6)
+
+    def sums(window, inside, counted):
+        return jax.numpy.sum(window if counted is None else window * counted)
+
+    np.testing.assert_allclose(rows.sum(sums, x, 1), x.sum(), rtol=1e-6)
+
+
+def test_masks_of_windows_count_from_the_picture_s_first_row():
+    mask = np.asarray(inside(jax.numpy.array([[3, 2]]), 6, 3, -2))[0, ..., 0]
+    np.testing.assert_array_equal(mask.any(axis=1), [False, False, True, True, True, False])
+    np.testing.assert_array_equal(mask.any(axis=0), [True, True, False])
+    chosen = np.asarray(rows_between(1, 3, jax.numpy.zeros((2, 4, 2, 5)), 0))
+    assert chosen.shape == (2, 4, 2, 1)
+    np.testing.assert_array_equal(chosen[0, :, 0, 0], [False, True, True, False])

@@ -126,7 +126,7 @@ def compare(arguments: argparse.Namespace) -> None:
             "dtype": "<8",
             "first_run_s": "7.1f",
             "ms": "9.1f",
-            "megapixels_s": "8.3f",
+            "megapixels_per_s": "8.3f",
             **{over(dtype): "6.2f" for dtype in arguments.dtypes},
         },
     )
@@ -137,7 +137,7 @@ def compare(arguments: argparse.Namespace) -> None:
             dtype=dtype,
             first_run_s=first[name, dtype],
             ms=1e3 * spent,
-            megapixels_s=pixels / spent / 1e6,
+            megapixels_per_s=pixels / spent / 1e6,
             **{over(of): times["ours", of] / spent for of in arguments.dtypes},
         )
     for (name, dtype), why in failed.items():

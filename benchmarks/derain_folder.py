@@ -89,7 +89,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             "sizes_compiled": "14d",
             "first_picture_s": "15.1f",
             "seconds": "8.1f",
-            "pictures_s": "10.2f",
+            "pictures_per_s": "10.2f",
             "not_computing": "13.0%",
         },
     )
@@ -100,7 +100,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             sizes_compiled=max(attempt.programs for attempt in found),
             first_picture_s=statistics.median(attempt.first for attempt in found),
             seconds=spent,
-            pictures_s=PICTURES / spent,
+            pictures_per_s=PICTURES / spent,
             not_computing=1 - alone / spent,
         )
     print(

@@ -66,7 +66,7 @@ def measure(arguments: argparse.Namespace) -> None:
             "dtype": "<8",
             "compile_s": "9.1f",
             "ms": "9.1f",
-            "megapixels_s": "12.3f",
+            "megapixels_per_s": "12.3f",
             "temporaries_mib": "15.0f",
         },
     )
@@ -79,7 +79,7 @@ def measure(arguments: argparse.Namespace) -> None:
             dtype=dtype,
             compile_s=compile_seconds,
             ms=1e3 * spent,
-            megapixels_s=batch * size[0] * size[1] / spent / 1e6,
+            megapixels_per_s=batch * size[0] * size[1] / spent / 1e6,
             temporaries_mib=temporaries(program),
         )
     table.write(arguments.json)

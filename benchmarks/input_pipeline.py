@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace) -> None:
         f"{BATCH}; median of {arguments.runs} runs of {arguments.seconds:g} s in turn",
         {
             "way": "<44",
-            "pairs_s": "9.1f",
+            "pairs_per_s": "9.1f",
             "aim": "5d",
             "ms_a_pair": "10.2f",
             "over_pillow": "11.2f",
@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace) -> None:
         middle = statistics.median(found)
         table.add(
             way=name,
-            pairs_s=middle,
+            pairs_per_s=middle,
             aim=aim(name),
             ms_a_pair=1000 / middle,
             over_pillow=middle / limit,

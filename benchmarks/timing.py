@@ -84,15 +84,20 @@ class Table:
     Args:
         title: what the figures are of.
         columns: name of each figure to its format, such as `<24` for texts and `9.1f` for numbers;
-            the heading is the name, its underscores as blanks.
+            the heading is the name, its underscores as blanks and `_per_` as a slash.
     """
 
     def __init__(self, title: str, columns: Mapping[str, str]) -> None:
         self.title = title
         self.rows: list[dict[str, Any]] = []
         self._columns = columns
+        headings = {name: name.replace("_per_", "/").replace("_", " ") for name in columns}
+        self._widths = {
+            name: max(int(re.findall(r"\d+", spec)[0]), len(headings[name]))
+            for name, spec in columns.items()
+        }
         print(title)
-        self._print({name: name.replace("_", " ") for name in columns})
+        self._print(headings)
 
     def add(self, **row: Any) -> None:
         """Prints and keeps a row; None is shown as a dash, and more than the columns is kept."""
@@ -110,8 +115,8 @@ class Table:
             write_text(path, json.dumps({"title": self.title, "rows": self.rows}, indent=2) + "\n")
 
     def _print(self, cells: Mapping[str, str]) -> None:
-        line = []
-        for name, spec in self._columns.items():
-            width = max(int(re.findall(r"\d+", spec)[0]), len(name))
-            line.append(f"{cells[name].strip():{'<' if spec[0] == '<' else '>'}{width}}")
+        line = [
+            f"{cells[name].strip():{'<' if spec[0] == '<' else '>'}{self._widths[name]}}"
+            for name, spec in self._columns.items()
+        ]
         print("  ".join(line).rstrip(), flush=True)

@@ -67,9 +67,9 @@ def measure(arguments: argparse.Namespace) -> None:
             "remat": "<5",
             "compile_s": "9.1f",
             "ms": "9.1f",
-            "crops_s": "8.2f",
+            "crops_per_s": "8.2f",
             "temporaries_mib": "15.0f",
-            "gflop_s": "8.0f",
+            "gflop_per_s": "8.0f",
             "of_peak": "7.1%",
         },
     )
@@ -85,9 +85,9 @@ def measure(arguments: argparse.Namespace) -> None:
             remat="yes" if remat else "no",
             compile_s=compile_seconds,
             ms=1e3 * spent,
-            crops_s=batch / spent,
+            crops_per_s=batch / spent,
             temporaries_mib=mib,
-            gflop_s=pace / 1e9,
+            gflop_per_s=pace / 1e9,
             of_peak=pace / peak if peak else None,
         )
     table.write(arguments.json)

@@ -65,12 +65,13 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """Makes the pictures, starts the processes in turn, and compares."""
+    # What the processes compile need not be compiled here.
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     write_pictures(folder / "rainy")
     checkpoint = arguments.checkpoint
     if checkpoint is None:
         checkpoint, config = folder / "model", PRESETS["tiny"]
         weights.save(checkpoint, config, init_params(config, jax.random.key(0)))
-    jax.config.update("jax_compilation_cache_dir", str(folder / "own"))
     restorer = Restorer.load(checkpoint)
     names = ("first, compiles", "second, finds it compiled")
     attempts: dict[str, list[Attempt]] = {name: [] for name in names}

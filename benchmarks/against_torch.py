@@ -1,6 +1,6 @@
 """Times the network beside the same in PyTorch, with the same weights, in turn in one process.
 
-python benchmarks/against_torch.py [--preset drsformer] [--size 256 256] [--train] [--json F.json]
+python benchmarks/against_torch.py [--preset drsformer] [--size 256x256] [--train] [--json F.json]
 python benchmarks/against_torch.py --verify
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -23,7 +24,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Table, machine, race, seconds, size_text
+from timing import Table, machine, picture_size, race, ready, seconds, size_text
 
 from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.convert import params_to_torch
@@ -69,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=NETWORKS, default=NETWORKS[0], help="(%(default)s)")
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="(256 256)"
+        "--size", type=picture_size, default=(256, 256), metavar="WxH", help="(256x256)"
     )
     parser.add_argument("--batch", type=int, default=1, help="pictures (default 1)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="(all)")
@@ -222,15 +223,14 @@ def our_program(
     """The network of this package."""
     rainy, clean = map(jnp.asarray, pair)
 
-    def loss(params: Params) -> jax.Array:
+    def loss(params: Params, rainy: jax.Array, clean: jax.Array) -> jax.Array:
         return jnp.mean(jnp.abs(apply(config, params, rainy) - clean))
 
     if not train:
-        restore = jax.jit(lambda params: apply(config, params, rainy))
-        return Program(lambda: jax.block_until_ready(restore(params)), np.asarray)
-    gradients = jax.jit(jax.grad(loss))
+        restore = jax.jit(functools.partial(apply, config))
+        return Program(ready(restore, params, rainy), np.asarray)
     return Program(
-        lambda: jax.block_until_ready(gradients(params)),
+        ready(jax.jit(jax.grad(loss)), params, rainy, clean),
         lambda found: joined(params_to_torch(found, config)),
     )
 

@@ -25,7 +25,7 @@ from drsformer_jax.files import write_text
 FOLDER = Path(__file__).parent
 BOUNDS = FOLDER / "bounds.json"
 NETWORKS = ("drsformer", "drsformer_no_mefc")
-SIDE = 256
+SIZE = "256x256"
 
 
 def main() -> None:
@@ -56,9 +56,9 @@ def ratios_to_torch() -> list[Row]:
         return []
     row: dict[str, Any] = {"key": "ratio_to_torch"}
     for preset in NETWORKS:
-        sizes = ("--preset", preset, "--size", str(SIDE), str(SIDE))
-        rows = figures("against_torch.py", *sizes, "--dtypes", "float32", "--ways", "eager")
-        row[f"{preset} {SIDE}x{SIDE}"] = rows[-1]["ours_float32_over_it"]
+        network = ("--preset", preset, "--size", SIZE)
+        rows = figures("against_torch.py", *network, "--dtypes", "float32", "--ways", "eager")
+        row[f"{preset} {SIZE}"] = rows[-1]["ours_float32_over_it"]
     return [row]
 
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-endurance test-golden lint types clean
+.PHONY: quickstart test test-endurance test-golden benchmark-bounds lint types clean
 
 # The main job in small: train on synthetic rain, score on photographs never seen, restore them.
 quickstart: .venv/installed
@@ -18,6 +18,11 @@ test-endurance: .venv/installed-dev
 # Full-size networks against the official programs' numbers, where they are at hand.
 test-golden: .venv/installed-dev
 	$(BIN)/python -m pytest -m golden
+
+# What benchmarks/bounds.json bounds, on a machine that does nothing else; some minutes. With
+# PyTorch in .venv the ratio to it too, and with jax[tpu] what programs for TPUs need.
+benchmark-bounds: .venv/installed-dev
+	$(BIN)/python benchmarks/check_bounds.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""How near tiles and buckets come to pictures restored whole, on pairs of real pictures.
+"""How near tiles, buckets and bfloat16 come to pictures restored whole in float32, on real pairs.
 
 python benchmarks/closeness.py --checkpoint RUN --data DIR [--json closeness.json]
 """
@@ -6,22 +6,24 @@ python benchmarks/closeness.py --checkpoint RUN --data DIR [--json closeness.jso
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import math
 import statistics
 from pathlib import Path
 
 import numpy as np
+from timing import Table
 
 from drsformer_jax import weights
 from drsformer_jax.buckets import bucket_on_ladder, padded
+from drsformer_jax.config.train import Protocol
 from drsformer_jax.data.folders import find_pairs, read_pair
-from drsformer_jax.files import write_text
+from drsformer_jax.errors import one_line_errors
 from drsformer_jax.metrics import psnr
 from drsformer_jax.restore import Restorer
 
 TILES = ((96, 0), (96, 32), (128, 32), (192, 64), (256, 64))
-PROTOCOL = "rain200_spa"
+PROTOCOL: Protocol = "rain200_spa"
 
 
 def main() -> None:
@@ -31,44 +33,60 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of input/ and target/")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
-    network = weights.load(arguments.checkpoint)
+    with one_line_errors():
+        compare(arguments)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Restores all pictures each way."""
+    config, params = weights.load(arguments.checkpoint)
+    config = dataclasses.replace(config, dtype="float32")
+    halved = dataclasses.replace(config, dtype="bfloat16")
     pairs = [read_pair(rainy, clean) for _, rainy, clean in find_pairs(arguments.data)]
-    exact = Restorer(*network, tile=0)
-    exact.plan(rainy.shape[:2] for rainy, _ in pairs)
-    whole = [exact(rainy) for rainy, _ in pairs]
-    print(f"{len(pairs)} pictures, luma PSNR in dB by {PROTOCOL}; compared with whole pictures")
-    print(f"{'way':24} {'mean':>8} {'worst':>8} {'equal':>6} {'change to the clean picture':>28}")
-    ways = {"buckets of the ladder": Restorer(*network, tile=0)}
+    sizes = [rainy.shape[:2] for rainy, _ in pairs]
+    ways = {
+        "whole": Restorer(config, params, tile=0),
+        "whole, bfloat16": Restorer(halved, params, tile=0),
+        "buckets of the ladder": Restorer(config, params, tile=0),
+    }
+    for way in ("whole", "whole, bfloat16"):
+        ways[way].plan(sizes)
     ways |= {
-        f"tiles {side}, overlap {overlap}": Restorer(*network, tile=side, overlap=overlap)
+        f"tiles {side}, overlap {overlap}": Restorer(config, params, tile=side, overlap=overlap)
         for side, overlap in TILES
     }
-    rows = []
+    whole = [ways["whole"](rainy) for rainy, _ in pairs]
+    scores = [psnr(ours, clean, PROTOCOL) for ours, (_, clean) in zip(whole, pairs, strict=True)]
+    table = Table(
+        f"{len(pairs)} pictures, luma PSNR in dB by {PROTOCOL}: to the clean picture and what that "
+        "changes, and to the whole pictures' results (mean and worst of those that differ)",
+        {
+            "way": "<24",
+            "to_clean": "8.3f",
+            "change": "+8.4f",
+            "to_whole": "8.2f",
+            "worst": "8.2f",
+            "equal": "6d",
+        },
+    )
     for name, restorer in ways.items():
         found = [restorer(rainy) for rainy, _ in pairs]
         near = [psnr(*both, PROTOCOL) for both in zip(found, whole, strict=True)]
-        change = [
-            psnr(ours, clean, PROTOCOL) - psnr(theirs, clean, PROTOCOL)
-            for ours, theirs, (_, clean) in zip(found, whole, pairs, strict=True)
+        to_clean = [
+            psnr(ours, clean, PROTOCOL) for ours, (_, clean) in zip(found, pairs, strict=True)
         ]
         finite = [value for value in near if math.isfinite(value)]
-        row = {
-            "way": name,
-            "mean": statistics.mean(finite) if finite else None,
-            "worst": min(finite, default=None),
-            "equal": len(near) - len(finite),
-            "change": statistics.mean(change),
-        }
-        rows.append(row)
-        figures = [f"{row[key]:8.2f}" if finite else f"{'-':>8}" for key in ("mean", "worst")]
-        print(f"{name:24} {' '.join(figures)} {row['equal']:6} {row['change']:+28.4f}", flush=True)
-    added = [
-        np.prod(bucket_on_ladder(size)) / np.prod(padded(size)) - 1
-        for size in (rainy.shape[:2] for rainy, _ in pairs)
-    ]
+        table.add(
+            way=name,
+            to_clean=statistics.mean(to_clean),
+            change=statistics.mean(to_clean) - statistics.mean(scores),
+            to_whole=statistics.mean(finite) if finite else None,
+            worst=min(finite, default=None),
+            equal=len(near) - len(finite),
+        )
+    added = [np.prod(bucket_on_ladder(size)) / np.prod(padded(size)) - 1 for size in sizes]
     print(f"buckets of the ladder add {statistics.mean(added):.0%} to the pixels")
-    if arguments.json:
-        write_text(arguments.json, json.dumps(rows, indent=2) + "\n")
+    table.write(arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""Times the training step as train.py takes it, on one device.
+
+python benchmarks/train_step.py [--presets tiny] [--crops 128] [--batches 4 16] [--json F.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from timing import Table, compiled, machine, race, temporaries
+
+from drsformer_jax.complexity import training_operations
+from drsformer_jax.config import PRESETS, DataConfig, MeshConfig, TrainConfig
+from drsformer_jax.errors import one_line_errors
+from drsformer_jax.hardware import peak_flops
+from drsformer_jax.sharding import batch_sharding, make_mesh, place
+from drsformer_jax.training import abstract_state, compiled_step, placed_state
+
+
+def main() -> None:
+    """Prints seconds of compilation, milliseconds, crops per second, memory and operations."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--presets", nargs="+", choices=PRESETS, default=["tiny"], help="(%(default)s)"
+    )
+    parser.add_argument("--crops", nargs="+", type=int, default=[64], help="sides in pixels (64)")
+    parser.add_argument("--batches", nargs="+", type=int, default=[4], help="crops a step (4)")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32", "bfloat16"], help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--remat", nargs="+", choices=("no", "yes"), default=["no"], help="'no yes' for both (no)"
+    )
+    parser.add_argument("--runs", type=int, default=5, help="of each, in turn (default 5)")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    arguments = parser.parse_args()
+    with one_line_errors():
+        measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Compiles all, and lets them take turns."""
+    made = {
+        case: prepared(*case)
+        for case in itertools.product(
+            arguments.presets,
+            arguments.crops,
+            arguments.batches,
+            arguments.dtypes,
+            [choice == "yes" for choice in arguments.remat],
+        )
+    }
+    times = race({case: step for case, (step, _, _) in made.items()}, arguments.runs)
+    table = Table(
+        f"training step; {machine()}; median of {arguments.runs} runs in turn",
+        {
+            "preset": "<18",
+            "crop": "5d",
+            "batch": "5d",
+            "dtype": "<8",
+            "remat": "<5",
+            "compile_s": "9.1f",
+            "ms": "9.1f",
+            "crops_per_s": "8.2f",
+            "temporaries_mib": "15.0f",
+            "gflop_per_s": "8.0f",
+            "of_peak": "7.1%",
+        },
+    )
+    peak = peak_flops(jax.devices()[:1])
+    for (preset, crop, batch, dtype, remat), spent in times.items():
+        _, compile_seconds, mib = made[preset, crop, batch, dtype, remat]
+        pace = training_operations(PRESETS[preset], batch, crop) / spent
+        table.add(
+            preset=preset,
+            crop=crop,
+            batch=batch,
+            dtype=dtype,
+            remat="yes" if remat else "no",
+            compile_s=compile_seconds,
+            ms=1e3 * spent,
+            crops_per_s=batch / spent,
+            temporaries_mib=mib,
+            gflop_per_s=pace / 1e9,
+            of_peak=pace / peak if peak else None,
+        )
+    table.write(arguments.json)
+
+
+def prepared(
+    preset: str, crop: int, batch: int, dtype: str, remat: bool
+) -> tuple[Callable[[], object], float, float]:
+    """A step that goes on from the last one, its seconds of compilation, and its MiB."""
+    config = TrainConfig(
+        model=dataclasses.replace(PRESETS[preset], dtype=dtype, remat=remat),
+        data=DataConfig(crop_size=crop, global_batch=batch),
+        mesh=MeshConfig(data=1),
+    )
+    mesh = make_mesh(config.mesh)
+    random = np.random.default_rng(0)
+    pairs = place(
+        {
+            part: random.integers(0, 256, (batch, crop, crop, 3), np.uint8)
+            for part in ("rainy", "clean")
+        },
+        batch_sharding(mesh),
+    )
+    program, spent = compiled(compiled_step(config, mesh), abstract_state(config, mesh), pairs)
+    state = placed_state(config, mesh)
+
+    def step() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(program(state, pairs))
+
+    return step, spent, temporaries(program)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What benchmarks compare with, measure by and judge by; their times are no matter of tests."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import sys
+
+import check_bounds
+import numpy as np
+import pytest
+import timing
+
+
+def test_pytorch_network_equals_the_reference_and_has_the_official_keys():
+    torch = pytest.importorskip("torch")
+    from golden import reference
+    from recipe import load_small
+    from torch_network import DRSformer
+
+    for name in ("drsformer", "no_mefc"):
+        golden = load_small(name)
+        architecture = golden.architecture
+        sizes = (architecture[field] for field in ("dim", "blocks", "heads"))
+        model = DRSformer(*sizes, mefc=name == "drsformer").double()
+        assert model.state_dict().keys() == reference.official_shapes(architecture).keys()
+        model.load_state_dict(
+            {key: torch.from_numpy(weight) for key, weight in golden.weights.items()}, strict=True
+        )
+        picture = torch.from_numpy(golden["input"]).double().permute(0, 3, 1, 2)
+        with torch.no_grad():
+            found = model(picture).permute(0, 2, 3, 1)
+        np.testing.assert_allclose(found, golden["output"], rtol=0, atol=1e-12)
+
+
+def test_programs_take_turns_and_the_first_does_not_count(monkeypatch):
+    monkeypatch.setattr(timing, "seconds", lambda program: program())
+    turns = []
+    spent = {"ours": iter([9.0, 1.0, 5.0, 3.0]), "theirs": iter([9.0, 2.0, 2.0, 7.0])}
+
+    def run(name):
+        turns.append(name)
+        return next(spent[name])
+
+    programs = {name: functools.partial(run, name) for name in spent}
+    assert timing.race(programs, runs=3) == {"ours": 3.0, "theirs": 2.0}
+    assert turns == ["ours", "theirs"] * 4
+
+
+def test_table_shows_what_it_writes(tmp_path, capsys):
+    table = timing.Table("a title", {"way": "<6", "pairs_per_s": "8.1f", "aim": "4d"})
+    table.add(way="one", pairs_per_s=12.345, aim=None, all=[1, 2])
+    table.add(way="long name", pairs_per_s=1.0, aim=70)
+    assert capsys.readouterr().out.splitlines() == [
+        "a title",
+        "way      pairs/s   aim",
+        "one         12.3     -",
+        "long name       1.0    70",
+    ]
+    table.write(tmp_path / "figures.json")
+    assert json.loads((tmp_path / "figures.json").read_text()) == {
+        "title": "a title",
+        "rows": [
+            {"way": "one", "pairs_per_s": 12.345, "aim": None, "all": [1, 2]},
+            {"way": "long name", "pairs_per_s": 1.0, "aim": 70},
+        ],
+    }
+
+
+FIGURES = {
+    "against_torch.py": [{"program": "ours"}, {"ours_float32_over_it": 0.8}],
+    "derain_folder.py": [
+        {"sizes_compiled": 3, "first_picture_s": 50.0},
+        {"sizes_compiled": 3, "first_picture_s": 6.0},
+    ],
+}
+
+
+@pytest.fixture
+def bounds(tmp_path, monkeypatch):
+    """Checks figures against bounds, without measuring; gives the path of the bounds."""
+    monkeypatch.setattr(check_bounds, "BOUNDS", tmp_path / "bounds.json")
+    monkeypatch.setattr(check_bounds, "figures", lambda program, *_: FIGURES[program])
+    monkeypatch.setattr(check_bounds, "check_tpu", lambda: True)
+    monkeypatch.setattr(check_bounds.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(sys, "argv", ["check_bounds.py"])
+    return tmp_path / "bounds.json"
+
+
+def test_bounds_that_were_written_hold_and_others_of_the_file_stay(bounds, monkeypatch, capsys):
+    bounds.write_text('{"v5e": {"forward": {"bytes": 1}}, "cpu": {"other": {"x": 2}}}')
+    monkeypatch.setattr(sys, "argv", ["check_bounds.py", "--write-bounds"])
+    check_bounds.main()
+    assert json.loads(bounds.read_text()) == {
+        "v5e": {"forward": {"bytes": 1}},
+        "cpu": {
+            "other": {"x": 2},
+            "ratio_to_torch": {"drsformer 256x256": 1.0, "drsformer_no_mefc 256x256": 1.0},
+            "derain_folder": {"sizes_compiled": 3.75, "second_first_picture_s": 7.5},
+        },
+    }
+    monkeypatch.setattr(sys, "argv", ["check_bounds.py"])
+    with pytest.raises(SystemExit, match="0"):
+        check_bounds.main()
+    assert "all bounds of the CPU hold" in capsys.readouterr().out
+
+
+def test_each_bound_that_is_exceeded_is_a_line_and_the_check_fails(bounds, capsys):
+    ratios = {"drsformer 256x256": 0.79, "drsformer_no_mefc 256x256": 0.8}
+    most = {"ratio_to_torch": ratios, "derain_folder": {"sizes_compiled": 2}}
+    bounds.write_text(json.dumps({"cpu": most}))
+    with pytest.raises(SystemExit, match="1"):
+        check_bounds.main()
+    assert capsys.readouterr().out.splitlines() == [
+        "ratio_to_torch: drsformer 256x256 is 0.8; expected at most 0.79",
+        "derain_folder: sizes_compiled is 3; expected at most 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["against_torch", "closeness", "derain_folder", "forward", "input_pipeline", "train_step"],
+)
+def test_program_tells_its_flags(program, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{program}.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(program).main()
+    assert "--json" in capsys.readouterr().out

@@ -1,104 +1,162 @@
-"""Times the operations of `drsformer_jax.ops` against plain XLA ones, in turn in one run.
+"""Times every form of the operations of `drsformer_jax.ops`, and plain XLA, in turn in one run.
 
-python benchmarks/ops.py [--runs 7] [--json ops.json]
+python benchmarks/ops.py [--all] [--only mixed_scale] [--dtype float32] [--runs 7] [--json ops.json]
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from drsformer_jax.files import write_text
-from drsformer_jax.ops.depthwise import depthwise_conv
+from drsformer_jax.ops.attention import channel_scores, sparse_softmax
+from drsformer_jax.ops.depthwise import depthwise_conv, paired_conv
 from drsformer_jax.ops.linear import linear
+from drsformer_jax.ops.mixed_scale import Affine, MixedScaleWeights, mixed_scale
 
-SHAPES = ((8, 64, 64, 84), (8, 16, 16, 336))
+Way = Callable[..., jax.Array]
+LEVELS = ((64, 192), (256, 48), (256, 96), (128, 96), (32, 384))
+"""Side and channels of the network's levels for a picture of 256x256; the first is the default."""
+EXPANSION = 2.66
 
 
-def grouped_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The plain depthwise convolution."""
+def grouped_conv(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
+    """XLA's own convolution: kernel k k i o, output channel n reads the n-th i channels."""
     return jax.lax.conv_general_dilated(
         x,
-        kernel[:, :, None],
+        kernel.astype(x.dtype),
         window_strides=(1, 1),
         padding="SAME",
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
+        feature_group_count=x.shape[-1] // kernel.shape[2],
     )
 
 
-def forward(conv: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The convolution alone."""
-    return conv
+def plain_pairs(first: jax.Array, second: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The paired convolution by XLA, of channels that lie together."""
+    return grouped_conv(jnp.stack([first, second], -1).reshape(*first.shape[:3], -1), kernel)
 
 
-def gradients(conv: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Gradients to input and kernel, of a loss that is not linear."""
-    return jax.grad(lambda x, kernel: jnp.sin(conv(x, kernel)).sum(), argnums=(0, 1))
+def plain_mixed_scale(x: jax.Array, weights: MixedScaleWeights) -> jax.Array:
+    """The mixed-scale network by XLA, its channels in the official order."""
+    x = x @ weights.project_in.kernel.astype(x.dtype)
+    paths = [
+        jax.nn.relu(grouped_conv(x, path.kernel[:, :, None]))
+        for path in (weights.small, weights.large)
+    ]
+    halves = zip(*(jnp.split(path, 2, axis=-1) for path in paths), strict=True)
+    kernels = weights.small_pairs.kernel, weights.large_pairs.kernel
+    mixed = [
+        jax.nn.relu(grouped_conv(jnp.concatenate(half, -1), kernel))
+        for half, kernel in zip(halves, kernels, strict=True)
+    ]
+    return jnp.concatenate(mixed, -1) @ weights.project_out.kernel.astype(x.dtype)
 
 
-def before_convolution(project: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Gradients of a linear map whose output a depthwise convolution reads."""
+def cases(draw: Way, side: int, channels: int, every: bool) -> Iterator[tuple[str, dict, tuple]]:
+    """The name of an operation, its ways by name, and their arguments, at one level's shape."""
+    hidden = int(channels * EXPANSION)
+    x, wide = draw(1, side, side, channels), draw(1, side, side, 2 * hidden)
+    conv_forms = ("by_pixel", "by_tap")
+    kernels = [(3, 1), (5, 1)]
+    if every:
+        kernels += [(1, 1), (7, 1), (3, 2), (5, 2), (7, 2)]
+    for size, dilation in kernels:
+        ways: dict[str, Way] = {
+            form: functools.partial(depthwise_conv, dilation=dilation, form=form)
+            for form in conv_forms
+        }
+        ways["plain"] = lambda x, k, d=dilation: grouped_conv(x, k[:, :, None], d)
+        yield f"depthwise {size}x{size}/{dilation}", ways, (wide, draw(size, size, 2 * hidden))
+    for size in (3, 5):
+        ways = {
+            form: lambda a, b, k, form=form: paired_conv([a], [b], k, form) for form in conv_forms
+        }
+        arguments = (wide[..., :hidden], wide[..., hidden:], draw(size, size, 2, hidden))
+        yield f"paired {size}x{size}", {**ways, "plain": plain_pairs}, arguments
+    shapes = ((channels, 2 * hidden), (3, 3, 2 * hidden), (5, 5, 2 * hidden))
+    shapes += ((3, 3, 2, hidden), (5, 5, 2, hidden), (2 * hidden, channels))
+    weights = MixedScaleWeights(*(Affine(draw(*shape), None) for shape in shapes))
+    ways = {form: functools.partial(mixed_scale, form=form) for form in ("whole", "strips")}
+    yield "mixed_scale", {**ways, "plain": plain_mixed_scale}, (x, weights)
+    ways = {"own gradient": linear, "plain": lambda x, k: x @ k.astype(x.dtype)}
+    yield "linear", ways, (x, draw(channels, 2 * hidden))
+    heads = channels // 48
+    pixels = draw(1, side * side, heads, 48)
+    yield "channel_scores", {"one form": channel_scores}, (pixels, pixels[::-1], draw(heads))
+    softmax = functools.partial(sparse_softmax, kept=(24, 32, 36, 38))
+    one = {"one form": lambda scores, weights: softmax(scores, weights=weights)}
+    yield "sparse_softmax", one, (draw(1, heads, 48, 48), draw(4))
 
-    def loss(x: jax.Array, weight: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.sin(depthwise_conv(project(x, weight), kernel)).sum()
 
-    return jax.grad(loss, argnums=(0, 1))
+def gradients(way: Way, count: int) -> Way:
+    """Gradients to all arguments, of a loss that is not linear."""
+    return jax.grad(
+        lambda *a: jnp.sin(way(*a).astype(jnp.float32)).sum(), argnums=tuple(range(count))
+    )
 
 
-def race(
-    ours: Callable[..., jax.Array], plain: Callable[..., jax.Array], inputs: tuple, runs: int
-) -> tuple[float, float]:
-    """Median milliseconds of two programs that take turns."""
-    compiled = [jax.jit(function).lower(*inputs).compile() for function in (ours, plain)]
-    times: tuple[list[float], list[float]] = ([], [])
+def race(ways: dict[str, Way], inputs: tuple[Any, ...], runs: int) -> dict[str, float]:
+    """Median milliseconds of programs that take turns."""
+    compiled = {name: jax.jit(way).lower(*inputs).compile() for name, way in ways.items()}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for run in range(runs + 1):
-        for program, spent in zip(compiled, times, strict=True):
+        for name, program in compiled.items():
             start = time.perf_counter()
             jax.block_until_ready(program(*inputs))
             if run:  # The first run warms up.
-                spent.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[0]), statistics.median(times[1])
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(spent) for name, spent in times.items()}
+
+
+def arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="every level, kernel and dilation")
+    parser.add_argument("--only", default="", help="operations whose name contains this")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--runs", type=int, default=7, help="counted runs of each (default 7)")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Prints a table of milliseconds and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=7, help="counted runs of each (default 7)")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    arguments = parser.parse_args()
+    """Prints a table of milliseconds."""
+    options = arguments()
     random = np.random.default_rng(0)
-    print(f"{jax.devices()[0].device_kind}, float32, median of {arguments.runs}, milliseconds")
-    print(f"{'operation':34} {'shape':>18} {'ours':>8} {'plain':>8} {'plain/ours':>10}")
+
+    def draw(*shape: int) -> jax.Array:
+        values = random.standard_normal(shape, np.float32) / math.sqrt(math.prod(shape[:-1]))
+        return jnp.asarray(values, options.dtype if len(shape) == 4 else None)
+
+    device = jax.devices()[0].device_kind
+    print(f"{device}, {options.dtype}, median of {options.runs}, milliseconds")
     rows = []
-
-    def report(name: str, shape: tuple[int, ...], ours: float, plain: float) -> None:
-        rows.append({"operation": name, "shape": shape, "ours_ms": ours, "plain_ms": plain})
-        size = "x".join(map(str, shape))
-        print(f"{name:34} {size:>18} {ours:8.1f} {plain:8.1f} {plain / ours:10.1f}", flush=True)
-
-    for shape in SHAPES:
-        x = jnp.asarray(random.standard_normal(shape, np.float32))
-        for size in (3, 5):
-            kernel = jnp.asarray(random.standard_normal((size, size, shape[-1]), np.float32))
-            for name, of in (("forward", forward), ("gradients", gradients)):
-                figures = race(of(depthwise_conv), of(grouped_conv), (x, kernel), arguments.runs)
-                report(f"depthwise {size}x{size} {name}", shape, *figures)
-        narrow = x[..., : shape[-1] // 5]
-        weight = jnp.asarray(random.standard_normal((shape[-1] // 5, shape[-1]), np.float32))
-        both = before_convolution(linear), before_convolution(jnp.matmul)
-        figures = race(*both, (narrow, weight, kernel), arguments.runs)
-        report("1x1 gradients before a depthwise", shape, *figures)
-    if arguments.json:
-        write_text(arguments.json, json.dumps(rows, indent=2) + "\n")
+    for side, channels in LEVELS if options.all else LEVELS[:1]:
+        for name, ways, inputs in cases(draw, side, channels, options.all):
+            if options.only not in name:
+                continue
+            back = {way: gradients(run, len(inputs)) for way, run in ways.items()}
+            for what, programs in (("forward", ways), ("gradient", back)):
+                found = race(programs, inputs, options.runs)
+                row = {"operation": name, "what": what, "side": side, "channels": channels}
+                rows.append({**row, "milliseconds": found})
+                text = "  ".join(f"{way} {spent:.1f}" for way, spent in found.items())
+                print(f"{side:4}x{channels:<4} {name:16} {what:9} {text}", flush=True)
+    if options.json:
+        write_text(options.json, json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import relu
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.linear import DepthwiseConv, PairedConv, Pointwise
+from drsformer_jax.ops.mixed_scale import Affine, MixedScaleWeights, mixed_scale
 from drsformer_jax.types import Array, Bool, Float
 
 
@@ -38,12 +38,15 @@ class MixedScale(nnx.Module):
         self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
     ) -> Float[Array, "b h w c"]:
         """Applies the network to every pixel and its neighbours."""
-        x = self.project_in(x)
-        small1, small2 = jnp.split(relu(self.dwconv3x3(x, inside)), 2, axis=-1)
-        large1, large2 = jnp.split(relu(self.dwconv5x5(x, inside)), 2, axis=-1)
-        mixed1 = relu(self.dwconv3x3_1(*_pairs(small1, large1), inside))
-        mixed2 = relu(self.dwconv5x5_1(*_pairs(small2, large2), inside))
-        return self.project_out(jnp.concatenate([mixed1, mixed2], axis=-1))
+        layers = (
+            *(self.project_in, self.dwconv3x3, self.dwconv5x5),
+            *(self.dwconv3x3_1, self.dwconv5x5_1, self.project_out),
+        )
+        weights = [
+            Affine(layer.kernel[...], None if layer.bias is None else layer.bias[...])
+            for layer in layers
+        ]
+        return mixed_scale(x, MixedScaleWeights(*weights), inside)
 
 
 def hidden_order(hidden: int) -> list[int]:
@@ -57,18 +60,6 @@ def hidden_order(hidden: int) -> list[int]:
     """
     half = [*range(0, hidden, 2), *range(1, hidden, 2)]
     return half + [hidden + channel for channel in half]
-
-
-def _pairs(
-    small: Float[Array, "b h w f"], large: Float[Array, "b h w f"]
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Even and odd channels of concat[small, large], from halves stored even channels first."""
-    evens = (small.shape[-1] + 1) // 2
-    small_even, small_odd = small[..., :evens], small[..., evens:]
-    large_even, large_odd = large[..., :evens], large[..., evens:]
-    if small.shape[-1] % 2:  # An odd half shifts the parity of the one behind it.
-        large_even, large_odd = large_odd, large_even
-    return (small_even, large_even), (small_odd, large_odd)
 
 
 class Gated(nnx.Module):

@@ -15,12 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from drsformer_jax.ops import forms
 from drsformer_jax.ops.masking import zero_outside
+from drsformer_jax.ops.strips import crop, stored
 from drsformer_jax.types import Array, Bool, Float
 
 
 def depthwise_conv(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c"], dilation: int = 1
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k c"],
+    dilation: int = 1,
+    form: str | None = None,
 ) -> Float[Array, "b h w c"]:
     """Convolves every channel with its own kernel, zeros beyond the border.
 
@@ -31,14 +36,18 @@ def depthwise_conv(
         kernel: one k x k kernel a channel, k odd, applied as a correlation as everywhere in
             this field.
         dilation: distance of neighbouring taps, in pixels.
+        form: how the kernel's gradient is summed and borders are made: `by_pixel` (one pass over
+            the pixels, borders by writing into zeros), `by_tap` (one reduction a tap, borders by
+            padding), or None: the platform's.
     """
-    return _depthwise([x], kernel, dilation)
+    return _depthwise([x], kernel, dilation, form)
 
 
 def paired_conv(
     first: Sequence[Float[Array, "b h w _"]],
     second: Sequence[Float[Array, "b h w _"]],
     kernel: Float[Array, "k k 2 c"],
+    form: str | None = None,
 ) -> Float[Array, "b h w c"]:
     """A grouped convolution of two channels in and one out, zeros beyond the border.
 
@@ -50,9 +59,10 @@ def paired_conv(
         first: pictures whose channels, one after another, are the first of each pair.
         second: likewise the second of each pair.
         kernel: k odd.
+        form: as in `depthwise_conv`.
     """
     channels = kernel.shape[-1]
-    both = _depthwise([*first, *second], kernel.reshape(*kernel.shape[:2], -1), 1)
+    both = _depthwise([*first, *second], kernel.reshape(*kernel.shape[:2], -1), 1, form)
     return both[..., :channels] + both[..., channels:]
 
 
@@ -73,18 +83,65 @@ def average_pool(
     return (total / jnp.maximum(count, 1)).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise(parts: list[Array], kernel: Array, dilation: int) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def window_conv(
+    x: Float[Array, "h w c"],
+    kernel: Float[Array, "k k c"],
+    anything: Bool[Array, ""],
+    dilation: int = 1,
+    margin: int = 0,
+) -> Float[Array, "_ _ c"]:
+    """`depthwise_conv` of a window of a picture, at the pixels all of whose neighbours it holds.
+
+    Args:
+        x: the window.
+        kernel: one k x k kernel a channel.
+        anything: whether there is a picture in the window, see `strips.stored`.
+        dilation: distance of neighbouring taps, in pixels.
+        margin: a further border of the window that is not read.
+    """
+    border = margin + dilation * (kernel.shape[0] // 2)
+    shape = (1, x.shape[0] - 2 * border, x.shape[1] - 2 * border, x.shape[2])
+    return _correlate(crop(x, margin)[None], kernel, dilation, shape)[0]
+
+
+def _window_forward(
+    x: Array, kernel: Array, anything: Array, dilation: int, margin: int
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    return window_conv(x, kernel, anything, dilation, margin), (x, kernel, anything)
+
+
+def _window_backward(
+    dilation: int, margin: int, saved: tuple[Array, Array, Array], grad: Array
+) -> tuple[Array, Array, None]:
+    x, kernel, anything = saved
+    size = kernel.shape[0]
+    border = (2 * dilation * (size // 2) + margin,) * 2
+    padded = stored(lambda g: jnp.pad(g, (border, border, (0, 0))), anything, grad)
+    x_grad = _correlate(padded[None], kernel[::-1, ::-1], dilation, (1, *x.shape))[0]
+    read = crop(x, margin)[None]
+    kernel_grad = _kernel_grad_by_pixel(read, grad[None], size=size, dilation=dilation)
+    return x_grad, kernel_grad.astype(kernel.dtype), None
+
+
+window_conv.defvjp(_window_forward, _window_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(parts: list[Array], kernel: Array, dilation: int, form: str | None) -> Array:
     """`depthwise_conv` of the parts joined along their channels."""
     shape = (*parts[0].shape[:3], kernel.shape[-1])
-    accumulator = _accumulator(parts[0])
-    size = kernel.shape[0]
-    padded = _pad(parts, size, dilation)
+    return _correlate(_pad(parts, kernel.shape[0], dilation, form), kernel, dilation, shape)
+
+
+def _correlate(padded: Array, kernel: Array, dilation: int, shape: tuple[int, ...]) -> Array:
+    """The sum of shifted pictures."""
+    accumulator = _accumulator(padded)
     total = jnp.zeros(shape, accumulator)
-    for top, left in _taps(size, dilation):
+    for top, left in _taps(kernel.shape[0], dilation):
         shifted = padded[:, top : top + shape[1], left : left + shape[2]].astype(accumulator)
         total += shifted * kernel[top // dilation, left // dilation].astype(accumulator)
-    return total.astype(parts[0].dtype)
+    return total.astype(padded.dtype)
 
 
 def _accumulator(x: Array) -> jnp.dtype:
@@ -96,7 +153,7 @@ def _taps(size: int, dilation: int) -> list[tuple[int, int]]:
     return [(top, left) for top in reach for left in reach]
 
 
-def _pad(parts: list[Array], size: int, dilation: int) -> Array:
+def _pad(parts: list[Array], size: int, dilation: int, form: str | None = None) -> Array:
     """Joins the parts along their channels and puts zeros around them."""
     reach = dilation * (size // 2)
     border = (reach, reach)
@@ -116,30 +173,29 @@ def _pad(parts: list[Array], size: int, dilation: int) -> Array:
             channel += part.shape[-1]
         return padded
 
-    return lax.platform_dependent(*parts, cpu=write, default=join)
+    return forms.run("depthwise_conv", {"by_pixel": write, "by_tap": join}, form, *parts)
 
 
 def _forward(
-    parts: list[Array], kernel: Array, dilation: int
+    parts: list[Array], kernel: Array, dilation: int, form: str | None
 ) -> tuple[Array, tuple[list[Array], Array]]:
-    return _depthwise(parts, kernel, dilation), (parts, kernel)
+    return _depthwise(parts, kernel, dilation, form), (parts, kernel)
 
 
 def _backward(
-    dilation: int, saved: tuple[list[Array], Array], grad: Array
+    dilation: int, form: str | None, saved: tuple[list[Array], Array], grad: Array
 ) -> tuple[list[Array], Array]:
     parts, kernel = saved
     # The transpose of a correlation is the correlation with the kernel turned by half a circle.
-    x_grad = depthwise_conv(grad, kernel[::-1, ::-1], dilation)
+    x_grad = depthwise_conv(grad, kernel[::-1, ::-1], dilation, form)
     ends = itertools.accumulate(part.shape[-1] for part in parts)
     size = kernel.shape[0]
-    padded = _pad(parts, size, dilation)
-    kernel_grad = lax.platform_dependent(
-        padded,
-        grad,
-        cpu=functools.partial(_kernel_grad_by_pixel, size=size, dilation=dilation),
-        default=functools.partial(_kernel_grad_by_tap, size=size, dilation=dilation),
-    )
+    padded = _pad(parts, size, dilation, form)
+    ways = {"by_pixel": _kernel_grad_by_pixel, "by_tap": _kernel_grad_by_tap}
+    programs = {
+        name: functools.partial(way, size=size, dilation=dilation) for name, way in ways.items()
+    }
+    kernel_grad = forms.run("depthwise_conv", programs, form, padded, grad)
     return jnp.split(x_grad, list(ends)[:-1], axis=-1), kernel_grad.astype(kernel.dtype)
 
 

@@ -36,8 +36,8 @@ def rows_between(
 
 
 def zero_outside(
-    x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None
-) -> Float[Array, "b h w c"]:
+    x: Float[Array, "*b h w c"], inside: Bool[Array, "*b h w 1"] | None
+) -> Float[Array, "*b h w c"]:
     """Makes everything beyond the picture what a convolution sees beyond a border: zero.
 
     Without `inside` the array is the picture, and returned as it is.

@@ -1,0 +1,269 @@
+"""MSFN, the mixed-scale feed-forward network, as one operation (paper, Eq. 8)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import relu
+
+from drsformer_jax.ops import forms
+from drsformer_jax.ops.depthwise import depthwise_conv, paired_conv, window_conv
+from drsformer_jax.ops.linear import linear
+from drsformer_jax.ops.masking import zero_outside
+from drsformer_jax.ops.strips import crop, in_strips, stored
+from drsformer_jax.types import Array, Bool, Float
+
+NARROW = 48
+"""Columns below which the borders of strips cost more than they save."""
+STRIP_SIZE = 2**20
+"""Numbers of a strip of hidden channels: 4 MiB stay in a CPU's caches."""
+LANES = 16
+"""float32 numbers that a CPU's vectors hold; XLA computes the rest of a row one by one."""
+REACH = 4
+
+
+_Channels = TypeVar("_Channels", jax.Array, np.ndarray)
+
+
+class Affine(NamedTuple):
+    """A kernel whose last axis is the channels that come out, and their bias."""
+
+    kernel: Array
+    bias: Array | None
+
+
+class MixedScaleWeights(NamedTuple):
+    """Of an MSFN with f hidden channels in each half, stored even channels first."""
+
+    project_in: Affine
+    """c 2f."""
+    small: Affine
+    """3 3 2f, depthwise."""
+    large: Affine
+    """5 5 2f, depthwise."""
+    small_pairs: Affine
+    """3 3 2 f."""
+    large_pairs: Affine
+    """5 5 2 f."""
+    project_out: Affine
+    """2f c."""
+
+
+def mixed_scale(
+    x: Float[Array, "b h w c"],
+    weights: MixedScaleWeights,
+    inside: Bool[Array, "b h w 1"] | None = None,
+    form: str | None = None,
+) -> Float[Array, "b h w c"]:
+    """A 3x3 and a 5x5 path that exchange half of their channels, then again.
+
+    The operation reaches from one 1x1 convolution to the other because that leaves the order of
+    the hidden channels to its forms. The derivative saves `x` alone, which has a fifth of the
+    channels of the hidden pictures, and computes those again. Only narrow pictures, where strips
+    gain nothing and hidden pictures are small, are differentiated through their convolutions.
+
+    Args:
+        x: pictures.
+        weights: kernels and biases.
+        inside: mask of the pictures in larger arrays; results outside mean nothing.
+        form: `whole` (every convolution on whole pictures), `strips` (all of them on a few rows
+            at a time), or None: the platform's.
+    """
+    if form is None and x.shape[2] < NARROW:
+        return _whole(x, weights, inside)
+    return _recomputed(x, weights, inside, form)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _recomputed(
+    x: Array, weights: MixedScaleWeights, inside: Array | None, form: str | None
+) -> Array:
+    return forms.run("mixed_scale", _forms(), form, x, weights, inside)
+
+
+def _forward(
+    x: Array, weights: MixedScaleWeights, inside: Array | None, form: str | None
+) -> tuple[Array, tuple[Array, MixedScaleWeights, Array | None]]:
+    return _recomputed(x, weights, inside, form), (x, weights, inside)
+
+
+def _backward(
+    form: str | None, saved: tuple[Array, MixedScaleWeights, Array | None], grad: Array
+) -> tuple[Array, MixedScaleWeights, None]:
+    def gradients(
+        of: Callable[..., Array],
+        x: Array,
+        weights: MixedScaleWeights,
+        inside: Array | None,
+        grad: Array,
+    ) -> tuple[Array, MixedScaleWeights]:
+        return jax.vjp(lambda x, weights: of(x, weights, inside), x, weights)[1](grad)
+
+    programs = {name: functools.partial(gradients, of) for name, of in _forms().items()}
+    return (*forms.run("mixed_scale", programs, form, *saved, grad), None)
+
+
+_recomputed.defvjp(_forward, _backward)
+
+
+def _forms() -> dict[str, Callable[..., Array]]:
+    return {"whole": _whole, "strips": _strips}
+
+
+def _whole(x: Array, weights: MixedScaleWeights, inside: Array | None) -> Array:
+    x = zero_outside(_biased(linear(x, weights.project_in.kernel), weights.project_in), inside)
+    both = [
+        zero_outside(relu(_biased(depthwise_conv(x, path.kernel), path)), inside)
+        for path in (weights.small, weights.large)
+    ]
+    (small1, small2), (large1, large2) = (jnp.split(path, 2, axis=-1) for path in both)
+    mixed = [
+        relu(_biased(paired_conv(*_pairs(small, large), pairs.kernel), pairs))
+        for small, large, pairs in (
+            (small1, large1, weights.small_pairs),
+            (small2, large2, weights.large_pairs),
+        )
+    ]
+    out = weights.project_out
+    return _biased(linear(jnp.concatenate(mixed, axis=-1), out.kernel), out)
+
+
+def _biased(y: Array, affine: Affine) -> Array:
+    return y if affine.bias is None else y + affine.bias.astype(y.dtype)
+
+
+def _pairs(
+    small: _Channels, large: _Channels
+) -> tuple[tuple[_Channels, _Channels], tuple[_Channels, _Channels]]:
+    """Even and odd channels of concat[small, large], from halves stored even channels first."""
+    evens = (small.shape[-1] + 1) // 2
+    small_even, small_odd = small[..., :evens], small[..., evens:]
+    large_even, large_odd = large[..., :evens], large[..., evens:]
+    if small.shape[-1] % 2:  # An odd half shifts the parity of the one behind it.
+        large_even, large_odd = large_odd, large_even
+    return (small_even, large_even), (small_odd, large_odd)
+
+
+class _Quarter(NamedTuple):
+    """A part of the output channels: two paths of hidden channels, and the pairs of them."""
+
+    first: Affine
+    second: Affine
+    pairs: Affine
+    project_out: Array
+
+
+def _strips(x: Array, weights: MixedScaleWeights, inside: Array | None) -> Array:
+    """Every quarter of the outputs has arrays of its own: none is joined, split or padded."""
+    places, sources = _places(weights.project_out.kernel.shape[0] // 2)
+    project_in = [_select(weights.project_in, source) for source in sources]
+    chain = functools.partial(_strip, tuple((first, second) for first, second, _ in places))
+    quarters = _quarters(weights, [channels for _, _, channels in places])
+    rows = max(8, STRIP_SIZE // (x.shape[2] * weights.project_out.kernel.shape[0]))
+    every = project_in, quarters
+    y = in_strips(chain, REACH, rows, every, zero_outside(x, inside), inside)
+    return _biased(y, weights.project_out)
+
+
+def _strip(
+    sources: tuple[tuple[int, int], ...],
+    weights: tuple[list[Affine], list[_Quarter]],
+    x: Float[Array, "h w c"],
+    inside: Bool[Array, "h w 1"],
+) -> Float[Array, "_ _ c"]:
+    """The rows of `x` in the middle, without the bias of what comes out (see `strips.Chain`)."""
+    project_in, quarters = weights
+    anything = jnp.any(inside)
+    hidden = [_biased(linear(x, into.kernel), into) for into in project_in]
+    if project_in[0].bias is not None:  # Otherwise zeros have stayed zeros.
+        hidden = [zero_outside(x, inside) for x in hidden]
+    total = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
+    for (first, second), quarter in zip(sources, quarters, strict=True):
+        reach = quarter.pairs.kernel.shape[0] // 2
+        seen = crop(inside, REACH - reach)
+        kernel = quarter.pairs.kernel
+        one = _path(hidden[first], quarter.first, seen, anything)
+        other = _path(hidden[second], quarter.second, seen, anything)
+        one = window_conv(one, kernel[:, :, 0], anything)
+        other = window_conv(other, kernel[:, :, 1], anything)
+        mixed = relu(_biased(one + other, quarter.pairs))
+        total += linear(mixed.astype(total.dtype), quarter.project_out)
+    return total
+
+
+def _path(x: Array, path: Affine, inside: Array, anything: Array) -> Array:
+    """relu(depthwise) on the pixels that `inside` covers."""
+    margin = (x.shape[0] - inside.shape[0]) // 2 - path.kernel.shape[0] // 2
+
+    def convolve(x: Array, path: Affine, inside: Array) -> Array:
+        y = window_conv(x, path.kernel, anything, margin=margin)
+        return zero_outside(relu(_biased(y, path)), inside)
+
+    return stored(convolve, anything, x, path, inside)
+
+
+def _places(hidden: int) -> tuple[list[tuple[int, int, tuple]], list[np.ndarray]]:
+    """Cuts the outputs of both paired convolutions into quarters of a multiple of `LANES`.
+
+    Returns:
+        For each quarter the numbers of the sources of its first and second paths, and three lists
+        of channels: of the first and second paths (those of the 5x5 path counted from 2 `hidden`)
+        and of the outputs.
+        And the sources, lists of channels of project_in. -1 fills every list.
+    """
+    evens = (hidden + 1) // 2
+    width = -(-evens // LANES) * LANES
+    sources: dict[tuple[int, ...], int] = {}
+    places = []
+    for start in (0, hidden):
+        outputs = np.arange(start, start + hidden)
+        pairs = _pairs(outputs, outputs + 2 * hidden)
+        for part in (slice(0, evens), slice(evens, hidden)):
+            lists = [channels[part] for channels in (*map(np.concatenate, pairs), outputs)]
+            lists = [np.pad(c, (0, width - len(c)), constant_values=-1) for c in lists]
+            read = [tuple(np.where(c < 0, c, c % (2 * hidden)).tolist()) for c in lists[:2]]
+            first, second = (sources.setdefault(channels, len(sources)) for channels in read)
+            places.append((first, second, tuple(lists)))
+    return places, [np.array(channels) for channels in sources]
+
+
+def _quarters(weights: MixedScaleWeights, places: list[tuple]) -> list[_Quarter]:
+    """The weights of each quarter, in the order of its channels."""
+    small, large = weights.small, weights.large
+    hidden = small.kernel.shape[-1] // 2
+    enlarged = jnp.pad(small.kernel, ((1, 1), (1, 1), (0, 0)))
+    kernel = jnp.concatenate([enlarged, large.kernel], axis=-1)
+    biases = [bias for bias in (small.bias, large.bias) if bias is not None]
+    paths = Affine(kernel, jnp.concatenate(biases) if biases else None)
+
+    def path(channels: np.ndarray) -> Affine:
+        taken = _select(paths, channels)
+        # Only where the halves meet in a pair, a 3x3 kernel stays in a 5x5 one.
+        only_small = channels.max() < 2 * hidden
+        return Affine(taken.kernel[1:4, 1:4], taken.bias) if only_small else taken
+
+    quarters = []
+    for first, second, outputs in places:
+        pairs = weights.large_pairs if outputs.max() >= hidden else weights.small_pairs
+        pairs = _select(pairs, np.where(outputs < 0, outputs, outputs % hidden))
+        project_out = _take(weights.project_out.kernel, outputs, axis=0)
+        quarters.append(_Quarter(path(first), path(second), pairs, project_out))
+    return quarters
+
+
+def _take(x: Array, channels: np.ndarray, axis: int = -1) -> Array:
+    """The channels of x in another order, zero where -1 stands."""
+    shape = [1] * x.ndim
+    shape[axis] = len(channels)
+    taken = jnp.take(x, channels, axis=axis, mode="clip")
+    return jnp.where(np.reshape(channels >= 0, shape), taken, 0)
+
+
+def _select(affine: Affine, channels: np.ndarray) -> Affine:
+    bias = None if affine.bias is None else _take(affine.bias, channels)
+    return Affine(_take(affine.kernel, channels), bias)

@@ -1,0 +1,146 @@
+"""Chains of convolutions strip by strip, so that what lies between them stays in a CPU's cache.
+
+A whole picture of hidden channels is written to memory and read again by every convolution. Here
+the chain runs on a few rows at a time, with as many rows and columns around them as it reads;
+what two strips both need is computed twice.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from drsformer_jax.types import Array, Bool, Float
+
+Chain = Callable[[Any, Array, Array], Array]
+"""(weights, window, inside) -> strip.
+
+`window` and `inside` are (rows + 2 reach, w + 2 reach, channels) and (..., 1); the strip is the
+(rows, w, o) in the middle of the window.
+"""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def in_strips(
+    chain: Chain,
+    reach: int,
+    rows: int,
+    weights: Any,
+    x: Float[Array, "b h w c"],
+    inside: Bool[Array, "b h w 1"] | None,
+) -> Float[Array, "b h w o"]:
+    """Applies `chain` to strips of about `rows` rows, in the type of `x`.
+
+    The derivative saves the arguments alone, and computes each strip again.
+
+    Args:
+        chain: what happens to a strip, see `Chain`. `inside` is False beyond the picture.
+        reach: how far beyond the strip it looks, in pixels.
+        rows: rows of a strip; a few more where that divides the pictures evenly.
+        weights: tree of arrays for `chain`.
+        x: pictures.
+        inside: mask of the pictures in larger arrays.
+    """
+    cut = _Strips(x, reach, rows)
+    padded, mask = cut.pad(x), cut.pad(_mask(x, inside))
+
+    def add(number: Array, out: Array) -> Array:
+        strip = chain(weights, cut.window(padded, number), cut.window(mask, number))
+        return cut.write(out, strip, number)
+
+    first = jax.eval_shape(chain, weights, cut.window(padded, 0), cut.window(mask, 0))
+    out = jnp.zeros((x.shape[0], cut.height, *first.shape[1:]), x.dtype)
+    return lax.fori_loop(0, cut.count, add, out)[:, : x.shape[1]]
+
+
+def crop(x: Array, pixels: int) -> Array:
+    """A window (h, w, c) without its border."""
+    return x[pixels : x.shape[0] - pixels, pixels : x.shape[1] - pixels]
+
+
+def stored(function: Callable[..., Array], anything: Array, *arrays: Any) -> Array:
+    """`function(*arrays)`, written to memory and read from there; zeros where not `anything`.
+
+    XLA for CPUs otherwise fuses a convolution into the next one, and computes it again for every
+    tap of that; an optimization barrier does not hinder it, but the border of a branch does.
+    """
+    shape = jax.eval_shape(function, *arrays)
+    return lax.cond(anything, function, lambda *_: jnp.zeros(shape.shape, shape.dtype), *arrays)
+
+
+class _Strips:
+    """Where the strips of pictures lie, in arrays with a border of `reach` pixels."""
+
+    def __init__(self, x: Array, reach: int, rows: int) -> None:
+        batch, height, self.width, _ = x.shape
+        self.each = -(-height // rows)  # Strips of one picture.
+        self.rows = -(-height // self.each)
+        self.height = self.each * self.rows
+        self.count = batch * self.each
+        self.reach = reach
+        self.lower = reach + self.height - height
+
+    def pad(self, x: Array) -> Array:
+        border = (self.reach, self.reach)
+        return jnp.pad(x, ((0, 0), (self.reach, self.lower), border, (0, 0)))
+
+    def _start(self, number: Array | int) -> tuple[Array | int, ...]:
+        return number // self.each, number % self.each * self.rows, 0, 0
+
+    def window(self, padded: Array, number: Array | int) -> Array:
+        size = (1, self.rows + 2 * self.reach, *padded.shape[2:])
+        return lax.dynamic_slice(padded, self._start(number), size)[0]
+
+    def strip(self, x: Array, number: Array) -> Array:
+        return lax.dynamic_slice(x, self._start(number), (1, self.rows, *x.shape[2:]))[0]
+
+    def write(self, x: Array, part: Array, number: Array) -> Array:
+        return lax.dynamic_update_slice(x, part[None].astype(x.dtype), self._start(number))
+
+
+def _mask(x: Array, inside: Array | None) -> Array:
+    return jnp.ones((*x.shape[:3], 1), bool) if inside is None else inside
+
+
+def _forward(
+    chain: Chain, reach: int, rows: int, weights: Any, x: Array, inside: Array | None
+) -> tuple[Array, tuple[Any, Array, Array | None]]:
+    return in_strips(chain, reach, rows, weights, x, inside), (weights, x, inside)
+
+
+def _backward(
+    chain: Chain, reach: int, rows: int, saved: tuple[Any, Array, Array | None], grad: Array
+) -> tuple[Any, Array, None]:
+    weights, x, inside = saved
+    cut = _Strips(x, reach, rows)
+    padded, mask = cut.pad(x), cut.pad(_mask(x, inside))
+    grad = jnp.pad(grad, ((0, 0), (0, cut.height - grad.shape[1]), (0, 0), (0, 0)))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+
+    def add(number: Array, total: tuple[Any, Array]) -> tuple[Any, Array]:
+        weights_total, x_total = total
+        seen = cut.window(mask, number)
+        _, back = jax.vjp(
+            lambda weights, window: chain(weights, window, seen),
+            weights,
+            cut.window(padded, number),
+        )
+        weights_grad, window_grad = back(cut.strip(grad, number))
+        # Windows overlap: the gradients of what several strips read add up.
+        window_grad = cut.window(x_total, number) + window_grad.astype(wide)
+        weights_total = jax.tree.map(jnp.add, weights_total, weights_grad)
+        return weights_total, cut.write(x_total, window_grad, number)
+
+    zeros = jax.tree.map(jnp.zeros_like, weights), jnp.zeros(padded.shape, wide)
+    weights_grad, x_grad = lax.fori_loop(0, cut.count, add, zeros)
+    height, width = x.shape[1:3]
+    x_grad = x_grad[:, reach : reach + height, reach : reach + width]
+    return weights_grad, x_grad.astype(x.dtype), None
+
+
+in_strips.defvjp(_forward, _backward)

@@ -1,0 +1,133 @@
+"""MSFN as one operation: every form and its derivative against the equation, in loops."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drsformer_jax.nn.feedforward import hidden_order
+from drsformer_jax.ops import mixed_scale as module
+from drsformer_jax.ops.mixed_scale import Affine, MixedScaleWeights, mixed_scale
+
+FORMS = ("whole", "strips")
+CASES = [
+    # Height, width, hidden channels of a half, biases, mask.
+    (19, 5, 7, False, False),
+    (11, 6, 10, True, True),
+    (10, 5, 17, False, True),
+    (1, 7, 4, True, False),
+    (1, 1, 5, True, False),
+]
+BF16_STEP = 2.0**-8
+
+
+@pytest.fixture
+def small_strips(monkeypatch):
+    """Strips of 8 rows, so that small pictures have several, the last of them not full."""
+    monkeypatch.setattr(module, "STRIP_SIZE", 1)
+
+
+def arguments(height, width, hidden, bias, mask, dtype="float64"):
+    random = np.random.default_rng([height, width, hidden])
+
+    def draw(*shape):
+        return jnp.asarray(random.standard_normal(shape), dtype)
+
+    shapes = [(3, 2 * hidden), (3, 3, 2 * hidden), (5, 5, 2 * hidden)]
+    shapes += [(3, 3, 2, hidden), (5, 5, 2, hidden), (2 * hidden, 3)]
+    weights = [
+        Affine(draw(*shape) / np.sqrt(np.prod(shape[:-1])), draw(shape[-1]) if bias else None)
+        for shape in shapes
+    ]
+    inside = np.ones((2, height, width, 1), bool)
+    if mask:
+        inside[0, height // 2 :] = False
+        inside[1, :, -2:] = False
+    x, cotangent = draw(2, height, width, 3), draw(2, height, width, 3)
+    return x, MixedScaleWeights(*weights), jnp.asarray(inside), cotangent
+
+
+def conv(x, kernel, inside):
+    """Taps one after another: kernel k k c and x b h w c."""
+    reach = kernel.shape[0] // 2
+    border = ((0, 0), (reach, reach), (reach, reach), (0, 0))
+    x = jnp.pad(jnp.where(inside, x, 0), border)
+    rows, columns = x.shape[1] - 2 * reach, x.shape[2] - 2 * reach
+    taps = itertools.product(range(kernel.shape[0]), repeat=2)
+    return sum(x[:, i : i + rows, j : j + columns] * kernel[i, j] for i, j in taps)
+
+
+def reference(x, weights, inside):
+    """Eq. 8 in the official order of channels: pairs are neighbours."""
+    into, small, large, small_pairs, large_pairs, out = (
+        (kernel, 0 if bias is None else bias) for kernel, bias in weights
+    )
+    x = x @ into[0] + into[1]
+    back = np.argsort(hidden_order(x.shape[-1] // 2))
+    paths = [jax.nn.relu(conv(x, k, inside) + b)[..., back] for k, b in (small, large)]
+    halves = zip(*(jnp.split(path, 2, axis=-1) for path in paths), strict=True)
+    mixed = []
+    for half, (kernel, bias) in zip(halves, (small_pairs, large_pairs), strict=True):
+        joined = jnp.concatenate(half, axis=-1)
+        both = [conv(joined[..., n::2], kernel[:, :, n], inside) for n in (0, 1)]
+        mixed.append(jax.nn.relu(sum(both) + bias))
+    return jnp.concatenate(mixed, axis=-1) @ out[0] + out[1]
+
+
+def both(function, x, weights, inside, cotangent):
+    """The picture, and the gradients to x and the weights of what lies inside."""
+
+    def seen(x, weights):
+        return jnp.where(inside, function(x, weights), 0)
+
+    value, back = jax.vjp(seen, x, weights)
+    return jax.tree.leaves((value, back(cotangent.astype(value.dtype))))
+
+
+def differences(found, expected):
+    """Largest difference of each array, over its largest value."""
+    wide = [(np.float64(f), np.float64(e)) for f, e in zip(found, expected, strict=True)]
+    return [np.abs(f - e).max() / max(np.abs(e).max(), 1e-30) for f, e in wide]
+
+
+@pytest.mark.usefixtures("small_strips")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_form_and_its_gradients_equal_the_equation(form, case):
+    with jax.enable_x64(True):
+        x, weights, inside, cotangent = arguments(*case)
+        mask = inside if case[-1] else None
+        found = jax.jit(
+            lambda *a: both(lambda x, w: mixed_scale(x, w, mask, form), *a[:2], inside, a[2])
+        )(x, weights, cotangent)
+        expected = jax.jit(
+            lambda *a: both(lambda x, w: reference(x, w, inside), *a[:2], inside, a[2])
+        )(x, weights, cotangent)
+        assert max(differences(found, expected)) < 1e-13
+
+
+@pytest.mark.usefixtures("small_strips")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("dtype", "step"), [("float32", 2.0**-24), ("bfloat16", BF16_STEP)])
+def test_form_is_as_exact_as_its_type(form, dtype, step):
+    x, weights, inside, _ = arguments(*CASES[1], dtype=dtype)
+    found = mixed_scale(x, weights, inside, form)
+    assert found.dtype == x.dtype
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda a: jnp.asarray(np.float64(a)), (x, weights))
+        expected = jnp.where(inside, reference(*exact, inside), 0)
+        # Each of four convolutions and four biases rounds once; float32 sums round more often.
+        (error,) = differences([jnp.where(inside, found, 0)], [expected])
+        assert error < 8 * step
+
+
+@pytest.mark.parametrize("width", [module.NARROW - 1, module.NARROW])
+def test_without_a_form_narrow_and_wide_pictures_have_equal_gradients(width):
+    x, weights, inside, cotangent = arguments(2, width, 3, False, False, dtype="float32")
+    found = both(lambda x, w: mixed_scale(x, w), x, weights, inside, cotangent)
+    expected = both(lambda x, w: reference(x, w, inside), x, weights, inside, cotangent)
+    assert max(differences(found, expected)) < 1e-5

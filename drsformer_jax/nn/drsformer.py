@@ -110,7 +110,8 @@ class DRSformer(nnx.Module):
         def spatial(name: str, x: Array) -> Array:
             rows, columns = x.shape[1:3]
             mask = None if size is None else inside(size // (height // rows), rows, columns)
-            return getattr(self, name)(x, inside=mask)
+            with jax.named_scope(name):
+                return getattr(self, name)(x, inside=mask)
 
         def run(name: str, x: Array) -> Array:
             done[name] = spatial(name, x)

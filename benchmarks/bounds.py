@@ -1,0 +1,44 @@
+"""Bounds of what programs need, and which of them measured rows exceed.
+
+A file of bounds has a table for each machine ("v5e", "cpu"), with the most that each figure of each
+row may be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Row = Mapping[str, Any]
+Bounds = Mapping[str, Mapping[str, float]]
+
+
+def exceeded(rows: Iterable[Row], bounds: Bounds) -> list[str]:
+    """One line for each figure above its bound; a row without bounds has none."""
+    lines = []
+    for row in rows:
+        for name, most in bounds.get(row["key"], {}).items():
+            if "error" in row:
+                lines.append(f"{row['key']}: {row['error']}; expected {name} of at most {most:.4g}")
+            elif row[name] > most:
+                lines.append(
+                    f"{row['key']}: {name} is {row[name]:.4g}; expected at most {most:.4g}"
+                )
+    return lines
+
+
+def bounds_of(rows: Iterable[Row], names: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Bounds of the named figures that these rows meet with a quarter to spare."""
+    return {
+        row["key"]: {name: float(f"{1.25 * row[name]:.4g}") for name in names}
+        for row in rows
+        if "error" not in row
+    }
+
+
+def wanted_bytes(message: str) -> int | None:
+    """How much memory a program needs, by the compiler's message that it does not fit."""
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+    found = re.search(r"Used ([\d.]+)([KMG]?) of", message)
+    return int(float(found[1]) * units[found[2]]) if found else None

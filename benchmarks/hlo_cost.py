@@ -271,8 +271,9 @@ class _Count:
 
     def _moved(self, line: Instruction, shapes: Mapping[str, str]) -> Iterator[tuple[int, int]]:
         if line.opcode in ("copy-start", "slice-start"):
-            # Its shape has both ends and a counter.
-            out = next(_ARRAY.finditer(line.shape))[0]
+            # Its shape has both ends and a counter, a copy's destination first, a slice's second.
+            ends = [found[0] for found in _ARRAY.finditer(line.shape)]
+            out = ends[line.opcode == "slice-start"]
             yield _size(out)
             source = _size(shapes[line.operands[0]])
             yield (_size(out)[0], _size(out)[0] if source[1] else 0)

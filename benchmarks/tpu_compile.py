@@ -215,7 +215,7 @@ def measure(work: Work, build: Build) -> dict[str, Any]:
     start = time.perf_counter()
     lowered = function.lower(*arguments)
     row["lower_seconds"] = time.perf_counter() - start
-    start = time.perf_counter()
+    start, start_work = time.perf_counter(), time.process_time()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -223,6 +223,7 @@ def measure(work: Work, build: Build) -> dict[str, Any]:
             raise
         return row | {"error": "RESOURCE_EXHAUSTED", "wanted_bytes": wanted_bytes(str(error))}
     row["compile_seconds"] = time.perf_counter() - start
+    row["compile_cpu_seconds"] = time.process_time() - start_work
     memory = compiled.memory_analysis()
     row["temporaries"] = memory.temp_size_in_bytes
     row["arguments"] = memory.argument_size_in_bytes
@@ -256,7 +257,7 @@ def _figures(cost: hlo_cost.Cost) -> dict[str, float]:
 
 
 HEADER = (
-    f"{'program':47} {'compile s':>9} {'temp GB':>8} {'args GB':>8} {'outs GB':>8} "
+    f"{'program':47} {'compile s':>9} {'CPU s':>6} {'temp GB':>8} {'args GB':>8} {'outs GB':>8} "
     f"{'of HBM':>7} {'moved GB':>9} {'HBM GB':>8} {'GFLOP':>8} {'est. ms':>8} {'once':>10}"
 )
 
@@ -267,13 +268,14 @@ def line(row: dict[str, Any]) -> str:
         wanted = f"{row['wanted_bytes'] / 1e9:.2f} GB" if row["wanted_bytes"] else "unknown"
         return f"{row['key']:47} {row['error']}: wanted {wanted}, there are {HBM / 1e9:.2f} GB"
     parts = [
-        f"{row['key']:47} {row['compile_seconds']:9.1f} {row['temporaries'] / 1e9:8.3f} "
+        f"{row['key']:47} {row['compile_seconds']:9.1f} "
+        f"{row['compile_cpu_seconds']:6.0f} {row['temporaries'] / 1e9:8.3f} "
         f"{row['arguments'] / 1e9:8.3f} {row['outputs'] / 1e9:8.3f} {row['hbm'] / HBM:7.1%} "
         f"{_line_of_figures(row)} {row['once_flops']:5.2f}{row['once_bytes']:5.2f}"
     ]
     for loop in row["loops"]:
         name = f"  {loop['trips']} x {re.sub(r'jit.[^/]*./|/while$', '', loop['name'])}"
-        parts.append(f"{name[:91]:91} {_line_of_figures(loop)}")
+        parts.append(f"{name[:98]:98} {_line_of_figures(loop)}")
     return "\n".join(parts)
 
 
@@ -339,7 +341,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--check", type=Path, metavar="FILE", help="bounds that must hold")
     parser.add_argument("--write-bounds", type=Path, metavar="FILE", help="sets them anew")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def average_pool(
 
 
 _FUSED_TAPS = 28
-"""So many taps XLA fuses for TPUs. More (7x7) it computes from copies of the picture, 19 of them."""
+"""XLA for TPUs fuses so many taps. For more (7x7) it first writes shifted copies of the picture."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

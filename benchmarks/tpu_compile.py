@@ -344,6 +344,13 @@ def command_line() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+def write_bounds(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replaces the bounds of these rows in a file, and keeps all others."""
+    bounds = json.loads(path.read_text()) if path.exists() else {}
+    bounds["v5e"] = bounds.get("v5e", {}) | bounds_of(rows, BOUNDED)
+    write_text(path, json.dumps(bounds, indent=2) + "\n")
+
+
 def main() -> None:
     """Prints the table."""
     arguments = command_line()
@@ -354,13 +361,11 @@ def main() -> None:
     for work, build in programs(arguments):
         rows.append(measure(work, build))
         print(line(rows[-1]), flush=True)
-    if arguments.json:
-        write_text(arguments.json, json.dumps(rows, indent=2) + "\n")
-    if arguments.write_bounds:
-        path = arguments.write_bounds
-        bounds = json.loads(path.read_text()) if path.exists() else {}
-        bounds["v5e"] = bounds.get("v5e", {}) | bounds_of(rows, BOUNDED)
-        write_text(path, json.dumps(bounds, indent=2) + "\n")
+        # After each row: a suite takes long, and may be stopped.
+        if arguments.json:
+            write_text(arguments.json, json.dumps(rows, indent=2) + "\n")
+        if arguments.write_bounds:
+            write_bounds(arguments.write_bounds, rows)
     if arguments.check:
         lines = exceeded(rows, json.loads(arguments.check.read_text())["v5e"])
         print("\n".join(lines) or "all bounds hold")

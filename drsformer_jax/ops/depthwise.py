@@ -89,7 +89,9 @@ def _depthwise(parts: list[Array], kernel: Array, dilation: int) -> Array:
         shifted = padded[:, top : top + shape[1], left : left + shape[2]].astype(accumulator)
         total += shifted * kernel[top // dilation, left // dilation].astype(accumulator)
         if count % _FUSED_TAPS == 0 and count < size**2:
-            total = lax.optimization_barrier(total)
+            total = lax.platform_dependent(
+                total, tpu=lax.optimization_barrier, default=lambda total: total
+            )
     return total.astype(parts[0].dtype)
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from drsformer_jax.ops.linear import precision_of
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.types import Array, Bool, Float
 
@@ -147,6 +148,7 @@ def _backward(
         padded,
         grad,
         cpu=functools.partial(_kernel_grad_by_pixel, size=size, dilation=dilation),
+        tpu=functools.partial(_kernel_grad_by_conv, size=size, dilation=dilation),
         default=functools.partial(_kernel_grad_by_tap, size=size, dilation=dilation),
     )
     return jnp.split(x_grad, list(ends)[:-1], axis=-1), kernel_grad.astype(kernel.dtype)
@@ -165,6 +167,22 @@ def _kernel_grad_by_tap(padded: Array, grad: Array, *, size: int, dilation: int)
         for top, left in _taps(size, dilation)
     ]
     return jnp.stack(taps).reshape(size, size, channels)
+
+
+def _kernel_grad_by_conv(padded: Array, grad: Array, *, size: int, dilation: int) -> Array:
+    """A convolution over pixels in which the gradient is the kernel and the taps are the places."""
+    channels = grad.shape[-1]
+    out = lax.conv_general_dilated(
+        padded,
+        grad,
+        window_strides=(dilation, dilation),
+        padding="VALID",
+        dimension_numbers=lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (0, 3, 1, 2)),
+        batch_group_count=channels,
+        precision=precision_of(padded),
+        preferred_element_type=_accumulator(grad),
+    )
+    return out[0]
 
 
 def _kernel_grad_by_pixel(padded: Array, grad: Array, *, size: int, dilation: int) -> Array:

@@ -305,7 +305,7 @@ def programs(arguments: argparse.Namespace) -> Iterator[tuple[Work, Build]]:
         yield asked, whole[asked.what]
     elif asked.what == "op":
         for name in arguments.names or ["depthwise3", "depthwise5", "paired3", "paired5"]:
-            work = dataclasses.replace(asked, what=f"{name}{suffix}", preset=arguments.channels)
+            work = dataclasses.replace(asked, what=f"{name}{suffix} of {arguments.channels}")
             yield work, operation(name, arguments.channels, arguments.gradients)
     else:
         for name in arguments.names or STAGES:

@@ -27,12 +27,12 @@ def x64():
         yield
 
 
-@pytest.fixture(params=["cpu", "default"])
+@pytest.fixture(params=["cpu", "tpu", "default"])
 def platform(request, monkeypatch):
-    """Runs a test with the programs for CPUs, and with those for other hardware."""
+    """Runs a test with the programs for CPUs, for TPUs, and for other hardware."""
 
     def choose(*arrays, **programs):
-        return programs[request.param](*arrays)
+        return programs.get(request.param, programs["default"])(*arrays)
 
     monkeypatch.setattr(depthwise.lax, "platform_dependent", choose)
 
@@ -118,13 +118,13 @@ def test_depthwise_conv_sums_in_float32_and_keeps_types(dtype, x_tolerance):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("size", "dilation"), KERNELS)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 4, 7, 3)])
-def test_both_kernel_gradients_are_equal(size, dilation, shape):
+def test_all_kernel_gradients_are_equal(size, dilation, shape):
     batch, height, width, channels = shape
     border = dilation * (size - 1)
     padded, grad = draw(1, batch, height + border, width + border, channels), draw(2, *shape)
-    ways = (depthwise._kernel_grad_by_tap, depthwise._kernel_grad_by_pixel)
-    by_tap, by_pixel = (way(padded, grad, size=size, dilation=dilation) for way in ways)
-    assert_close(by_pixel, by_tap, 1e-13)
+    by_tap = depthwise._kernel_grad_by_tap(padded, grad, size=size, dilation=dilation)
+    for way in (depthwise._kernel_grad_by_pixel, depthwise._kernel_grad_by_conv):
+        assert_close(way(padded, grad, size=size, dilation=dilation), by_tap, 1e-13)
 
 
 def test_both_paddings_are_equal(monkeypatch):

@@ -126,7 +126,8 @@ class DRSformer(nnx.Module):
             return rows.at(None if size is None else size // (height // x.shape[1]))
 
         def run(name: str, x: Array) -> Array:
-            done[name] = getattr(self, name)(x, rows=at_level(x))
+            with jax.named_scope(name):
+                done[name] = getattr(self, name)(x, rows=at_level(x))
             return done[name]
 
         def convolved(name: str, x: Array) -> Array:

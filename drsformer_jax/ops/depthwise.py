@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from drsformer_jax.ops import forms
+from drsformer_jax.ops.linear import precision_of
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.strips import crop, stored
 from drsformer_jax.types import Array, Bool, Float
@@ -38,7 +39,8 @@ def depthwise_conv(
         dilation: distance of neighbouring taps, in pixels.
         form: how the kernel's gradient is summed and borders are made: `by_pixel` (one pass over
             the pixels, borders by writing into zeros), `by_tap` (one reduction a tap, borders by
-            padding), or None: the platform's.
+            padding), `by_conv` (one convolution over pixels, borders by padding), or None: the
+            platform's.
     """
     return _depthwise([x], kernel, dilation, form)
 
@@ -81,6 +83,10 @@ def average_pool(
     count = depthwise_conv(counted.astype(ones.dtype), ones[..., :1])
     total = depthwise_conv(zero_outside(x, inside), ones)
     return (total / jnp.maximum(count, 1)).astype(x.dtype)
+
+
+_FUSED_TAPS = 28
+"""XLA for TPUs fuses so many taps. For more (7x7) it first writes shifted copies of the picture."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -138,9 +144,14 @@ def _correlate(padded: Array, kernel: Array, dilation: int, shape: tuple[int, ..
     """The sum of shifted pictures."""
     accumulator = _accumulator(padded)
     total = jnp.zeros(shape, accumulator)
-    for top, left in _taps(kernel.shape[0], dilation):
+    taps = _taps(kernel.shape[0], dilation)
+    for count, (top, left) in enumerate(taps, 1):
         shifted = padded[:, top : top + shape[1], left : left + shape[2]].astype(accumulator)
         total += shifted * kernel[top // dilation, left // dilation].astype(accumulator)
+        if count % _FUSED_TAPS == 0 and count < len(taps):
+            total = lax.platform_dependent(
+                total, tpu=lax.optimization_barrier, default=lambda total: total
+            )
     return total.astype(padded.dtype)
 
 
@@ -173,7 +184,8 @@ def _pad(parts: list[Array], size: int, dilation: int, form: str | None = None) 
             channel += part.shape[-1]
         return padded
 
-    return forms.run("depthwise_conv", {"by_pixel": write, "by_tap": join}, form, *parts)
+    borders = {"by_pixel": write, "by_tap": join, "by_conv": join}
+    return forms.run("depthwise_conv", borders, form, *parts)
 
 
 def _forward(
@@ -187,13 +199,14 @@ def _backward(
 ) -> tuple[list[Array], Array]:
     parts, kernel = saved
     # The transpose of a correlation is the correlation with the kernel turned by half a circle.
-    x_grad = depthwise_conv(grad, kernel[::-1, ::-1], dilation, form)
+    # Apart, or XLA for TPUs sums the gradients of all that read x in one loop of hundreds of taps.
+    x_grad = lax.optimization_barrier(depthwise_conv(grad, kernel[::-1, ::-1], dilation, form))
     ends = itertools.accumulate(part.shape[-1] for part in parts)
     size = kernel.shape[0]
     padded = _pad(parts, size, dilation, form)
-    ways = {"by_pixel": _kernel_grad_by_pixel, "by_tap": _kernel_grad_by_tap}
     programs = {
-        name: functools.partial(way, size=size, dilation=dilation) for name, way in ways.items()
+        name: functools.partial(way, size=size, dilation=dilation)
+        for name, way in _KERNEL_GRADS.items()
     }
     kernel_grad = forms.run("depthwise_conv", programs, form, padded, grad)
     return jnp.split(x_grad, list(ends)[:-1], axis=-1), kernel_grad.astype(kernel.dtype)
@@ -212,6 +225,22 @@ def _kernel_grad_by_tap(padded: Array, grad: Array, *, size: int, dilation: int)
         for top, left in _taps(size, dilation)
     ]
     return jnp.stack(taps).reshape(size, size, channels)
+
+
+def _kernel_grad_by_conv(padded: Array, grad: Array, *, size: int, dilation: int) -> Array:
+    """A convolution over pixels in which the gradient is the kernel and the taps are the places."""
+    channels = grad.shape[-1]
+    out = lax.conv_general_dilated(
+        padded,
+        grad,
+        window_strides=(dilation, dilation),
+        padding="VALID",
+        dimension_numbers=lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (0, 3, 1, 2)),
+        batch_group_count=channels,
+        precision=precision_of(padded),
+        preferred_element_type=_accumulator(grad),
+    )
+    return out[0]
 
 
 def _kernel_grad_by_pixel(padded: Array, grad: Array, *, size: int, dilation: int) -> Array:
@@ -238,4 +267,9 @@ def _kernel_grad_by_pixel(padded: Array, grad: Array, *, size: int, dilation: in
     return lax.scan(add_row, zeros, jnp.arange(batch * height))[0]
 
 
+_KERNEL_GRADS = {
+    "by_pixel": _kernel_grad_by_pixel,
+    "by_tap": _kernel_grad_by_tap,
+    "by_conv": _kernel_grad_by_conv,
+}
 _depthwise.defvjp(_forward, _backward)

@@ -13,7 +13,7 @@ from typing import Any
 from jax import lax
 
 CHOICES: Mapping[str, Mapping[str, str]] = {
-    "depthwise_conv": {"cpu": "by_pixel", "default": "by_tap"},
+    "depthwise_conv": {"cpu": "by_pixel", "tpu": "by_conv", "default": "by_tap"},
     "mixed_scale": {"cpu": "strips", "default": "whole"},
 }
 """For each operation its form on each platform; `default` is for all that are not named."""

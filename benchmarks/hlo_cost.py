@@ -1,0 +1,348 @@
+"""What a compiled program moves and computes, its loops counted as often as they run.
+
+XLA's own `cost_analysis` counts the body of a loop once, whatever the number of its trips, and a
+network whose stages are scanned consists of loops. This reads the text of the optimised program
+instead: every instruction that a loop runs is counted as many times as the loop runs, by the rules
+of that analysis (an arithmetic operation for each element; bytes of what an instruction reads and
+writes, of a fusion only what enters and leaves it, of a slice only the slice). With loops counted
+once the two agree within some percent, which `Cost.once` is there to show.
+
+Only the program itself tells the truth: stages that are compiled alone fuse, and lie in memory, in
+other ways than in the whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s64": 8, "u64": 8}
+"""Bytes of an element where they are not 4."""
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_NAME = re.compile(r"%([\w.\-]+)")
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"),
+    *("copy-done", "slice-done", "async-done", "iota", "partition-id", "replica-id", "conditional"),
+    *("all-reduce-done", "all-gather-done", "collective-permute-done", "call"),
+}
+"""Instructions that move nothing themselves, or whose counterpart is counted."""
+_ARITHMETIC = {
+    *("add", "subtract", "multiply", "divide", "maximum", "minimum", "negate", "abs", "compare"),
+    *(
+        "select",
+        "convert",
+        "and",
+        "or",
+        "xor",
+        "not",
+        "clamp",
+        "floor",
+        "ceil",
+        "sign",
+        "power",
+        "remainder",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a program, or a part of it, needs."""
+
+    flops: float = 0.0
+    """Arithmetic operations; a multiply-accumulate is two."""
+    bytes: float = 0.0
+    """Bytes that instructions read and write, in any memory."""
+    hbm_bytes: float = 0.0
+    """Those of them that lie in the large memory, not in the one on the chip's core."""
+    cycles: float = 0.0
+    """The compiler's own estimate of the clock cycles."""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(self._all(), other._all(), strict=True)))
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(*(times * a for a in self._all()))
+
+    def _all(self) -> tuple[float, ...]:
+        return dataclasses.astuple(self)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop of the program."""
+
+    name: str
+    """Of the operation that it came from."""
+    trips: int
+    """How often it runs."""
+    trip: Cost
+    """Of one run, its inner loops multiplied out."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a program."""
+
+    name: str
+    opcode: str
+    shape: str
+    operands: tuple[str, ...]
+    line: str
+
+
+Program = Mapping[str, list[Instruction]]
+"""Instructions of each computation, the last of which is what it returns."""
+
+
+def cost(text: str) -> Cost:
+    """Everything that a program does, loops multiplied out."""
+    program, entry = parse(text)
+    return _Count(program, multiply=True).computation(entry)
+
+
+def cost_once(text: str) -> Cost:
+    """The same with each loop counted once, as XLA's analysis does."""
+    program, entry = parse(text)
+    return _Count(program, multiply=False).computation(entry)
+
+
+def loops(text: str) -> list[Loop]:
+    """The outermost loops of a program, in its order."""
+    program, entry = parse(text)
+    count = _Count(program, multiply=True)
+    found = []
+    for line in program[entry]:
+        if line.opcode == "while":
+            name = re.search(r'op_name="([^"]*)"', line.line)
+            trip = count.computation(_called(line, "body"))
+            found.append(Loop(name[1] if name else line.name, count.trips(line), trip))
+    return found
+
+
+def parse(text: str) -> tuple[Program, str]:
+    """Reads the text of a program.
+
+    Returns:
+        Its computations, and the name of the one that it starts with.
+    """
+    program: dict[str, list[Instruction]] = {}
+    current = entry = ""
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            current = head[2]
+            program[current] = []
+            entry = current if head[1] else entry
+        elif instruction := _instruction(line):
+            program[current].append(instruction)
+    return program, entry
+
+
+def _instruction(line: str) -> Instruction | None:
+    match = re.match(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", line)
+    if not match:
+        return None
+    rest = match[2]
+    end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
+    shape, call = rest[:end], rest[end:].strip()
+    start = call.index("(")
+    inner = call[start + 1 : start + _closing(call[start:])]
+    return Instruction(match[1], call[:start], shape, tuple(_NAME.findall(inner)), line)
+
+
+def _closing(text: str) -> int:
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return place
+    raise ValueError(f"no closing parenthesis in {text!r}")
+
+
+def _called(line: Instruction, what: str) -> str:
+    found = re.search(rf"\b{what}=%?([\w.\-]+)", line.line)
+    if not found:
+        raise ValueError(f"no {what} in {line.line!r}")
+    return found[1]
+
+
+def _elements(shape: str) -> int:
+    found = _ARRAY.search(shape)
+    return math.prod(int(side) for side in found[2].split(",") if side) if found else 0
+
+
+def _size(shape: str) -> tuple[int, int]:
+    """Bytes of an array or a tuple of arrays, and those of them in the large memory."""
+    total = large = 0
+    for kind, sides, layout in _ARRAY.findall(shape):
+        size = _BYTES.get(kind, 4) * math.prod(int(side) for side in sides.split(",") if side)
+        total += size
+        large += size if not re.search(r"S\([1-9]\)", layout) else 0
+    return total, large
+
+
+class _Count:
+    """Counts computations, each once however often it is called."""
+
+    def __init__(self, program: Program, *, multiply: bool) -> None:
+        self._program = program
+        self._multiply = multiply
+        self.computation = functools.cache(self._computation)
+
+    def _computation(self, name: str) -> Cost:
+        shapes = {line.name: line.shape for line in self._program[name]}
+        return sum((self._line(line, shapes) for line in self._program[name]), Cost())
+
+    def trips(self, line: Instruction) -> int:
+        """How often a loop runs: scans count from 0 to the number in their condition."""
+        condition = self._program[_called(line, "condition")]
+        inner = [
+            other
+            for call in condition
+            if call.opcode == "fusion"
+            for other in self._program[_called(call, "calls")]
+        ]
+        ends = [
+            int(found[1])
+            for other in [*condition, *inner]
+            if (found := re.search(r" s32\[\]\S* constant\((\d+)\)", other.line))
+        ]
+        if len(ends) != 1:
+            raise ValueError(f"the trips of {line.name} are not clear from its condition: {ends}")
+        return ends[0]
+
+    def _line(self, line: Instruction, shapes: Mapping[str, str]) -> Cost:
+        if line.opcode == "while":
+            trips = self.trips(line) if self._multiply else 1
+            return self.computation(_called(line, "body")) * trips
+        if line.opcode in ("call", "async-start"):
+            called = re.search(r"(?:to_apply|calls)=%?([\w.\-]+)", line.line)
+            return self.computation(called[1]) if called else Cost()
+        if line.opcode in _FREE:
+            return Cost()
+        estimate = re.search(r'estimated_cycles":"(\d+)"', line.line)
+        cycles = float(estimate[1]) if estimate else 0.0
+        flops = self._flops(line, shapes)
+        moved, large = (sum(part) for part in zip(*self._moved(line, shapes), strict=True))
+        return Cost(flops, moved, large, cycles)
+
+    def _flops(self, line: Instruction, shapes: Mapping[str, str]) -> float:
+        if line.opcode == "fusion":
+            inner = self._program[_called(line, "calls")]
+            shapes = {other.name: other.shape for other in inner}
+            return sum(self._flops(other, shapes) for other in inner)
+        if line.opcode in _ARITHMETIC:
+            return _elements(line.shape)
+        if line.opcode == "reduce":
+            return _elements(shapes[line.operands[0]])
+        if line.opcode in ("convolution", "dot"):
+            return self._products(line, shapes)
+        return 0.0
+
+    @staticmethod
+    def _products(line: Instruction, shapes: Mapping[str, str]) -> float:
+        """Two operations for each weight that an output element has."""
+        if line.opcode == "dot":
+            first = _sides(shapes[line.operands[0]])
+            axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.line)
+            summed = [int(axis) for axis in axes[1].split(",") if axis] if axes else []
+            return 2.0 * _elements(line.shape) * math.prod(first[axis] for axis in summed)
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.line)
+        if not labels:
+            raise ValueError(f"no dim_labels in {line.line!r}")
+        kernel_sides = dict(zip(labels[2], _sides(shapes[line.operands[1]]), strict=True))
+        given = dict(zip(labels[1], _sides(shapes[line.operands[0]]), strict=True))
+        made = dict(zip(labels[3], _sides(line.shape), strict=True))
+        groups = re.search(r"batch_group_count=(\d+)", line.line)
+        products = kernel_sides["i"] * made["f"] * given["b"] / int(groups[1] if groups else 1)
+        window = _window(line.line)
+        for axis in sorted(made.keys() - {"b", "f"}):
+            products *= products_along(
+                given[axis],
+                made[axis],
+                {key: values[int(axis)] for key, values in window.items()},
+            )
+        return 2.0 * products
+
+    def _moved(self, line: Instruction, shapes: Mapping[str, str]) -> Iterator[tuple[int, int]]:
+        if line.opcode in ("copy-start", "slice-start"):
+            # Its shape has both ends and a counter, a copy's destination first, a slice's second.
+            ends = [found[0] for found in _ARRAY.finditer(line.shape)]
+            out = ends[line.opcode == "slice-start"]
+            yield _size(out)
+            source = _size(shapes[line.operands[0]])
+            yield (_size(out)[0], _size(out)[0] if source[1] else 0)
+            return
+        yield self._written(line)
+        for place, operand in enumerate(line.operands):
+            yield self._read(line, place, shapes[operand])
+
+    def _written(self, line: Instruction) -> tuple[int, int]:
+        """An update in place writes only the update."""
+        root = line
+        if line.opcode == "fusion":
+            inner = self._program[_called(line, "calls")]
+            root = inner[-1]
+            shapes = {other.name: other.shape for other in inner}
+            if root.opcode == "dynamic-update-slice":
+                return _placed(_size(shapes[root.operands[1]])[0], line.shape)
+        return _size(root.shape if root is line else line.shape)
+
+    def _read(self, line: Instruction, place: int, shape: str) -> tuple[int, int]:
+        """Of an operand that is only sliced, the slices."""
+        if line.opcode in ("dynamic-slice", "slice"):
+            return _placed(min(_size(line.shape)[0], _size(shape)[0]), shape)
+        if line.opcode != "fusion":
+            return _size(shape)
+        inner = self._program[_called(line, "calls")]
+        parameter = next(
+            other.name
+            for other in inner
+            if other.opcode == "parameter" and f"parameter({place})" in other.line
+        )
+        users = [other for other in inner if parameter in other.operands]
+        if users and all(user.opcode in ("dynamic-slice", "slice") for user in users):
+            read = sum(_size(user.shape)[0] for user in users)
+            return _placed(min(read, _size(shape)[0]), shape)
+        if all(
+            user.opcode == "dynamic-update-slice" and user.operands[0] == parameter
+            for user in users
+        ):
+            return 0, 0  # Updated in place.
+        return _size(shape)
+
+
+def _sides(shape: str) -> list[int]:
+    found = _ARRAY.search(shape)
+    return [int(side) for side in found[2].split(",") if side] if found else []
+
+
+def _window(line: str) -> dict[str, list[str]]:
+    """Size, stride, pad and so on of a convolution along each of its axes."""
+    found = re.search(r"window=\{([^}]*)\}", line)
+    parts = dict(part.split("=") for part in found[1].split()) if found else {}
+    return {key: value.split("x") for key, value in parts.items()}
+
+
+def products_along(given: int, made: int, window: Mapping[str, str]) -> int:
+    """Pairs of an output place and a tap that meet in the input, not beyond its borders.
+
+    TPUs write batches of matrix products as axes along which each place meets one tap.
+    """
+    size = int(window.get("size", 1))
+    stride, spread = int(window.get("stride", 1)), int(window.get("lhs_dilate", 1))
+    dilation = int(window.get("rhs_dilate", 1))
+    before = int(window.get("pad", "0_0").split("_")[0])
+    places = (
+        place * stride + tap * dilation - before for place in range(made) for tap in range(size)
+    )
+    return sum(0 <= place < given * spread and place % spread == 0 for place in places)
+
+
+def _placed(size: int, shape: str) -> tuple[int, int]:
+    return size, size if _size(shape)[1] else 0

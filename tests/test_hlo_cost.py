@@ -1,0 +1,128 @@
+"""How `benchmarks/tpu_compile.py` counts compiled programs, without its compiler."""
+
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import bounds
+import hlo_cost
+import jax
+import jax.numpy as jnp
+import pytest
+
+PROGRAM = """
+HloModule scanned, is_scheduled=true
+
+%fused_slice (param_0: f32[6,8,8], param_1: s32[]) -> f32[8,8] {
+  %param_0 = f32[6,8,8]{2,1,0:T(8,128)} parameter(0)
+  %param_1 = s32[]{:T(128)} parameter(1)
+  %zero = s32[] constant(0)
+  %dynamic-slice = f32[1,8,8]{2,1,0:T(8,128)} dynamic-slice(%param_0, %param_1, %zero, %zero), dynamic_slice_sizes={1,8,8}
+  ROOT %bitcast = f32[8,8]{1,0:T(8,128)S(1)} bitcast(%dynamic-slice)
+}
+
+%fused_product (param_0.1: bf16[4,8], param_1.1: f32[8,8]) -> bf16[4,8] {
+  %param_0.1 = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  %param_1.1 = f32[8,8]{1,0:T(8,128)S(1)} parameter(1)
+  %convolution = f32[4,8]{1,0:T(8,128)} convolution(%param_0.1, %param_1.1), dim_labels=bf_io->bf
+  %add = f32[4,8]{1,0:T(8,128)} add(%convolution, %convolution)
+  ROOT %convert = bf16[4,8]{1,0:T(8,128)(2,1)} convert(%add)
+}
+
+%body (state: (s32[], bf16[4,8], f32[6,8,8])) -> (s32[], bf16[4,8], f32[6,8,8]) {
+  %state = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, f32[6,8,8]{2,1,0:T(8,128)}) parameter(0)
+  %count = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %x = bf16[4,8]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %stack = f32[6,8,8]{2,1,0:T(8,128)} get-tuple-element(%state), index=2
+  %weights = f32[8,8]{1,0:T(8,128)S(1)} fusion(%stack, %count), kind=kLoop, calls=%fused_slice, backend_config={"estimated_cycles":"10"}
+  %y = bf16[4,8]{1,0:T(8,128)(2,1)} fusion(%x, %weights), kind=kOutput, calls=%fused_product, backend_config={"estimated_cycles":"90"}
+  ROOT %next = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, f32[6,8,8]{2,1,0:T(8,128)}) tuple(%count, %y, %stack)
+}
+
+%condition (state.1: (s32[], bf16[4,8], f32[6,8,8])) -> pred[] {
+  %state.1 = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, f32[6,8,8]{2,1,0:T(8,128)}) parameter(0)
+  %count.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  %trips = s32[]{:T(128)} constant(6)
+  ROOT %less = pred[]{:T(512)} compare(%count.1, %trips), direction=LT
+}
+
+ENTRY %main (start: (s32[], bf16[4,8], f32[6,8,8])) -> bf16[4,8] {
+  %start = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, f32[6,8,8]{2,1,0:T(8,128)}) parameter(0)
+  %loop = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, f32[6,8,8]{2,1,0:T(8,128)}) while(%start), condition=%condition, body=%body, metadata={op_name="jit(f)/stage/while"}
+  ROOT %out = bf16[4,8]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_each_trip_of_a_loop_is_counted():
+    product, elementwise = 2 * 4 * 8 * 8, 2 * 4 * 8
+    sliced = 4 * (
+        64 + 64 + 1
+    )  # The slice alone is read of the stack, and its place; it is written.
+    moved = 2 * 32 + 4 * 64 + 2 * 32
+    large = 4 * (64 + 1) + 2 * 32 + 2 * 32  # The weights lie in S(1).
+    once = hlo_cost.Cost(product + elementwise, sliced + moved, large, 100)
+    assert hlo_cost.cost_once(PROGRAM) == once
+    assert hlo_cost.cost(PROGRAM) == once * 6
+    assert hlo_cost.loops(PROGRAM) == [hlo_cost.Loop("jit(f)/stage/while", 6, once)]
+
+
+def test_a_loop_without_clear_end_is_refused():
+    with pytest.raises(ValueError, match="trips of loop are not clear"):
+        hlo_cost.cost(PROGRAM.replace("constant(6)", "parameter(1)"))
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "made", "window"),
+    [
+        (3, 8, 8, {"size": "3", "pad": "1_1"}),
+        (3, 8, 4, {"size": "3", "pad": "1_1", "stride": "2"}),
+        (5, 9, 9, {"size": "5", "pad": "4_4", "rhs_dilate": "2"}),
+    ],
+)
+def test_taps_beyond_the_border_are_no_products(size, given, made, window):
+    stride, dilation = int(window.get("stride", 1)), int(window.get("rhs_dilate", 1))
+    ones = jax.lax.conv_general_dilated(
+        *(jnp.ones((1, 1, given)), jnp.ones((1, 1, size)), (stride,)),
+        padding=[tuple(map(int, window["pad"].split("_")))],
+        rhs_dilation=(dilation,),
+    )
+    assert ones.shape[-1] == made
+    assert hlo_cost.products_along(given, made, window) == ones.sum()
+
+
+def test_flops_and_loops_agree_with_those_of_a_real_program():
+    def scanned(x, weights):
+        return jax.lax.scan(lambda x, weight: (x @ weight, None), x, weights)[0]
+
+    shapes = jnp.ones((16, 8)), jnp.ones((5, 8, 8))
+    text = jax.jit(scanned).lower(*shapes).compile().as_text()
+    assert [loop.trips for loop in hlo_cost.loops(text)] == [5]
+    products = 2 * 16 * 8 * 8
+    assert 5 * products <= hlo_cost.cost(text).flops < 5.2 * products
+
+
+def test_a_figure_above_its_bound_is_one_line_that_names_both():
+    rows = [
+        {"key": "forward", "bytes": 130, "temporaries": 10},
+        {"key": "train", "error": "RESOURCE_EXHAUSTED"},
+        {"key": "new", "bytes": 7},
+    ]
+    most = {"forward": {"bytes": 125, "temporaries": 10}, "train": {"hbm": 5}}
+    assert bounds.exceeded(rows, most) == [
+        "forward: bytes is 130; expected at most 125",
+        "train: RESOURCE_EXHAUSTED; expected hbm of at most 5",
+    ]
+
+
+def test_bounds_leave_a_quarter_and_then_hold():
+    row = {"key": "forward", "bytes": 1000, "temporaries": 40}
+    found = bounds.bounds_of([row], ("bytes", "temporaries"))
+    assert found == {"forward": {"bytes": 1250, "temporaries": 50}}
+    assert bounds.exceeded([row], found) == []
+
+
+def test_what_a_program_too_large_wants_is_read_from_the_message():
+    message = "RESOURCE_EXHAUSTED: XLA:TPU ... Used 16.20G of 15.75G hbm. Exceeded by 461M."
+    assert bounds.wanted_bytes(message) == int(16.20 * 2**30)
+    assert bounds.wanted_bytes("RESOURCE_EXHAUSTED: else") is None

@@ -2,6 +2,7 @@
 
     python benchmarks/tpu_compile.py --suite --check benchmarks/bounds.json
     python benchmarks/tpu_compile.py forward --height 256 --width 256
+    python benchmarks/tpu_compile.py forward --height 2160 --width 3840 --strips 128
     python benchmarks/tpu_compile.py train --batch 4 --height 128 --width 128
     python benchmarks/tpu_compile.py stages --gradients
     python benchmarks/tpu_compile.py op depthwise5 paired5 --channels 254
@@ -53,6 +54,7 @@ from drsformer_jax.config import PRESETS, ModelConfig, TrainConfig
 from drsformer_jax.files import write_text
 from drsformer_jax.nn.drsformer import DRSformer
 from drsformer_jax.nn.functional import abstract_params, apply
+from drsformer_jax.nn.rows import AT_ONCE, Strips
 from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, paired_conv
 from drsformer_jax.ops.linear import linear
 from drsformer_jax.sharding import batch_sharding, replicated
@@ -78,12 +80,15 @@ class Work:
     dtype: str = "bfloat16"
     topology: str = "v5e:2x4"
     chips: int = 1
+    strips: int = 0
+    """Rows of the strips that pictures are computed in; 0 for all at once."""
 
     @property
     def key(self) -> str:
         """Names the row in a file of bounds."""
         size = f"{self.batch}x{self.height}x{self.width}"
-        return f"{self.what} {self.preset} {size} {self.dtype} {self.topology} {self.chips}"
+        rows = f" strips {self.strips}" if self.strips else ""
+        return f"{self.what} {self.preset} {size} {self.dtype} {self.topology} {self.chips}{rows}"
 
     @property
     def config(self) -> ModelConfig:
@@ -101,6 +106,7 @@ def suite() -> list[Work]:
     """The rows of the targets."""
     return [
         Work("forward", 1, 256, 256),
+        Work("forward", 1, 2160, 3840, strips=128),
         Work("train", 4, 128, 128),
         Work("train", 16, 128, 128),
         Work("train", 4, 128, 128, chips=4),
@@ -126,7 +132,8 @@ def forward(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]
     """Restoring pictures."""
     x = jax.ShapeDtypeStruct((work.batch, work.height, work.width, 3), jnp.float32)
     arguments = placed((abstract_params(work.config), x), mesh)
-    return jax.jit(lambda params, x: apply(work.config, params, x)), arguments
+    rows = Strips(height=work.strips) if work.strips else AT_ONCE
+    return jax.jit(lambda params, x: apply(work.config, params, x, rows=rows)), arguments
 
 
 def train(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -298,7 +305,8 @@ def programs(arguments: argparse.Namespace) -> Iterator[tuple[Work, Build]]:
         return
     asked = Work(
         *(arguments.what, arguments.batch, arguments.height, arguments.width),
-        *(arguments.preset, arguments.dtype, arguments.topology, arguments.chips),
+        *(arguments.preset, arguments.dtype, arguments.topology),
+        *(arguments.chips, arguments.strips),
     )
     suffix = "'" if arguments.gradients else ""
     if asked.what in whole:
@@ -336,6 +344,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--topology", default="v5e:2x4", help="such as v5e:16x16")
     parser.add_argument("--chips", type=int, default=1, help="how many of them share the batch")
+    parser.add_argument("--strips", type=int, default=0, help="rows of each (all at once)")
     parser.add_argument("--channels", type=int, default=254, help="of an operation")
     parser.add_argument("--gradients", action="store_true", help="stages and operations with both")
     parser.add_argument("--json", type=Path, help="file for the figures")

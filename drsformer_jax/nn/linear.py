@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from drsformer_jax.config import ModelConfig
-from drsformer_jax.ops.depthwise import depthwise_conv, paired_conv
+from drsformer_jax.ops.depthwise import depthwise_conv
 from drsformer_jax.ops.linear import linear, precision_of
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.types import Array, Bool, Float
@@ -128,19 +127,8 @@ class DepthwiseConv(nnx.Module):
 
 
 class PairedConv(nnx.Module):
-    """`ops.depthwise.paired_conv` with its kernel."""
+    """Kernel and bias of a paired convolution, which `ops.mixed_scale` computes."""
 
     def __init__(self, channels: int, size: int, config: ModelConfig, *, bias: bool) -> None:
         self.kernel = drawn((size, size, 2, channels), 2 * size**2, config)
         self.bias = drawn((channels,), 2 * size**2, config) if bias else None
-
-    def __call__(
-        self,
-        first: Sequence[Float[Array, "b h w _"]],
-        second: Sequence[Float[Array, "b h w _"]],
-        inside: Bool[Array, "b h w 1"] | None = None,
-    ) -> Float[Array, "b h w c"]:
-        """Convolves each pair of channels to one."""
-        first, second = ([zero_outside(x, inside) for x in part] for part in (first, second))
-        y = paired_conv(first, second, self.kernel[...])
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)

@@ -5,7 +5,7 @@ network whose stages are scanned consists of loops. This reads the text of the o
 instead: every instruction that a loop runs is counted as many times as the loop runs, by the rules
 of that analysis (an arithmetic operation for each element; bytes of what an instruction reads and
 writes, of a fusion only what enters and leaves it, of a slice only the slice). With loops counted
-once the two agree within some percent, which `Cost.once` is there to show.
+once the two agree within some percent, which `cost_once` is there to show.
 
 Only the program itself tells the truth: stages that are compiled alone fuse, and lie in memory, in
 other ways than in the whole.
@@ -284,14 +284,13 @@ class _Count:
 
     def _written(self, line: Instruction) -> tuple[int, int]:
         """An update in place writes only the update."""
-        root = line
         if line.opcode == "fusion":
             inner = self._program[_called(line, "calls")]
             root = inner[-1]
             shapes = {other.name: other.shape for other in inner}
             if root.opcode == "dynamic-update-slice":
                 return _placed(_size(shapes[root.operands[1]])[0], line.shape)
-        return _size(root.shape if root is line else line.shape)
+        return _size(line.shape)
 
     def _read(self, line: Instruction, place: int, shape: str) -> tuple[int, int]:
         """Of an operand that is only sliced, the slices."""

@@ -9,18 +9,16 @@ import argparse
 import functools
 import json
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import compiled, machine, race, ready
 
 from drsformer_jax.files import write_text
-from drsformer_jax.ops.attention import channel_scores, sparse_softmax
+from drsformer_jax.ops.attention import channel_scores, channel_sums, sparse_softmax
 from drsformer_jax.ops.depthwise import depthwise_conv, paired_conv
 from drsformer_jax.ops.linear import linear
 from drsformer_jax.ops.mixed_scale import Affine, MixedScaleWeights, mixed_scale
@@ -69,7 +67,7 @@ def cases(draw: Way, side: int, channels: int, every: bool) -> Iterator[tuple[st
     """The name of an operation, its ways by name, and their arguments, at one level's shape."""
     hidden = int(channels * EXPANSION)
     x, wide = draw(1, side, side, channels), draw(1, side, side, 2 * hidden)
-    conv_forms = ("by_pixel", "by_tap")
+    conv_forms = ("by_pixel", "by_tap", "by_conv")
     kernels = [(3, 1), (5, 1)]
     if every:
         kernels += [(1, 1), (7, 1), (3, 2), (5, 2), (7, 2)]
@@ -95,7 +93,8 @@ def cases(draw: Way, side: int, channels: int, every: bool) -> Iterator[tuple[st
     yield "linear", ways, (x, draw(channels, 2 * hidden))
     heads = channels // 48
     pixels = draw(1, side * side, heads, 48)
-    yield "channel_scores", {"one form": channel_scores}, (pixels, pixels[::-1], draw(heads))
+    ways = {"one form": lambda q, k, t: channel_scores(channel_sums(q, k), t)}
+    yield "channel_scores", ways, (pixels, pixels[:, ::-1], draw(heads))
     softmax = functools.partial(sparse_softmax, kept=(24, 32, 36, 38))
     one = {"one form": lambda scores, weights: softmax(scores, weights=weights)}
     yield "sparse_softmax", one, (draw(1, heads, 48, 48), draw(4))
@@ -106,19 +105,6 @@ def gradients(way: Way, count: int) -> Way:
     return jax.grad(
         lambda *a: jnp.sin(way(*a).astype(jnp.float32)).sum(), argnums=tuple(range(count))
     )
-
-
-def race(ways: dict[str, Way], inputs: tuple[Any, ...], runs: int) -> dict[str, float]:
-    """Median milliseconds of programs that take turns."""
-    compiled = {name: jax.jit(way).lower(*inputs).compile() for name, way in ways.items()}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for run in range(runs + 1):
-        for name, program in compiled.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(*inputs))
-            if run:  # The first run warms up.
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(spent) for name, spent in times.items()}
 
 
 def arguments() -> argparse.Namespace:
@@ -141,8 +127,7 @@ def main() -> None:
         values = random.standard_normal(shape, np.float32) / math.sqrt(math.prod(shape[:-1]))
         return jnp.asarray(values, options.dtype if len(shape) == 4 else None)
 
-    device = jax.devices()[0].device_kind
-    print(f"{device}, {options.dtype}, median of {options.runs}, milliseconds")
+    print(f"{machine()}, {options.dtype}, median of {options.runs} runs in turn, milliseconds")
     rows = []
     for side, channels in LEVELS if options.all else LEVELS[:1]:
         for name, ways, inputs in cases(draw, side, channels, options.all):
@@ -150,7 +135,12 @@ def main() -> None:
                 continue
             back = {way: gradients(run, len(inputs)) for way, run in ways.items()}
             for what, programs in (("forward", ways), ("gradient", back)):
-                found = race(programs, inputs, options.runs)
+                ready_programs = {
+                    way: ready(compiled(jax.jit(run), *inputs)[0], *inputs)
+                    for way, run in programs.items()
+                }
+                spent = race(ready_programs, options.runs)
+                found = {way: 1e3 * seconds for way, seconds in spent.items()}
                 row = {"operation": name, "what": what, "side": side, "channels": channels}
                 rows.append({**row, "milliseconds": found})
                 text = "  ".join(f"{way} {spent:.1f}" for way, spent in found.items())

@@ -51,6 +51,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from drsformer_jax.config import PRESETS, ModelConfig, TrainConfig
+from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import write_text
 from drsformer_jax.nn.drsformer import DRSformer
 from drsformer_jax.nn.functional import abstract_params, apply
@@ -169,7 +170,9 @@ def stage(name: str, gradients: bool) -> Build:
 
 def operation(name: str, channels: int, gradients: bool) -> Build:
     """One operation of `drsformer_jax.ops`, such as depthwise5, paired3, dilated7, linear."""
-    kind, size = re.fullmatch(r"([a-z]+)(\d*)", name).groups()
+    kind, size = re.fullmatch(r"(\D*)(\d*)(?s:.*)", name).groups()
+    if kind not in ("depthwise", "dilated", "paired", "pool", "linear"):
+        raise InputError(f"the operation is {name!r}; expected such as depthwise5, paired3, linear")
     side = int(size or 3)
 
     def build(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -240,8 +243,6 @@ def measure(work: Work, build: Build) -> dict[str, Any]:
         row["temporaries"] + row["arguments"] + row["outputs"] - memory.alias_size_in_bytes
     ) + row["code"]
     text = compiled.as_text()
-    if folder := os.environ.get("HLO_FOLDER"):
-        write_text(Path(folder, f"{work.key.replace(' ', '_')}.hlo"), text)
     once = compiled.cost_analysis()
     counted = hlo_cost.cost_once(text)
     row["once_flops"] = once["flops"] / max(counted.flops, 1)
@@ -362,9 +363,15 @@ def write_bounds(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Prints the table."""
-    arguments = command_line()
+    with one_line_errors():
+        table(command_line())
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Compiles, and compares with bounds where they are asked for."""
     if importlib.util.find_spec("libtpu") is None:
-        sys.exit('error: libtpu is missing; install it with: pip install "jax[tpu]"')
+        raise InputError('libtpu is missing; expected it, as by: pip install "jax[tpu]"')
+    bounds = json.loads(arguments.check.read_text())["v5e"] if arguments.check else {}
     print(HEADER)
     rows = []
     for work, build in programs(arguments):
@@ -376,7 +383,10 @@ def main() -> None:
         if arguments.write_bounds:
             write_bounds(arguments.write_bounds, rows)
     if arguments.check:
-        lines = exceeded(rows, json.loads(arguments.check.read_text())["v5e"])
+        for row in rows:
+            if row["key"] not in bounds:
+                print(f"no bounds for {row['key']}")
+        lines = exceeded(rows, bounds)
         print("\n".join(lines) or "all bounds hold")
         sys.exit(1 if lines else 0)
 

@@ -68,7 +68,8 @@ class Derain:
     one result; 0, at once always; or in tiles of this side in pixels, a multiple of 8, which are an
     approximation."""
     overlap: int | None = None
-    """Pixels that neighbouring tiles share; 64, or half of a smaller tile, where not given."""
+    """Pixels that neighbouring tiles share; 64, or half of a smaller tile, where not given. Goes
+    with --tile."""
     workers: int = min(4, os.cpu_count() or 1)
     """Threads; while one picture is computed, others are read and written."""
     overwrite: bool = False

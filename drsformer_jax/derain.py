@@ -206,7 +206,10 @@ def restore_files(
             with computing:
                 restored = iter(restorer.batch([photo.rgb for photo in good], most[bucket]))
         except InputError as error:
-            return [InputError(f"{job.source}: {error}") for job in together]
+            return [
+                photo if isinstance(photo, InputError) else InputError(f"{job.source}: {error}")
+                for job, photo in zip(together, photos, strict=True)
+            ]
         return [
             write(job, photo, next(restored)) if isinstance(photo, Photo) else photo
             for job, photo in zip(together, photos, strict=True)

@@ -20,6 +20,8 @@ _EXPERTS = 17.5
 _FEED_FORWARD = {"msfn": 11.0, "gdfn": 5.6, "dfn": 4.0, "fn": 3.0}
 # The same for what strips do not cut: the features between the network's layers.
 _HELD = 4.5
+# CPUs compute this one in strips of its own.
+_MSFN_ON_CPU = 4.5
 _MARGIN = 1.5
 _GROUPS = Path("/sys/fs/cgroup")
 
@@ -33,9 +35,12 @@ def forward_bytes(config: ModelConfig, height: int, width: int) -> int:
         width: of the picture, in pixels.
     """
     channels = 2 * config.dim
+    hidden = _FEED_FORWARD[config.feed_forward]
+    if config.feed_forward == "msfn" and jax.default_backend() == "cpu":
+        hidden = _MSFN_ON_CPU
     alive = max(
         _ATTENTION * channels,
-        _FEED_FORWARD[config.feed_forward] * config.hidden(channels),
+        hidden * config.hidden(channels),
         _EXPERTS * channels * ("mefc" in (config.encoder_level0, config.refinement)),
     )
     return int(alive * _bytes_each(config) * height * width)

@@ -70,13 +70,16 @@ class Restorer:
     ) -> None:
         self.config = config
         self._params = {1: params}
-        if overlap is None:
-            overlap = min(_OVERLAP, tile // 2) if isinstance(tile, int) and tile else _OVERLAP
-        self._tiling = Tiling(tile, overlap) if isinstance(tile, int) and tile else None
-        self._memory = (memory or available_bytes()) if tile == "auto" else None
+        self._tiling: Tiling | None = None
+        if isinstance(tile, int) and tile:
+            self._tiling = Tiling(tile, min(_OVERLAP, tile // 2) if overlap is None else overlap)
+        elif overlap is not None:
+            raise InputError(f"the overlap is {overlap}, the tile {tile}; expected a tile's side")
+        self._by_memory = tile == "auto"
+        self._memory = memory or available_bytes()
         # The devices that JAX makes of a CPU share its memory and its cores.
-        alone = jax.default_backend() == "cpu"
-        self._devices = devices or (1 if alone else jax.local_device_count())
+        there, alone = jax.local_devices(), jax.default_backend() == "cpu"
+        self._devices = min(devices or (1 if alone else len(there)), len(there))
         self._planned: list[Size] = []
         self.programs: Counter[tuple[int, Size]] = Counter()
         """How often each number of pictures was computed in each bucket."""
@@ -127,14 +130,15 @@ class Restorer:
         for size in map(padded, sizes):
             tiling = self.tiling(size)
             shapes.append(size if tiling is None else tiling.tiles(size)[0])
-        self._planned = plan_buckets(shapes, self.fits)
+        self._planned = plan_buckets(shapes, self._fits)
 
     def bucket(self, size: Size) -> Size:
         """The bucket of a picture of this (height, width) that is not cut into tiles."""
         size = padded(size)
-        planned = (bucket for bucket in self._planned if _holds(bucket, size))
+        planned = (bucket for bucket in self._planned if min(np.subtract(bucket, size)) >= 0)
         rung = bucket_on_ladder(size)
-        height, width = next(planned, rung if self.fits(rung) else size)
+        alike = type(self.rows(rung)) is type(self.rows(size))
+        height, width = next(planned, rung if alike else size)
         if isinstance(self.rows((height, width)), Shards):
             height += -height % (SIZE_MULTIPLE * self._devices)
         return height, width
@@ -146,24 +150,25 @@ class Restorer:
 
     def rows(self, bucket: Size) -> Rows | None:
         """How a bucket is computed; None where memory is too small for any way."""
-        if self._memory is None or self.fits(bucket, at_once=True):
+        if not self._by_memory or self._holds(bucket):
             return AT_ONCE
         height, width = bucket
         if self._devices > 1:
             # What a device computes is less than a picture of its rows and those it is sent.
-            share = math.ceil(height / self._devices) + SIZE_MULTIPLE + 2 * MOST_REACH
-            if self.fits((share, width), at_once=True):
+            own = SIZE_MULTIPLE * math.ceil(height / (SIZE_MULTIPLE * self._devices))
+            if self._holds((own + 2 * MOST_REACH, width)):
                 return Shards(count=self._devices)
         for strip in _STRIPS:
             if strips_bytes(self.config, height, width, strip) <= self._memory:
                 return Strips(height=strip)
         return None
 
-    def fits(self, bucket: Size, count: int = 1, *, at_once: bool = False) -> bool:
-        """Whether memory is enough for pictures, in any way or all `at_once`."""
-        if self._memory is None or count * forward_bytes(self.config, *bucket) <= self._memory:
-            return True
-        return count == 1 and not at_once and self.rows(bucket) is not None
+    def _holds(self, bucket: Size, count: int = 1) -> bool:
+        """Whether memory is enough for pictures at once."""
+        return count * forward_bytes(self.config, *bucket) <= self._memory
+
+    def _fits(self, bucket: Size) -> bool:
+        return self.rows(bucket) is not None
 
     def __call__(self, rainy: np.ndarray) -> np.ndarray:
         """Removes rain.
@@ -212,8 +217,8 @@ class Restorer:
                 restored[index] = self._restore_tiles(tiling, _pad(picture, padded(size)))
         for bucket, indices in together.items():
             group = max(len(indices), count)
-            if not self.fits(bucket, group):
-                group = 1
+            while group > 1 and not self._holds(bucket, group):
+                group //= 2
             for first in range(0, len(indices), group):
                 chosen = indices[first : first + group]
                 pictures = [_pad(rainy[index], padded(rainy[index].shape[:2])) for index in chosen]
@@ -228,9 +233,8 @@ class Restorer:
         rows = self.rows(bucket)
         if rows is None:
             raise InputError(
-                f"{bucket[1]}x{bucket[0]} pixels do not fit into {self._memory or 0:,} bytes of "
-                "memory, not even in strips; expected a smaller picture, or --tile, which "
-                "approximates"
+                f"{bucket[1]}x{bucket[0]} pixels do not fit into {self._memory:,} bytes of memory, "
+                "not even in strips; expected a smaller picture, or tiles, which approximate"
             )
         # One program for 8 and 16 bits.
         rainy = np.zeros((count, *bucket, 3), np.uint16)
@@ -248,8 +252,8 @@ class Restorer:
             if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
                 raise
             raise InputError(
-                f"{bucket[1]}x{bucket[0]} pixels need more memory than there is; expected a "
-                "smaller --tile, which approximates"
+                f"{count} of {bucket[1]}x{bucket[0]} pixels need more memory than there is; "
+                "expected a smaller batch or picture, or smaller tiles, which approximate"
             ) from error
         with self._counting:
             self.programs[count, bucket] += 1
@@ -289,10 +293,6 @@ def _cut(restored: np.ndarray, like: np.ndarray) -> np.ndarray:
     restored = restored[: like.shape[0], : like.shape[1]]
     # 65535 = 255 * 257: rounding twice is rounding once.
     return to_8_bits(restored) if like.dtype == np.uint8 else restored
-
-
-def _holds(bucket: Size, size: Size) -> bool:
-    return bucket[0] >= size[0] and bucket[1] >= size[1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

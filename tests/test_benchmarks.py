@@ -120,7 +120,15 @@ def test_each_bound_that_is_exceeded_is_a_line_and_the_check_fails(bounds, capsy
 
 @pytest.mark.parametrize(
     "program",
-    ["against_torch", "closeness", "derain_folder", "forward", "input_pipeline", "train_step"],
+    [
+        "against_torch",
+        "closeness",
+        "derain_folder",
+        "forward",
+        "input_pipeline",
+        "ops",
+        "train_step",
+    ],
 )
 def test_program_tells_its_flags(program, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{program}.py", "--help"])

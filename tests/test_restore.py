@@ -130,6 +130,18 @@ def test_accelerators_share_pictures_beyond_the_memory_of_one_exactly(network):
     assert_differ_by_rounding(several(picture), Restorer(*network, tile=0)(picture))
 
 
+def test_batch_takes_as_many_as_memory_holds(network):
+    config, _ = network
+    two = Restorer(*network, tile=0, memory=2 * forward_bytes(config, 24, 32))
+    two.batch([noise(20, 30)] * 3, 4)
+    assert two.programs == {(2, (24, 32)): 2}
+
+
+def test_overlap_without_tiles_is_refused(network):
+    with pytest.raises(InputError, match="the overlap is 32, the tile auto; expected a tile's"):
+        Restorer(*network, overlap=32)
+
+
 def test_pictures_of_a_bucket_are_computed_together_and_come_back_in_order(restorer):
     sizes = [(20, 30), (70, 40), (33, 8), (64, 80), (7, 7)]
     deep = [noise(*size, dtype=np.uint16) for size in sizes[:1]]

@@ -11,7 +11,7 @@ from flax import nnx
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.linear import DepthwiseConv, PairedConv, Pointwise
-from drsformer_jax.ops.mixed_scale import Affine, MixedScaleWeights, mixed_scale
+from drsformer_jax.ops.mixed_scale import REACH, Affine, MixedScaleWeights, mixed_scale
 from drsformer_jax.types import Array, Bool, Float
 
 
@@ -23,7 +23,7 @@ class MixedScale(nnx.Module):
     are then two contiguous arrays. `hidden_order` is that order, for the conversion of weights.
     """
 
-    reach = 4
+    reach = REACH
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         hidden, bias = config.hidden(channels), config.bias

@@ -26,6 +26,7 @@ Layer = Callable[[Float[Array, "b h w c"], Mask], Float[Array, "b h w o"]]
 Sums = Callable[[Float[Array, "b h w c"], Mask, Mask], Any]
 """Of a window, the mask of its pictures, and the mask of the pixels to count: any tree."""
 
+_AXIS = "rows"
 MOST_REACH = 6
 """Rows above and below that any layer of the network reads for one row of its result."""
 
@@ -131,12 +132,11 @@ class Strips(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Shards(Rows):
-    """Each device of a mesh's axis has its own rows, and asks its neighbours for those it reads.
+    """Each device along the axis `rows` of a mesh has its own, and asks others for those it reads.
 
     For use inside `jax.shard_map`.
     """
 
-    axis: str = "rows"
     count: int = 1
     """Devices along the axis."""
 
@@ -149,7 +149,7 @@ class Shards(Rows):
         """Sums over whole pictures, the same on every device."""
         window, mask = self._window(x, reach), self._mask(x, reach)
         counted = mask & rows_between(0, x.shape[1], window, -reach)
-        return lax.psum(sums(window, mask, counted), self.axis)
+        return lax.psum(sums(window, mask, counted), _AXIS)
 
     def _mask(self, x: Array, reach: int) -> Array:
         """Of the pictures in a window, without the rows beyond the first and the last device's."""
@@ -157,7 +157,7 @@ class Shards(Rows):
         size = self.size
         if size is None:
             size = jnp.full((len(x), 2), jnp.array([self.count * rows, width]))
-        top = lax.axis_index(self.axis) * rows - reach
+        top = lax.axis_index(_AXIS) * rows - reach
         return inside(size, rows + 2 * reach, width, top)
 
     def _window(self, x: Array, reach: int) -> Array:
@@ -169,6 +169,6 @@ class Shards(Rows):
             wanted = min(rows, reach - rows * (hop - 1))
             down = [(device, device + hop) for device in range(self.count - hop)]
             up = [(target, source) for source, target in down]
-            above.insert(0, lax.ppermute(x[:, rows - wanted :], self.axis, down))
-            below.append(lax.ppermute(x[:, :wanted], self.axis, up))
+            above.insert(0, lax.ppermute(x[:, rows - wanted :], _AXIS, down))
+            below.append(lax.ppermute(x[:, :wanted], _AXIS, up))
         return jnp.concatenate([*above, x, *below], axis=1)

@@ -125,12 +125,12 @@ def _backward(
     def add(number: Array, total: tuple[Any, Array]) -> tuple[Any, Array]:
         weights_total, x_total = total
         seen = cut.window(mask, number)
-        _, back = jax.vjp(
+        y, back = jax.vjp(
             lambda weights, window: chain(weights, window, seen),
             weights,
             cut.window(padded, number),
         )
-        weights_grad, window_grad = back(cut.strip(grad, number))
+        weights_grad, window_grad = back(cut.strip(grad, number).astype(y.dtype))
         # Windows overlap: the gradients of what several strips read add up.
         window_grad = cut.window(x_total, number) + window_grad.astype(wide)
         weights_total = jax.tree.map(jnp.add, weights_total, weights_grad)

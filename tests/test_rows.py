@@ -54,14 +54,23 @@ def assert_equal_inside(found: np.ndarray, expected: np.ndarray, masked: bool) -
         assert relative_error(one, other) < 1e-12
 
 
-@pytest.mark.parametrize(("name", "height"), [("drsformer", 1), ("drsformer", 50), ("bias", 7)])
+SLOW = pytest.mark.endurance
+
+
+@pytest.mark.parametrize(
+    ("name", "height"),
+    [("drsformer", 50), pytest.param("drsformer", 1, marks=SLOW), ("bias", 7)],
+)
 def test_strips_give_the_whole_picture_in_float64(name, height):
     masked = height == 50
     found = run(name, Strips(height=height), SIZE if masked else None)
     assert_equal_inside(found, at_once(name, masked), masked)
 
 
-@pytest.mark.parametrize(("name", "count"), [("drsformer", 2), ("drsformer", 8), ("bias", 4)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("drsformer", 8), pytest.param("drsformer", 2, marks=SLOW), ("bias", 4)],
+)
 def test_devices_that_share_rows_give_the_whole_picture_in_float64(name, count):
     # Eight devices have two rows each at the lowest level: what they read reaches past neighbours.
     masked = count == 2

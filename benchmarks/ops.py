@@ -18,10 +18,17 @@ import numpy as np
 from timing import compiled, machine, race, ready
 
 from drsformer_jax.files import write_text
-from drsformer_jax.ops.attention import channel_scores, channel_sums, sparse_softmax
+from drsformer_jax.ops.attention import (
+    ChannelSums,
+    QueryKeyWeights,
+    channel_scores,
+    channel_sums,
+    query_key_sums,
+    sparse_softmax,
+)
 from drsformer_jax.ops.depthwise import depthwise_conv, paired_conv
-from drsformer_jax.ops.linear import linear
-from drsformer_jax.ops.mixed_scale import Affine, MixedScaleWeights, mixed_scale
+from drsformer_jax.ops.linear import Affine, linear
+from drsformer_jax.ops.mixed_scale import MixedScaleWeights, mixed_scale
 
 Way = Callable[..., jax.Array]
 LEVELS = ((64, 192), (256, 48), (256, 96), (128, 96), (32, 384))
@@ -63,6 +70,16 @@ def plain_mixed_scale(x: jax.Array, weights: MixedScaleWeights) -> jax.Array:
     return jnp.concatenate(mixed, -1) @ weights.project_out.kernel.astype(x.dtype)
 
 
+def plain_sums(x: jax.Array, weights: QueryKeyWeights, heads: int) -> ChannelSums:
+    """Queries, keys and their sums by XLA."""
+    y = x @ weights.pointwise.kernel.astype(x.dtype)
+    both = grouped_conv(y, weights.depthwise.kernel[:, :, None])
+    query, key = (
+        part.reshape(len(x), -1, heads, x.shape[-1] // heads) for part in jnp.split(both, 2, -1)
+    )
+    return channel_sums(query, key)
+
+
 def cases(draw: Way, side: int, channels: int, every: bool) -> Iterator[tuple[str, dict, tuple]]:
     """The name of an operation, its ways by name, and their arguments, at one level's shape."""
     hidden = int(channels * EXPANSION)
@@ -92,6 +109,15 @@ def cases(draw: Way, side: int, channels: int, every: bool) -> Iterator[tuple[st
     ways = {"own gradient": linear, "plain": lambda x, k: x @ k.astype(x.dtype)}
     yield "linear", ways, (x, draw(channels, 2 * hidden))
     heads = channels // 48
+    both = (
+        Affine(draw(*shape), None) for shape in ((channels, 2 * channels), (3, 3, 2 * channels))
+    )
+    ways = {
+        form: functools.partial(query_key_sums, heads=heads, form=form)
+        for form in ("whole", "strips")
+    }
+    ways["plain"] = functools.partial(plain_sums, heads=heads)
+    yield "query_key_sums", ways, (x, QueryKeyWeights(*both))
     pixels = draw(1, side * side, heads, 48)
     ways = {"one form": lambda q, k, t: channel_scores(channel_sums(q, k), t)}
     yield "channel_scores", ways, (pixels, pixels[:, ::-1], draw(heads))
@@ -102,9 +128,12 @@ def cases(draw: Way, side: int, channels: int, every: bool) -> Iterator[tuple[st
 
 def gradients(way: Way, count: int) -> Way:
     """Gradients to all arguments, of a loss that is not linear."""
-    return jax.grad(
-        lambda *a: jnp.sin(way(*a).astype(jnp.float32)).sum(), argnums=tuple(range(count))
-    )
+
+    def loss(*arguments: jax.Array) -> jax.Array:
+        leaves = jax.tree.leaves(way(*arguments))
+        return sum(jnp.sin(leaf.astype(jnp.float32)).sum() for leaf in leaves)
+
+    return jax.grad(loss, argnums=tuple(range(count)))
 
 
 def arguments() -> argparse.Namespace:

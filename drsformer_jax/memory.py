@@ -17,11 +17,13 @@ from drsformer_jax.nn.rows import MOST_REACH
 # one of its feed-forward network: what XLA reports for programs compiled for CPUs, rounded up.
 _ATTENTION = 13.0
 _EXPERTS = 17.5
-_FEED_FORWARD = {"msfn": 11.0, "gdfn": 5.6, "dfn": 4.0, "fn": 3.0}
+_FEED_FORWARD = {"msfn": 11.0, "gdfn": 5.6, "dfn": 4.0, "fn": 2.5}
+# CPUs compute these two in strips of their own; those of the second take so many bytes.
+_ATTENTION_ON_CPU = 5.4
+_MSFN_ON_CPU = 2.2
+_STRIPS_ON_CPU = 8 * 2**20
 # The same for what strips do not cut: the features between the network's layers.
 _HELD = 4.5
-# CPUs compute this one in strips of its own.
-_MSFN_ON_CPU = 4.5
 _MARGIN = 1.5
 _GROUPS = Path("/sys/fs/cgroup")
 
@@ -35,15 +37,19 @@ def forward_bytes(config: ModelConfig, height: int, width: int) -> int:
         width: of the picture, in pixels.
     """
     channels = 2 * config.dim
-    hidden = _FEED_FORWARD[config.feed_forward]
-    if config.feed_forward == "msfn" and jax.default_backend() == "cpu":
-        hidden = _MSFN_ON_CPU
-    alive = max(
-        _ATTENTION * channels,
-        hidden * config.hidden(channels),
-        _EXPERTS * channels * ("mefc" in (config.encoder_level0, config.refinement)),
+    hidden, fixed, attention = _FEED_FORWARD[config.feed_forward], 0, _ATTENTION
+    if jax.default_backend() == "cpu":
+        attention = _ATTENTION_ON_CPU
+        if config.feed_forward == "msfn":
+            hidden, fixed = _MSFN_ON_CPU, _STRIPS_ON_CPU
+    each = _bytes_each(config) * height * width
+    experts = "mefc" in (config.encoder_level0, config.refinement)
+    alive = (
+        attention * channels * each,
+        hidden * config.hidden(channels) * each + fixed,
+        _EXPERTS * channels * each * experts,
     )
-    return int(alive * _bytes_each(config) * height * width)
+    return int(max(alive))
 
 
 def strips_bytes(config: ModelConfig, height: int, width: int, strip: int) -> int:

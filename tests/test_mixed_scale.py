@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain import conv, differences, together
 from recipe import relative_error
 
 from drsformer_jax.nn.feedforward import hidden_order
+from drsformer_jax.ops import forms
 from drsformer_jax.ops import mixed_scale as module
-from drsformer_jax.ops.mixed_scale import Affine, MixedScaleWeights, mixed_scale
+from drsformer_jax.ops.linear import Affine
+from drsformer_jax.ops.mixed_scale import MixedScaleWeights, mixed_scale
 
 FORMS = ("whole", "strips")
 CASES = [
@@ -52,16 +53,6 @@ def arguments(height, width, hidden, bias, mask, dtype="float64"):
     return x, MixedScaleWeights(*weights), jnp.asarray(inside), cotangent
 
 
-def conv(x, kernel, inside):
-    """Taps one after another: kernel k k c and x b h w c."""
-    reach = kernel.shape[0] // 2
-    border = ((0, 0), (reach, reach), (reach, reach), (0, 0))
-    x = jnp.pad(jnp.where(inside, x, 0), border)
-    rows, columns = x.shape[1] - 2 * reach, x.shape[2] - 2 * reach
-    taps = itertools.product(range(kernel.shape[0]), repeat=2)
-    return sum(x[:, i : i + rows, j : j + columns] * kernel[i, j] for i, j in taps)
-
-
 def reference(x, weights, inside):
     """Eq. 8 in the official order of channels: pairs are neighbours."""
     into, small, large, small_pairs, large_pairs, out = (
@@ -87,12 +78,6 @@ def both(function, x, weights, inside, cotangent):
 
     value, back = jax.vjp(seen, x, weights)
     return jax.tree.leaves((value, back(cotangent.astype(value.dtype))))
-
-
-def differences(found, expected):
-    """Largest difference of each array, over its largest value."""
-    wide = [(np.float64(f), np.float64(e)) for f, e in zip(found, expected, strict=True)]
-    return [np.abs(f - e).max() / max(np.abs(e).max(), 1e-30) for f, e in wide]
 
 
 @pytest.mark.usefixtures("small_strips")
@@ -127,13 +112,10 @@ def test_form_is_as_exact_as_its_type(form, dtype, step):
         # Each of four convolutions and four biases rounds once; float32 sums round more often.
         assert differences(found[:1], expected[:1])[0] < 8 * step
         # Rounding moves values through the zero of relu, which single gradients show strongly.
-        together = [
-            np.concatenate([np.ravel(leaf) for leaf in each[1:]]) for each in (found, expected)
-        ]
-        assert relative_error(*together) < 16 * step
+        assert relative_error(together(found[1:]), together(expected[1:])) < 16 * step
 
 
-@pytest.mark.parametrize("width", [module.NARROW - 1, module.NARROW])
+@pytest.mark.parametrize("width", [forms.NARROW - 1, forms.NARROW])
 def test_without_a_form_narrow_and_wide_pictures_have_equal_gradients(width):
     x, weights, inside, cotangent = arguments(2, width, 3, False, False, dtype="float32")
     found = both(lambda x, w: mixed_scale(x, w), x, weights, inside, cotangent)

@@ -10,12 +10,12 @@ from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.linear import DepthwiseConv, Pointwise, constant
 from drsformer_jax.ops.attention import (
     ChannelSums,
+    QueryKeyWeights,
     channel_scores,
-    channel_sums,
+    query_key_sums,
     sparse_softmax,
 )
-from drsformer_jax.ops.linear import precision_of
-from drsformer_jax.ops.masking import zero_outside
+from drsformer_jax.ops.linear import biased, precision_of
 from drsformer_jax.types import Array, Bool, Float
 
 
@@ -46,11 +46,9 @@ class Attention(nnx.Module):
         counted: Bool[Array, "b h w 1"] | None = None,
     ) -> ChannelSums:
         """Sums of queries and keys over the pixels that are `counted`."""
-        batch, height, width, channels = x.shape
-        part = slice(0, 2 * channels)
-        both = zero_outside(self.qkv_dwconv(self.qkv(x, part), inside, part), counted)
-        both = both.reshape(batch, height * width, 2, self.heads, channels // self.heads)
-        return channel_sums(both[:, :, 0], both[:, :, 1])
+        part = slice(0, 2 * x.shape[-1])
+        weights = QueryKeyWeights(self.qkv.weights(part), self.qkv_dwconv.weights(part))
+        return query_key_sums(x, weights, self.heads, inside, counted)
 
     def mixing(self, sums: ChannelSums) -> Float[Array, "b c c"]:
         """Attention and projection of each picture, as one matrix that its values are mapped by.
@@ -80,5 +78,4 @@ class Attention(nnx.Module):
         value = self.qkv_dwconv(self.qkv(x, part), inside, part)
         mixing = mixing.astype(x.dtype)
         y = jnp.einsum("bhwc,bco->bhwo", value, mixing, precision=precision_of(x))
-        bias = self.project_out.bias
-        return y if bias is None else y + bias[...].astype(y.dtype)
+        return biased(y, self.project_out.weights())

@@ -11,7 +11,7 @@ from flax import nnx
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.linear import DepthwiseConv, PairedConv, Pointwise
-from drsformer_jax.ops.mixed_scale import REACH, Affine, MixedScaleWeights, mixed_scale
+from drsformer_jax.ops.mixed_scale import REACH, MixedScaleWeights, mixed_scale
 from drsformer_jax.types import Array, Bool, Float
 
 
@@ -42,11 +42,8 @@ class MixedScale(nnx.Module):
             *(self.project_in, self.dwconv3x3, self.dwconv5x5),
             *(self.dwconv3x3_1, self.dwconv5x5_1, self.project_out),
         )
-        weights = [
-            Affine(layer.kernel[...], None if layer.bias is None else layer.bias[...])
-            for layer in layers
-        ]
-        return mixed_scale(x, MixedScaleWeights(*weights), inside)
+        weights = MixedScaleWeights(*(layer.weights() for layer in layers))
+        return mixed_scale(x, weights, inside)
 
 
 def hidden_order(hidden: int) -> list[int]:

@@ -17,7 +17,7 @@ from flax import nnx
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.ops.depthwise import depthwise_conv
-from drsformer_jax.ops.linear import linear, precision_of
+from drsformer_jax.ops.linear import Affine, biased, linear, precision_of
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.types import Array, Bool, Float
 
@@ -64,7 +64,18 @@ def _uniform(
     ]
 
 
-class Pointwise(nnx.Module):
+class _Affine(nnx.Module):
+    """A kernel whose last axis is the channels that come out, and perhaps a bias."""
+
+    kernel: nnx.Param
+    bias: nnx.Param | None
+
+    def weights(self, part: slice = _ALL) -> Affine:
+        """Those of `part` of the channels that come out."""
+        return Affine(self.kernel[..., part], None if self.bias is None else self.bias[part])
+
+
+class Pointwise(_Affine):
     """A linear map of the last axis: on pictures, a 1x1 convolution."""
 
     def __init__(self, channels: int, out: int, config: ModelConfig, *, bias: bool) -> None:
@@ -73,11 +84,11 @@ class Pointwise(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"], part: slice = _ALL) -> Float[Array, "*b o"]:
         """Maps the channels, in the type of `x`; `part` of the results."""
-        y = linear(x, self.kernel[:, part])
-        return y if self.bias is None else y + self.bias[part].astype(x.dtype)
+        weights = self.weights(part)
+        return biased(linear(x, weights.kernel), weights)
 
 
-class Conv3x3(nnx.Module):
+class Conv3x3(_Affine):
     """A 3x3 convolution of all channels, zeros beyond the border."""
 
     def __init__(self, channels: int, out: int, config: ModelConfig, *, bias: bool = False) -> None:
@@ -96,10 +107,10 @@ class Conv3x3(nnx.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=precision_of(x),
         )
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return biased(y, self.weights())
 
 
-class DepthwiseConv(nnx.Module):
+class DepthwiseConv(_Affine):
     """`ops.depthwise.depthwise_conv` with its kernel."""
 
     def __init__(
@@ -122,11 +133,12 @@ class DepthwiseConv(nnx.Module):
         part: slice = _ALL,
     ) -> Float[Array, "b h w c"]:
         """Convolves every channel with its own kernel; `x` has `part` of the channels."""
-        y = depthwise_conv(zero_outside(x, inside), self.kernel[..., part], self.dilation)
-        return y if self.bias is None else y + self.bias[part].astype(x.dtype)
+        weights = self.weights(part)
+        y = depthwise_conv(zero_outside(x, inside), weights.kernel, self.dilation)
+        return biased(y, weights)
 
 
-class PairedConv(nnx.Module):
+class PairedConv(_Affine):
     """Kernel and bias of a paired convolution, which `ops.mixed_scale` computes."""
 
     def __init__(self, channels: int, size: int, config: ModelConfig, *, bias: bool) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from drsformer_jax.ops.linear import precision_of
-from drsformer_jax.types import Array, Float
+from drsformer_jax.ops import forms
+from drsformer_jax.ops.depthwise import depthwise_conv, window_conv
+from drsformer_jax.ops.linear import Affine, biased, linear, precision_of
+from drsformer_jax.ops.masking import zero_outside
+from drsformer_jax.ops.strips import sum_in_strips
+from drsformer_jax.types import Array, Bool, Float
+
+STRIP_SIZE = 2**19
+"""Numbers of queries and keys of a strip: 2 MiB stay in a CPU's caches."""
 
 
 class ChannelSums(NamedTuple):
@@ -35,6 +43,74 @@ def channel_sums(query: Float[Array, "b p m d"], key: Float[Array, "b p m e"]) -
     )
     squares = (jnp.sum(x.astype(accumulator) ** 2, axis=1) for x in (query, key))
     return ChannelSums(gram, *squares)
+
+
+class QueryKeyWeights(NamedTuple):
+    """Of the convolutions that make queries, then keys."""
+
+    pointwise: Affine
+    """c 2c."""
+    depthwise: Affine
+    """k k 2c."""
+
+
+def query_key_sums(
+    x: Float[Array, "b h w c"],
+    weights: QueryKeyWeights,
+    heads: int,
+    inside: Bool[Array, "b h w 1"] | None = None,
+    counted: Bool[Array, "b h w 1"] | None = None,
+    form: str | None = None,
+) -> ChannelSums:
+    """`channel_sums` of the queries and keys that a 1x1 and a depthwise convolution make of `x`.
+
+    One operation, so that queries and keys need not exist for the whole picture. The derivative
+    saves `x` alone (see `forms.recomputed`).
+
+    Args:
+        x: pictures.
+        weights: kernels and biases.
+        heads: number of equal groups of channels.
+        inside: mask of the pictures in larger arrays.
+        counted: mask of the pixels to sum over.
+        form: `whole` (every convolution on whole pictures), `strips` (on a few rows at a time), or
+            None: the platform's.
+    """
+    ways = {"whole": functools.partial(_whole, heads), "strips": functools.partial(_strips, heads)}
+    return forms.recomputed("query_key_sums", ways, form, x, weights, inside, counted)
+
+
+def _whole(
+    heads: int, x: Array, weights: QueryKeyWeights, inside: Array | None, counted: Array | None
+) -> ChannelSums:
+    pointwise, depthwise = weights
+    y = zero_outside(biased(linear(x, pointwise.kernel), pointwise), inside)
+    both = biased(depthwise_conv(y, depthwise.kernel), depthwise)
+    return _sums_of(zero_outside(both, counted), heads)
+
+
+def _strips(
+    heads: int, x: Array, weights: QueryKeyWeights, inside: Array | None, counted: Array | None
+) -> ChannelSums:
+    def sums(weights: QueryKeyWeights, x: Array, inside: Array, counted: Array) -> ChannelSums:
+        pointwise, depthwise = weights
+        y = biased(linear(x, pointwise.kernel), pointwise)
+        if pointwise.bias is not None:  # Otherwise zeros have stayed zeros.
+            y = zero_outside(y, inside)
+        both = biased(window_conv(y, depthwise.kernel, jnp.any(inside)), depthwise)
+        added = _sums_of(zero_outside(both, counted)[None], heads)
+        return jax.tree.map(lambda leaf: leaf[0], added)
+
+    size, _, channels = weights.depthwise.kernel.shape
+    rows = max(8, STRIP_SIZE // (x.shape[2] * channels))
+    return sum_in_strips(sums, size // 2, rows, weights, zero_outside(x, inside), inside, counted)
+
+
+def _sums_of(both: Float[Array, "b h w _"], heads: int) -> ChannelSums:
+    """`channel_sums` of queries and keys that lie side by side."""
+    return channel_sums(
+        *(x.reshape(len(x), -1, heads, x.shape[-1] // heads) for x in jnp.split(both, 2, axis=-1))
+    )
 
 
 def channel_scores(sums: ChannelSums, temperature: Float[Array, " m"]) -> Float[Array, "b m d e"]:

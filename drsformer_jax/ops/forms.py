@@ -7,16 +7,24 @@ for TPUs: see docs/performance.md. There are no Pallas kernels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from jax import lax
+
+from drsformer_jax.types import Array, Float
 
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "depthwise_conv": {"cpu": "by_pixel", "tpu": "by_conv", "default": "by_tap"},
     "mixed_scale": {"cpu": "strips", "default": "whole"},
+    "query_key_sums": {"cpu": "strips", "default": "whole"},
 }
 """For each operation its form on each platform; `default` is for all that are not named."""
+
+NARROW = 48
+"""Columns of a picture below which the borders of strips cost more than they save."""
 
 
 def run(
@@ -36,3 +44,67 @@ def run(
         return forms[form](*arrays)
     platforms = {platform: forms[name] for platform, name in CHOICES[operation].items()}
     return lax.platform_dependent(*arrays, **platforms)
+
+
+def recomputed(
+    operation: str,
+    forms: Mapping[str, Callable[..., Any]],
+    form: str | None,
+    x: Float[Array, "b h w c"],
+    weights: Any,
+    *masks: Array | None,
+) -> Any:
+    """`run` of an operation whose derivative saves its arguments alone, and computes it again.
+
+    Narrow pictures are computed `whole` and differentiated as usual: strips gain nothing there, and
+    what would be saved is small.
+
+    Args:
+        operation: a key of `CHOICES`.
+        forms: a function of `x`, `weights` and `masks` for each form, one of them `whole`.
+        form: one of `forms`, or None.
+        x: pictures.
+        weights: tree of arrays.
+        *masks: what has no derivative.
+    """
+    if form is None and x.shape[2] < NARROW:
+        return forms["whole"](x, weights, *masks)
+    return _recomputed(operation, forms, form, x, weights, masks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _recomputed(
+    operation: str,
+    forms: Mapping[str, Callable[..., Any]],
+    form: str | None,
+    x: Array,
+    weights: Any,
+    masks: tuple[Array | None, ...],
+) -> Any:
+    return run(operation, forms, form, x, weights, *masks)
+
+
+def _forward(
+    operation: str,
+    forms: Mapping[str, Callable[..., Any]],
+    form: str | None,
+    *arrays: Any,
+) -> tuple[Any, tuple[Any, ...]]:
+    return _recomputed(operation, forms, form, *arrays), arrays
+
+
+def _backward(
+    operation: str,
+    forms: Mapping[str, Callable[..., Any]],
+    form: str | None,
+    saved: tuple[Any, ...],
+    grad: Any,
+) -> tuple[Array, Any, None]:
+    def gradients(of: Callable[..., Any], x: Array, weights: Any, masks: Any, grad: Any) -> Any:
+        return jax.vjp(lambda x, weights: of(x, weights, *masks), x, weights)[1](grad)
+
+    programs = {name: functools.partial(gradients, of) for name, of in forms.items()}
+    return (*run(operation, programs, form, *saved, grad), None)
+
+
+_recomputed.defvjp(_forward, _backward)

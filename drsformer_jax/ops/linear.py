@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from drsformer_jax.types import Array, Float
+
+
+class Affine(NamedTuple):
+    """A kernel whose last axis is the channels that come out, and their bias."""
+
+    kernel: Array
+    bias: Array | None
+
+
+def biased(y: Float[Array, "*b o"], affine: Affine) -> Float[Array, "*b o"]:
+    """Adds the bias, if there is one, in the type of `y`."""
+    return y if affine.bias is None else y + affine.bias.astype(y.dtype)
 
 
 def precision_of(x: Array) -> jax.lax.Precision:

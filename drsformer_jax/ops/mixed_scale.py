@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -13,13 +12,11 @@ from jax.nn import relu
 
 from drsformer_jax.ops import forms
 from drsformer_jax.ops.depthwise import depthwise_conv, paired_conv, window_conv
-from drsformer_jax.ops.linear import linear
+from drsformer_jax.ops.linear import Affine, biased, linear
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.strips import crop, in_strips, stored
 from drsformer_jax.types import Array, Bool, Float
 
-NARROW = 48
-"""Columns below which the borders of strips cost more than they save."""
 STRIP_SIZE = 2**20
 """Numbers of a strip of hidden channels: 4 MiB stay in a CPU's caches."""
 LANES = 16
@@ -28,13 +25,6 @@ REACH = 4
 
 
 _Channels = TypeVar("_Channels", jax.Array, np.ndarray)
-
-
-class Affine(NamedTuple):
-    """A kernel whose last axis is the channels that come out, and their bias."""
-
-    kernel: Array
-    bias: Array | None
 
 
 class MixedScaleWeights(NamedTuple):
@@ -64,8 +54,7 @@ def mixed_scale(
 
     The operation reaches from one 1x1 convolution to the other because that leaves the order of
     the hidden channels to its forms. The derivative saves `x` alone, which has a fifth of the
-    channels of the hidden pictures, and computes those again. Only narrow pictures, where strips
-    gain nothing and hidden pictures are small, are differentiated through their convolutions.
+    channels of the hidden pictures, and computes those again (see `forms.recomputed`).
 
     Args:
         x: pictures.
@@ -74,67 +63,26 @@ def mixed_scale(
         form: `whole` (every convolution on whole pictures), `strips` (all of them on a few rows
             at a time), or None: the platform's.
     """
-    if form is None and x.shape[2] < NARROW:
-        return _whole(x, weights, inside)
-    return _recomputed(x, weights, inside, form)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _recomputed(
-    x: Array, weights: MixedScaleWeights, inside: Array | None, form: str | None
-) -> Array:
-    return forms.run("mixed_scale", _forms(), form, x, weights, inside)
-
-
-def _forward(
-    x: Array, weights: MixedScaleWeights, inside: Array | None, form: str | None
-) -> tuple[Array, tuple[Array, MixedScaleWeights, Array | None]]:
-    return _recomputed(x, weights, inside, form), (x, weights, inside)
-
-
-def _backward(
-    form: str | None, saved: tuple[Array, MixedScaleWeights, Array | None], grad: Array
-) -> tuple[Array, MixedScaleWeights, None]:
-    def gradients(
-        of: Callable[..., Array],
-        x: Array,
-        weights: MixedScaleWeights,
-        inside: Array | None,
-        grad: Array,
-    ) -> tuple[Array, MixedScaleWeights]:
-        return jax.vjp(lambda x, weights: of(x, weights, inside), x, weights)[1](grad)
-
-    programs = {name: functools.partial(gradients, of) for name, of in _forms().items()}
-    return (*forms.run("mixed_scale", programs, form, *saved, grad), None)
-
-
-_recomputed.defvjp(_forward, _backward)
-
-
-def _forms() -> dict[str, Callable[..., Array]]:
-    return {"whole": _whole, "strips": _strips}
+    ways = {"whole": _whole, "strips": _strips}
+    return forms.recomputed("mixed_scale", ways, form, x, weights, inside)
 
 
 def _whole(x: Array, weights: MixedScaleWeights, inside: Array | None) -> Array:
-    x = zero_outside(_biased(linear(x, weights.project_in.kernel), weights.project_in), inside)
+    x = zero_outside(biased(linear(x, weights.project_in.kernel), weights.project_in), inside)
     both = [
-        zero_outside(relu(_biased(depthwise_conv(x, path.kernel), path)), inside)
+        zero_outside(relu(biased(depthwise_conv(x, path.kernel), path)), inside)
         for path in (weights.small, weights.large)
     ]
     (small1, small2), (large1, large2) = (jnp.split(path, 2, axis=-1) for path in both)
     mixed = [
-        relu(_biased(paired_conv(*_pairs(small, large), pairs.kernel), pairs))
+        relu(biased(paired_conv(*_pairs(small, large), pairs.kernel), pairs))
         for small, large, pairs in (
             (small1, large1, weights.small_pairs),
             (small2, large2, weights.large_pairs),
         )
     ]
     out = weights.project_out
-    return _biased(linear(jnp.concatenate(mixed, axis=-1), out.kernel), out)
-
-
-def _biased(y: Array, affine: Affine) -> Array:
-    return y if affine.bias is None else y + affine.bias.astype(y.dtype)
+    return biased(linear(jnp.concatenate(mixed, axis=-1), out.kernel), out)
 
 
 def _pairs(
@@ -167,7 +115,7 @@ def _strips(x: Array, weights: MixedScaleWeights, inside: Array | None) -> Array
     rows = max(8, STRIP_SIZE // (x.shape[2] * weights.project_out.kernel.shape[0]))
     every = project_in, quarters
     y = in_strips(chain, REACH, rows, every, zero_outside(x, inside), inside)
-    return _biased(y, weights.project_out)
+    return biased(y, weights.project_out)
 
 
 def _strip(
@@ -179,7 +127,7 @@ def _strip(
     """The rows of `x` in the middle, without the bias of what comes out (see `strips.Chain`)."""
     project_in, quarters = weights
     anything = jnp.any(inside)
-    hidden = [_biased(linear(x, into.kernel), into) for into in project_in]
+    hidden = [biased(linear(x, into.kernel), into) for into in project_in]
     if project_in[0].bias is not None:  # Otherwise zeros have stayed zeros.
         hidden = [zero_outside(x, inside) for x in hidden]
     total = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
@@ -191,7 +139,7 @@ def _strip(
         other = _path(hidden[second], quarter.second, seen, anything)
         one = window_conv(one, kernel[:, :, 0], anything)
         other = window_conv(other, kernel[:, :, 1], anything)
-        mixed = relu(_biased(one + other, quarter.pairs))
+        mixed = relu(biased(one + other, quarter.pairs))
         total += linear(mixed.astype(total.dtype), quarter.project_out)
     return total
 
@@ -202,7 +150,7 @@ def _path(x: Array, path: Affine, inside: Array, anything: Array) -> Array:
 
     def convolve(x: Array, path: Affine, inside: Array) -> Array:
         y = window_conv(x, path.kernel, anything, margin=margin)
-        return zero_outside(relu(_biased(y, path)), inside)
+        return zero_outside(relu(biased(y, path)), inside)
 
     return stored(convolve, anything, x, path, inside)
 

@@ -24,6 +24,12 @@ Chain = Callable[[Any, Array, Array], Array]
 (rows, w, o) in the middle of the window.
 """
 
+Sums = Callable[[Any, Array, Array, Array], Any]
+"""(weights, window, inside, counted) -> tree of sums over the pixels of the strip that count.
+
+`counted` is (rows, w, 1), the rest as in `Chain`.
+"""
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def in_strips(
@@ -56,6 +62,55 @@ def in_strips(
     first = jax.eval_shape(chain, weights, cut.window(padded, 0), cut.window(mask, 0))
     out = jnp.zeros((x.shape[0], cut.height, *first.shape[1:]), x.dtype)
     return lax.fori_loop(0, cut.count, add, out)[:, : x.shape[1]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def sum_in_strips(
+    sums: Sums,
+    reach: int,
+    rows: int,
+    weights: Any,
+    x: Float[Array, "b h w c"],
+    inside: Bool[Array, "b h w 1"] | None,
+    counted: Bool[Array, "b h w 1"] | None,
+) -> Any:
+    """Sums of each picture, arguments and derivative like those of `in_strips`.
+
+    Args:
+        sums: what a strip adds, see `Sums`.
+        reach: how far beyond the strip it looks, in pixels.
+        rows: rows of a strip; a few more where that divides the pictures evenly.
+        weights: tree of arrays for `sums`.
+        x: pictures.
+        inside: mask of the pictures in larger arrays.
+        counted: mask of the pixels to count.
+
+    Returns:
+        The tree that `sums` makes, each leaf with a first axis b.
+    """
+    cut = _Strips(x, reach, rows)
+    padded = cut.pad(x)
+    run = _summed(sums, cut, x, inside, counted)
+
+    def add(number: Array, total: Any) -> Any:
+        part = run(weights, cut.window(padded, number), number)
+        return jax.tree.map(lambda t, p: t.at[number // cut.each].add(p), total, part)
+
+    shapes = jax.eval_shape(run, weights, cut.window(padded, 0), 0)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((len(x), *leaf.shape), leaf.dtype), shapes)
+    return lax.fori_loop(0, cut.count, add, zeros)
+
+
+def _summed(
+    sums: Sums, cut: _Strips, x: Array, inside: Array | None, counted: Array | None
+) -> Callable[[Any, Array, Array | int], Any]:
+    """`sums` of weights, a window and the number of its strip."""
+    seen, counts = cut.pad(_mask(x, inside)), cut.lengthen(_mask(x, counted))
+
+    def run(weights: Any, window: Array, number: Array | int) -> Any:
+        return sums(weights, window, cut.window(seen, number), cut.strip(counts, number))
+
+    return run
 
 
 def crop(x: Array, pixels: int) -> Array:
@@ -96,7 +151,11 @@ class _Strips:
         size = (1, self.rows + 2 * self.reach, *padded.shape[2:])
         return lax.dynamic_slice(padded, self._start(number), size)[0]
 
-    def strip(self, x: Array, number: Array) -> Array:
+    def lengthen(self, x: Array) -> Array:
+        """Appends rows up to the end of the last strip."""
+        return jnp.pad(x, ((0, 0), (0, self.height - x.shape[1]), (0, 0), (0, 0)))
+
+    def strip(self, x: Array, number: Array | int) -> Array:
         return lax.dynamic_slice(x, self._start(number), (1, self.rows, *x.shape[2:]))[0]
 
     def write(self, x: Array, part: Array, number: Array) -> Array:
@@ -118,19 +177,70 @@ def _backward(
 ) -> tuple[Any, Array, None]:
     weights, x, inside = saved
     cut = _Strips(x, reach, rows)
-    padded, mask = cut.pad(x), cut.pad(_mask(x, inside))
-    grad = jnp.pad(grad, ((0, 0), (0, cut.height - grad.shape[1]), (0, 0), (0, 0)))
+    mask, grad = cut.pad(_mask(x, inside)), cut.lengthen(grad)
+
+    def run(weights: Any, window: Array, number: Array) -> Array:
+        return chain(weights, window, cut.window(mask, number))
+
+    return *_gradients(run, cut, weights, x, lambda number: cut.strip(grad, number)), None
+
+
+in_strips.defvjp(_forward, _backward)
+
+
+def _sum_forward(
+    sums: Sums, reach: int, rows: int, weights: Any, x: Array, *masks: Array | None
+) -> tuple[Any, tuple[Any, Array, tuple[Array | None, ...]]]:
+    return sum_in_strips(sums, reach, rows, weights, x, *masks), (weights, x, masks)
+
+
+def _sum_backward(
+    sums: Sums,
+    reach: int,
+    rows: int,
+    saved: tuple[Any, Array, tuple[Array | None, ...]],
+    grad: Any,
+) -> tuple[Any, Array, None, None]:
+    weights, x, masks = saved
+    cut = _Strips(x, reach, rows)
+
+    def of_picture(number: Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf[number // cut.each], grad)
+
+    return *_gradients(_summed(sums, cut, x, *masks), cut, weights, x, of_picture), None, None
+
+
+sum_in_strips.defvjp(_sum_forward, _sum_backward)
+
+
+def _gradients(
+    run: Callable[[Any, Array, Array], Any],
+    cut: _Strips,
+    weights: Any,
+    x: Array,
+    cotangent: Callable[[Array], Any],
+) -> tuple[Any, Array]:
+    """Gradients to `weights` and `x` of what `run` makes of them strip by strip.
+
+    Args:
+        run: of weights, a window and the number of its strip.
+        cut: where the strips lie.
+        weights: tree of arrays.
+        x: pictures.
+        cotangent: the gradient to what `run` makes, by the number of the strip.
+    """
+    padded = cut.pad(x)
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
     def add(number: Array, total: tuple[Any, Array]) -> tuple[Any, Array]:
         weights_total, x_total = total
-        seen = cut.window(mask, number)
         y, back = jax.vjp(
-            lambda weights, window: chain(weights, window, seen),
+            lambda weights, window: run(weights, window, number),
             weights,
             cut.window(padded, number),
         )
-        weights_grad, window_grad = back(cut.strip(grad, number).astype(y.dtype))
+        grad = jax.tree.map(lambda g, y: g.astype(y.dtype), cotangent(number), y)
+        weights_grad, window_grad = back(grad)
         # Windows overlap: the gradients of what several strips read add up.
         window_grad = cut.window(x_total, number) + window_grad.astype(wide)
         weights_total = jax.tree.map(jnp.add, weights_total, weights_grad)
@@ -139,8 +249,5 @@ def _backward(
     zeros = jax.tree.map(jnp.zeros_like, weights), jnp.zeros(padded.shape, wide)
     weights_grad, x_grad = lax.fori_loop(0, cut.count, add, zeros)
     height, width = x.shape[1:3]
-    x_grad = x_grad[:, reach : reach + height, reach : reach + width]
-    return weights_grad, x_grad.astype(x.dtype), None
-
-
-in_strips.defvjp(_forward, _backward)
+    x_grad = x_grad[:, cut.reach : cut.reach + height, cut.reach : cut.reach + width]
+    return weights_grad, x_grad.astype(x.dtype)

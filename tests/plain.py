@@ -1,0 +1,48 @@
+"""Convolutions tap by tap in plain jnp, and how far results and gradients are from each other."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def conv(x, kernel, inside=True, dilation=1):
+    """Depthwise: kernel k k c and x b h w c, zero where not `inside`."""
+    reach = dilation * (kernel.shape[0] // 2)
+    x = jnp.pad(jnp.where(inside, x, 0), ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    rows, columns = x.shape[1] - 2 * reach, x.shape[2] - 2 * reach
+    taps = itertools.product(range(kernel.shape[0]), repeat=2)
+    places = ((i, j, i * dilation, j * dilation) for i, j in taps)
+    return sum(x[:, t : t + rows, s : s + columns] * kernel[i, j] for i, j, t, s in places)
+
+
+def with_gradients(function, *arguments):
+    """Leaves of the value, then of the gradients of a sum with fixed weights."""
+    value, back = jax.vjp(function, *arguments)
+    random = np.random.default_rng(7)
+    cotangent = jax.tree.map(
+        lambda leaf: jnp.asarray(random.standard_normal(leaf.shape), leaf.dtype), value
+    )
+    return jax.tree.leaves(value), jax.tree.leaves(back(cotangent))
+
+
+def differences(found, expected):
+    """Largest difference of each array, over its largest value."""
+    wide = [(np.float64(f), np.float64(e)) for f, e in zip(found, expected, strict=True)]
+    return [np.abs(f - e).max() / max(np.abs(e).max(), 1e-30) for f, e in wide]
+
+
+def together(arrays):
+    """All values in one array."""
+    return np.concatenate([np.ravel(np.float64(array)) for array in arrays])
+
+
+def masks(batch, height, width):
+    """Of pictures that differ in size: one loses half of its rows, the others two columns."""
+    inside = np.ones((batch, height, width, 1), bool)
+    inside[0, (height + 1) // 2 :] = False
+    inside[1:, :, -2:] = False
+    return jnp.asarray(inside)

@@ -1,0 +1,190 @@
+"""Attention across channels as operations: every form and derivative against the equations."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from plain import conv, differences, masks, together, with_gradients
+from recipe import SMALL, relative_error
+
+from drsformer_jax.nn.attention import Attention
+from drsformer_jax.ops import attention as module
+from drsformer_jax.ops.attention import QueryKeyWeights, query_key_sums
+from drsformer_jax.ops.linear import Affine
+
+FORMS = ("whole", "strips")
+CASES = [
+    # Height, width, heads, kernel size, biases, masks.
+    (19, 5, 2, 3, False, False),
+    (11, 7, 1, 3, True, True),
+    (17, 6, 3, 5, False, True),
+    (1, 1, 2, 3, True, False),
+]
+CHANNELS = 6
+STEPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
+"""Largest relative errors of rounding."""
+
+
+@pytest.fixture(autouse=True)
+def small_strips(monkeypatch):
+    """Strips of 8 rows, so that small pictures have several, the last of them not full."""
+    monkeypatch.setattr(module, "STRIP_SIZE", 1)
+
+
+def arguments(height, width, size, bias, mask, dtype="float64"):
+    random = np.random.default_rng([height, width, size])
+
+    def draw(*shape):
+        return jnp.asarray(random.standard_normal(shape), dtype)
+
+    weights = [
+        Affine(draw(*shape) / np.sqrt(np.prod(shape[:-1])), draw(shape[-1]) if bias else None)
+        for shape in ((CHANNELS, 2 * CHANNELS), (size, size, 2 * CHANNELS))
+    ]
+    inside = masks(2, height, width) if mask else None
+    # Counts part of what is inside, as pieces of pictures do.
+    counted = inside.at[:, :2].set(False) if mask else None
+    return draw(2, height, width, CHANNELS), QueryKeyWeights(*weights), inside, counted
+
+
+def reference(x, weights, heads, inside, counted):
+    """Sums over pixels, one picture, head and pair of channels after another."""
+    inside = True if inside is None else inside
+    (pointwise, first), (depthwise, second) = (
+        (kernel, 0 if bias is None else bias) for kernel, bias in weights
+    )
+    both = conv(x @ pointwise + first, depthwise, inside) + second
+    both = jnp.where(True if counted is None else counted, both, 0)
+    query, key = (
+        part.reshape(len(x), -1, heads, CHANNELS // heads).swapaxes(1, 2)
+        for part in jnp.split(both, 2, axis=-1)
+    )
+    products = query[..., :, None] * key[..., None, :]
+    return products.sum(axis=2), (query**2).sum(axis=2), (key**2).sum(axis=2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_sums_and_their_gradients_equal_the_equation(form, case):
+    heads = case[2]
+    with jax.enable_x64(True):
+        x, weights, *where = arguments(*case[:2], *case[3:])
+        found, expected = (
+            jax.jit(lambda x, weights, of=of: with_gradients(of, x, weights))(x, weights)
+            for of in (
+                lambda x, weights: query_key_sums(x, weights, heads, *where, form),
+                lambda x, weights: reference(x, weights, heads, *where),
+            )
+        )
+        assert max(differences(*map(jax.tree.leaves, (found, expected)))) < 1e-13
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", STEPS)
+def test_sums_are_as_exact_as_their_type(form, dtype):
+    x, weights, *where = arguments(23, 9, 3, True, True, dtype=dtype)
+    # As in training, where parameters stay in float32.
+    weights = jax.tree.map(lambda leaf: leaf.astype("float32"), weights)
+    values, gradients = with_gradients(
+        lambda x, weights: query_key_sums(x, weights, 2, *where, form), x, weights
+    )
+    assert {leaf.dtype for leaf in values} == {jnp.dtype("float32")}
+    assert gradients[0].dtype == x.dtype
+    assert {leaf.dtype for leaf in gradients[1:]} == {jnp.dtype("float32")}
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (x, weights))
+        expected, expected_gradients = with_gradients(
+            lambda x, weights: reference(x, weights, 2, *where), *exact
+        )
+    # Values are rounded after each convolution and each bias, and summed without rounding.
+    assert max(differences(values, expected)) < 4 * STEPS[dtype]
+    assert relative_error(together(gradients), together(expected_gradients)) < 4 * STEPS[dtype]
+
+
+def attended(module, x, inside):
+    """Eq. 5 and 6 and all around them, as the paper has it: normalise, compare, keep, mix, project."""
+    heads, channels = module.heads, x.shape[-1]
+
+    def affine(layer):
+        return layer.kernel[...], 0 if layer.bias is None else layer.bias[...]
+
+    (into, into_bias), (depthwise, depthwise_bias) = affine(module.qkv), affine(module.qkv_dwconv)
+    qkv = conv(x @ into + into_bias, depthwise, inside) + depthwise_bias
+    query, key, value = (
+        jnp.where(inside, part, 0).reshape(len(x), -1, heads, channels // heads)
+        for part in jnp.split(qkv, 3, axis=-1)
+    )
+    query, key = (part / jnp.linalg.norm(part, axis=1, keepdims=True) for part in (query, key))
+    scores = jnp.einsum("bpmd,bpme->bmde", query, key) * module.temperature[...][:, None, None]
+    softmaxes = [(1.0, channels // heads)]
+    if module.branches is not None:
+        softmaxes = list(zip(module.branches[...], module.kept, strict=True))
+    y = 0
+    for weight, count in softmaxes:
+        least = jnp.sort(jax.lax.stop_gradient(scores), axis=-1)[..., -count, None]
+        kept = jax.nn.softmax(jnp.where(scores >= least, scores, -jnp.inf), axis=-1)
+        y += weight * jnp.einsum("bmde,bpme->bpmd", kept, value)
+    out, out_bias = affine(module.project_out)
+    return jnp.where(inside, y.reshape(x.shape) @ out + out_bias, 0)
+
+
+def network(**fields):
+    config = dataclasses.replace(SMALL, **fields)
+    attention = Attention(12, 2, config)
+    random = np.random.default_rng(3)
+    definition, params = nnx.split(attention)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(random.standard_normal(leaf.shape) / 2, config.param_dtype), params
+    )
+    return definition, params
+
+
+def own(definition, inside):
+    def run(params, x):
+        module = nnx.merge(definition, params)
+        y = module(x, module.mixing(module.sums(x, inside, inside)), inside)
+        return jnp.where(inside, y, 0)
+
+    return run
+
+
+def papers(definition, inside):
+    return lambda params, x: attended(nnx.merge(definition, params), x, inside)
+
+
+@pytest.mark.parametrize(
+    ("attention", "size"), [("topk", (9, 7)), ("dense", (5, 11)), ("dense", (1, 1))]
+)
+def test_attention_and_its_gradients_equal_the_equations(attention, size):
+    with jax.enable_x64(True):
+        definition, params = network(attention=attention, bias=True, param_dtype="float64")
+        inside = masks(2, *size) if size != (1, 1) else jnp.ones((2, 1, 1, 1), bool)
+        x = jnp.asarray(np.random.default_rng(4).standard_normal((2, *size, 12)))
+        found, expected = (
+            with_gradients(of(definition, inside), params, x) for of in (own, papers)
+        )
+        # On one pixel cosines are +-1 and what they depend on has a gradient of 0.
+        assert max(differences(*(each[0] for each in (found, expected)))) < 1e-13
+        np.testing.assert_allclose(
+            *(together(each[1]) for each in (found, expected)), rtol=1e-10, atol=1e-11
+        )
+
+
+@pytest.mark.parametrize("dtype", STEPS)
+def test_attention_is_as_exact_as_its_type(dtype):
+    # Dense: in few bits other scores would be among the largest.
+    definition, params = network(attention="dense", bias=True)
+    inside = masks(2, 13, 9)
+    x = jnp.asarray(np.random.default_rng(4).standard_normal((2, 13, 9, 12)), dtype)
+    found = with_gradients(own(definition, inside), params, x)
+    assert (found[0][0].dtype, found[1][-1].dtype) == (x.dtype, x.dtype)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (params, x))
+        expected = with_gradients(papers(definition, inside), *exact)
+    for values, reference in zip(found, expected, strict=True):
+        assert relative_error(together(values), together(reference)) < 4 * STEPS[dtype]

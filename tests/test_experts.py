@@ -1,0 +1,95 @@
+"""One step of the mixture of experts against its definition, expert by expert."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from plain import conv, differences, masks, together, with_gradients
+from recipe import SMALL, relative_error
+
+from drsformer_jax.nn.experts import DILATED_SIZES, EXPERTS, SEPARABLE_SIZES, Step
+from drsformer_jax.nn.rows import AT_ONCE
+
+CHANNELS = 3
+STEPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
+"""Largest relative errors of rounding."""
+
+
+def reference(step, x, gates, inside):
+    """Sec. 3.4: every expert with its own 1x1 convolution and gate, joined by another."""
+    relu = jax.nn.relu
+    experts = []
+    for size in SEPARABLE_SIZES:
+        own = getattr(step, f"separable{size}")
+        y = conv(x, own.depthwise_first.kernel[...], inside) @ own.pointwise_first.kernel[...]
+        y = conv(relu(y), own.depthwise_last.kernel[...], inside)
+        experts.append(y @ own.pointwise_last.kernel[...])
+    for size in DILATED_SIZES:
+        own = getattr(step, f"dilated{size}")
+        y = conv(x, own.depthwise.kernel[...], inside, dilation=2)
+        experts.append(y @ own.pointwise_last.kernel[...])
+    ones = jnp.ones((3, 3, 1), x.dtype)
+    around = conv(jnp.broadcast_to(inside, (*x.shape[:3], 1)).astype(x.dtype), ones, inside)
+    experts.append(conv(x, ones, inside) / jnp.maximum(around, 1))
+    gated = [gates[:, n, None, None, None] * y for n, y in enumerate(experts)]
+    return relu(x + relu(jnp.concatenate(gated, axis=-1) @ step.join.kernel[...]))
+
+
+def programs(inside, dtype):
+    """Ours and the reference, of parameters, features and gates."""
+    definition, params = nnx.split(Step(CHANNELS, dataclasses.replace(SMALL, param_dtype=dtype)))
+    random = np.random.default_rng(3)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(random.standard_normal(leaf.shape) / 2, dtype), params
+    )
+    # What no mask tells about the size of a picture is the whole array.
+    size = jnp.stack([inside.any(axis=2).sum(axis=1)[:, 0], inside.any(axis=1).sum(axis=1)[:, 0]])
+
+    def own(params, x, gates):
+        y = nnx.merge(definition, params)(x, gates, AT_ONCE.at(size.T))
+        return jnp.where(inside, y, 0)
+
+    def papers(params, x, gates):
+        y = reference(nnx.merge(definition, params), x, gates, inside)
+        return jnp.where(inside, y, 0)
+
+    return params, own, papers
+
+
+def features(height, width, dtype):
+    random = np.random.default_rng([height, width])
+    gates = jax.nn.softmax(jnp.asarray(random.standard_normal((2, EXPERTS)), "float32"), axis=-1)
+    # At least 0, as features are after the first relu.
+    x = jnp.abs(jnp.asarray(random.standard_normal((2, height, width, CHANNELS)), dtype))
+    return x, gates
+
+
+@pytest.mark.parametrize("size", [(9, 14), (5, 3), (1, 1)])
+def test_step_and_its_gradients_equal_the_equation(size):
+    with jax.enable_x64(True):
+        inside = masks(2, *size) if min(size) > 1 else jnp.ones((2, *size, 1), bool)
+        params, own, papers = programs(inside, "float64")
+        x, gates = features(*size, "float64")
+        arguments = params, x, gates.astype("float64")
+        found, expected = (with_gradients(of, *arguments) for of in (own, papers))
+        assert max(differences(*map(jax.tree.leaves, (found, expected)))) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", STEPS)
+def test_step_is_as_exact_as_its_type(dtype):
+    inside = masks(2, 9, 14)
+    params, own, papers = programs(inside, "float32")
+    x, gates = features(9, 14, dtype)
+    found = with_gradients(own, params, x, gates)
+    assert found[0][0].dtype == x.dtype
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (params, x, gates))
+        expected = with_gradients(papers, *exact)
+    assert relative_error(found[0][0], expected[0][0]) < 4 * STEPS[dtype]
+    # Rounding moves values through the zeros of relu.
+    assert relative_error(together(found[1]), together(expected[1])) < 16 * STEPS[dtype]

@@ -107,7 +107,7 @@ def test_sums_are_as_exact_as_their_type(form, dtype):
 
 
 def attended(module, x, inside):
-    """Eq. 5 and 6 and all around them, as the paper has it: normalise, compare, keep, mix, project."""
+    """TKSA as the paper has it: normalise, compare, keep (Eq. 5 and 6), mix, project."""
     heads, channels = module.heads, x.shape[-1]
 
     def affine(layer):

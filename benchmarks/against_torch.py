@@ -46,8 +46,8 @@ WAYS = ("eager", "channels last", "compiled", "compiled channels last")
 CLOSE = {"float32": 5e-3, "bfloat16": 5e-2}
 """Relative L2 between ours and PyTorch's: the choice of scores is discontinuous, and rounding
 decides on the place of close ones. On the default picture ours is within 5e-8 of the result in
-float64, and PyTorch's, where one such score goes the other way, within 1.2e-3. `--verify` has a
-picture without close scores, and a bound of 1e-5."""
+float64, and PyTorch's, where one such score goes the other way, within 1.2e-3. `--verify` holds
+PyTorch's network to 1e-5 on a picture without close scores."""
 CLOSE_GRADIENTS = {"float32": 1e-2, "bfloat16": 0.5}
 """Likewise of all gradients together; a sum over pixels has little left of bfloat16's 8 bits."""
 SETTLED = 0.2

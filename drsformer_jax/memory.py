@@ -12,16 +12,18 @@ import psutil
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.rows import MOST_REACH
+from drsformer_jax.ops.forms import NARROW
 
 # Channels alive at once at full resolution, for each channel of the last level, or for each hidden
 # one of its feed-forward network: what XLA reports for programs compiled for CPUs, rounded up.
 _ATTENTION = 13.0
 _EXPERTS = 17.5
-_FEED_FORWARD = {"msfn": 11.0, "gdfn": 5.6, "dfn": 4.0, "fn": 2.5}
-# CPUs compute these two in strips of their own; those of the second take so many bytes.
-_ATTENTION_ON_CPU = 5.4
+_FEED_FORWARD = {"msfn": 11.1, "gdfn": 5.6, "dfn": 4.0, "fn": 2.5}
+# CPUs compute these two in strips of their own, unless the picture is narrow.
+_ATTENTION_ON_CPU = 3.6
 _MSFN_ON_CPU = 2.2
-_STRIPS_ON_CPU = 8 * 2**20
+# Bytes that those strips take, whatever the picture.
+_STRIPS_ON_CPU = 10 * 2**20
 # The same for what strips do not cut: the features between the network's layers.
 _HELD = 4.5
 _MARGIN = 1.5
@@ -37,18 +39,15 @@ def forward_bytes(config: ModelConfig, height: int, width: int) -> int:
         width: of the picture, in pixels.
     """
     channels = 2 * config.dim
-    hidden, fixed, attention = _FEED_FORWARD[config.feed_forward], 0, _ATTENTION
-    if jax.default_backend() == "cpu":
-        attention = _ATTENTION_ON_CPU
-        if config.feed_forward == "msfn":
-            hidden, fixed = _MSFN_ON_CPU, _STRIPS_ON_CPU
+    in_strips = jax.default_backend() == "cpu" and width >= NARROW
+    fixed = _STRIPS_ON_CPU if in_strips else 0
     each = _bytes_each(config) * height * width
+    attention = (_ATTENTION_ON_CPU if in_strips else _ATTENTION) * channels * each + fixed
+    hidden = _FEED_FORWARD[config.feed_forward] * config.hidden(channels) * each
+    if config.feed_forward == "msfn" and in_strips:
+        hidden = _MSFN_ON_CPU * config.hidden(channels) * each + fixed
     experts = "mefc" in (config.encoder_level0, config.refinement)
-    alive = (
-        attention * channels * each,
-        hidden * config.hidden(channels) * each + fixed,
-        _EXPERTS * channels * each * experts,
-    )
+    alive = attention, hidden, _EXPERTS * channels * each * experts
     return int(max(alive))
 
 

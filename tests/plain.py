@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+STEPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
+"""Largest relative errors of rounding."""
+
 
 def conv(x, kernel, inside=True, dilation=1):
     """Depthwise: kernel k k c and x b h w c, zero where not `inside`."""

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "published": {"config"},
     "buckets": {"config"},
     "tiles": {"config"},
-    "memory": {"config", "nn"},
+    "memory": {"config", "nn", "ops"},
     "compile_cache": set(),
     "restore": {
         *{"config", "nn", "sharding", "data.images", "weights"},

@@ -9,31 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from plain import conv, differences, masks, together, with_gradients
+from plain import STEPS, conv, differences, masks, together, with_gradients
 from recipe import SMALL, relative_error
 
 from drsformer_jax.nn.attention import Attention
-from drsformer_jax.ops import attention as module
+from drsformer_jax.ops import forms, strips
 from drsformer_jax.ops.attention import QueryKeyWeights, query_key_sums
 from drsformer_jax.ops.linear import Affine
 
-FORMS = ("whole", "strips")
+FORMS = ("whole", "strips", None)
 CASES = [
     # Height, width, heads, kernel size, biases, masks.
     (19, 5, 2, 3, False, False),
     (11, 7, 1, 3, True, True),
     (17, 6, 3, 5, False, True),
     (1, 1, 2, 3, True, False),
+    (10, forms.NARROW, 2, 3, True, True),
 ]
 CHANNELS = 6
-STEPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
-"""Largest relative errors of rounding."""
 
 
 @pytest.fixture(autouse=True)
 def small_strips(monkeypatch):
     """Strips of 8 rows, so that small pictures have several, the last of them not full."""
-    monkeypatch.setattr(module, "STRIP_SIZE", 1)
+    monkeypatch.setattr(strips, "SIZE", 1)
 
 
 def arguments(height, width, size, bias, mask, dtype="float64"):

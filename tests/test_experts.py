@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from plain import conv, differences, masks, together, with_gradients
+from plain import STEPS, conv, differences, masks, together, with_gradients
 from recipe import SMALL, relative_error
 
 from drsformer_jax.nn.experts import DILATED_SIZES, EXPERTS, SEPARABLE_SIZES, Step
 from drsformer_jax.nn.rows import AT_ONCE
 
 CHANNELS = 3
-STEPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
-"""Largest relative errors of rounding."""
 
 
 def reference(step, x, gates, inside):
@@ -47,7 +45,7 @@ def programs(inside, dtype):
     params = jax.tree.map(
         lambda leaf: jnp.asarray(random.standard_normal(leaf.shape) / 2, dtype), params
     )
-    # What no mask tells about the size of a picture is the whole array.
+    # Height and width of the pictures that `inside` tells from what is around them.
     size = jnp.stack([inside.any(axis=2).sum(axis=1)[:, 0], inside.any(axis=1).sum(axis=1)[:, 0]])
 
     def own(params, x, gates):

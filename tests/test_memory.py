@@ -16,7 +16,7 @@ from drsformer_jax.nn.rows import AT_ONCE, Rows, Strips
 
 SMALL = dataclasses.replace(PRESETS["tiny"], blocks=(1, 1, 1, 1))
 VARIANTS = {
-    "attention": {"feed_forward": "fn"},
+    "attention": {"feed_forward": "fn", "expansion": 1.0},
     "gdfn": {},
     "msfn": {"feed_forward": "msfn"},
     "experts": {"feed_forward": "fn", "encoder_level0": "mefc", "refinement": "mefc"},
@@ -45,6 +45,11 @@ def test_estimate_is_near_what_xla_reports(name):
     # estimate lies between the two.
     lowest, highest = (0.6, 2.0) if name == "bfloat16" else (1.0, 4 / 3)
     assert lowest <= estimate / reported <= highest
+
+
+def test_estimate_of_a_narrow_picture_is_near_what_xla_reports():
+    config = dataclasses.replace(SMALL, feed_forward="msfn")
+    assert 1.0 <= memory.forward_bytes(config, 512, 40) / reported_bytes(config, 512, 40) <= 4 / 3
 
 
 @pytest.mark.parametrize("name", ["gdfn", "experts"])

@@ -10,8 +10,7 @@ from plain import conv, differences, together
 from recipe import relative_error
 
 from drsformer_jax.nn.feedforward import hidden_order
-from drsformer_jax.ops import forms
-from drsformer_jax.ops import mixed_scale as module
+from drsformer_jax.ops import forms, strips
 from drsformer_jax.ops.linear import Affine
 from drsformer_jax.ops.mixed_scale import MixedScaleWeights, mixed_scale
 
@@ -30,7 +29,7 @@ BF16_STEP = 2.0**-8
 @pytest.fixture
 def small_strips(monkeypatch):
     """Strips of 8 rows, so that small pictures have several, the last of them not full."""
-    monkeypatch.setattr(module, "STRIP_SIZE", 1)
+    monkeypatch.setattr(strips, "SIZE", 1)
 
 
 def arguments(height, width, hidden, bias, mask, dtype="float64"):

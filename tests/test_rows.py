@@ -15,7 +15,7 @@ from drsformer_jax.nn.rows import AT_ONCE, Rows, Shards, Strips
 from drsformer_jax.ops.masking import inside, rows_between
 from drsformer_jax.sharding import over_rows
 
-# From 48 columns on, CPUs compute the feed-forward network in strips of its own.
+# From 48 columns on, CPUs compute the feed-forward network and the attention's sums in strips.
 HEIGHT, WIDTH = 128, 48
 SIZE = np.array([[104, 8], [128, 40]], np.int32)
 

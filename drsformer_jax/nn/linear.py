@@ -65,7 +65,7 @@ def _uniform(
 
 
 class _Affine(nnx.Module):
-    """A kernel whose last axis is the channels that come out, and perhaps a bias."""
+    """A layer that hands out its parameters."""
 
     kernel: nnx.Param
     bias: nnx.Param | None

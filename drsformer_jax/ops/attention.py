@@ -13,11 +13,8 @@ from drsformer_jax.ops import forms
 from drsformer_jax.ops.depthwise import depthwise_conv, window_conv
 from drsformer_jax.ops.linear import Affine, biased, linear, precision_of
 from drsformer_jax.ops.masking import zero_outside
-from drsformer_jax.ops.strips import sum_in_strips
+from drsformer_jax.ops.strips import rows_in_cache, sum_in_strips
 from drsformer_jax.types import Array, Bool, Float
-
-STRIP_SIZE = 2**19
-"""Numbers of queries and keys of a strip: 2 MiB stay in a CPU's caches."""
 
 
 class ChannelSums(NamedTuple):
@@ -65,14 +62,14 @@ def query_key_sums(
     """`channel_sums` of the queries and keys that a 1x1 and a depthwise convolution make of `x`.
 
     One operation, so that queries and keys need not exist for the whole picture. The derivative
-    saves `x` alone (see `forms.recomputed`).
+    saves `x` and the weights alone (see `forms.recomputed`).
 
     Args:
         x: pictures.
         weights: kernels and biases.
         heads: number of equal groups of channels.
         inside: mask of the pictures in larger arrays.
-        counted: mask of the pixels to sum over.
+        counted: mask of the pixels to sum over, which all are without it, `inside` or not.
         form: `whole` (every convolution on whole pictures), `strips` (on a few rows at a time), or
             None: the platform's.
     """
@@ -102,7 +99,7 @@ def _strips(
         return jax.tree.map(lambda leaf: leaf[0], added)
 
     size, _, channels = weights.depthwise.kernel.shape
-    rows = max(8, STRIP_SIZE // (x.shape[2] * channels))
+    rows = rows_in_cache(x.shape[2], channels)
     return sum_in_strips(sums, size // 2, rows, weights, zero_outside(x, inside), inside, counted)
 
 

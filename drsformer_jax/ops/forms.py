@@ -69,42 +69,6 @@ def recomputed(
     """
     if form is None and x.shape[2] < NARROW:
         return forms["whole"](x, weights, *masks)
-    return _recomputed(operation, forms, form, x, weights, masks)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _recomputed(
-    operation: str,
-    forms: Mapping[str, Callable[..., Any]],
-    form: str | None,
-    x: Array,
-    weights: Any,
-    masks: tuple[Array | None, ...],
-) -> Any:
-    return run(operation, forms, form, x, weights, *masks)
-
-
-def _forward(
-    operation: str,
-    forms: Mapping[str, Callable[..., Any]],
-    form: str | None,
-    *arrays: Any,
-) -> tuple[Any, tuple[Any, ...]]:
-    return _recomputed(operation, forms, form, *arrays), arrays
-
-
-def _backward(
-    operation: str,
-    forms: Mapping[str, Callable[..., Any]],
-    form: str | None,
-    saved: tuple[Any, ...],
-    grad: Any,
-) -> tuple[Array, Any, None]:
-    def gradients(of: Callable[..., Any], x: Array, weights: Any, masks: Any, grad: Any) -> Any:
-        return jax.vjp(lambda x, weights: of(x, weights, *masks), x, weights)[1](grad)
-
-    programs = {name: functools.partial(gradients, of) for name, of in forms.items()}
-    return (*run(operation, programs, form, *saved, grad), None)
-
-
-_recomputed.defvjp(_forward, _backward)
+    compute = functools.partial(run, operation, forms, form)
+    # In the scans of layers nothing merges the two computations.
+    return jax.checkpoint(compute, prevent_cse=False)(x, weights, *masks)

@@ -14,11 +14,9 @@ from drsformer_jax.ops import forms
 from drsformer_jax.ops.depthwise import depthwise_conv, paired_conv, window_conv
 from drsformer_jax.ops.linear import Affine, biased, linear
 from drsformer_jax.ops.masking import zero_outside
-from drsformer_jax.ops.strips import crop, in_strips, stored
+from drsformer_jax.ops.strips import crop, in_strips, rows_in_cache, stored
 from drsformer_jax.types import Array, Bool, Float
 
-STRIP_SIZE = 2**20
-"""Numbers of a strip of hidden channels: 4 MiB stay in a CPU's caches."""
 LANES = 16
 """float32 numbers that a CPU's vectors hold; XLA computes the rest of a row one by one."""
 REACH = 4
@@ -53,8 +51,8 @@ def mixed_scale(
     """A 3x3 and a 5x5 path that exchange half of their channels, then again.
 
     The operation reaches from one 1x1 convolution to the other because that leaves the order of
-    the hidden channels to its forms. The derivative saves `x` alone, which has a fifth of the
-    channels of the hidden pictures, and computes those again (see `forms.recomputed`).
+    the hidden channels to its forms. The derivative saves `x`, which has a fifth of the channels
+    of the hidden pictures, and the weights, and computes those again (see `forms.recomputed`).
 
     Args:
         x: pictures.
@@ -112,7 +110,7 @@ def _strips(x: Array, weights: MixedScaleWeights, inside: Array | None) -> Array
     project_in = [_select(weights.project_in, source) for source in sources]
     chain = functools.partial(_strip, tuple((first, second) for first, second, _ in places))
     quarters = _quarters(weights, [channels for _, _, channels in places])
-    rows = max(8, STRIP_SIZE // (x.shape[2] * weights.project_out.kernel.shape[0]))
+    rows = rows_in_cache(x.shape[2], weights.project_out.kernel.shape[0])
     every = project_in, quarters
     y = in_strips(chain, REACH, rows, every, zero_outside(x, inside), inside)
     return biased(y, weights.project_out)

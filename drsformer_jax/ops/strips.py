@@ -17,6 +17,9 @@ from jax import lax
 
 from drsformer_jax.types import Array, Bool, Float
 
+SIZE = 2**20
+"""Numbers of a strip: 4 MiB of float32."""
+
 Chain = Callable[[Any, Array, Array], Array]
 """(weights, window, inside) -> strip.
 
@@ -24,7 +27,7 @@ Chain = Callable[[Any, Array, Array], Array]
 (rows, w, o) in the middle of the window.
 """
 
-Sums = Callable[[Any, Array, Array, Array], Any]
+StripSums = Callable[[Any, Array, Array, Array], Any]
 """(weights, window, inside, counted) -> tree of sums over the pixels of the strip that count.
 
 `counted` is (rows, w, 1), the rest as in `Chain`.
@@ -66,7 +69,7 @@ def in_strips(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def sum_in_strips(
-    sums: Sums,
+    sums: StripSums,
     reach: int,
     rows: int,
     weights: Any,
@@ -77,7 +80,7 @@ def sum_in_strips(
     """Sums of each picture, arguments and derivative like those of `in_strips`.
 
     Args:
-        sums: what a strip adds, see `Sums`.
+        sums: what a strip adds, see `StripSums`.
         reach: how far beyond the strip it looks, in pixels.
         rows: rows of a strip; a few more where that divides the pictures evenly.
         weights: tree of arrays for `sums`.
@@ -102,7 +105,7 @@ def sum_in_strips(
 
 
 def _summed(
-    sums: Sums, cut: _Strips, x: Array, inside: Array | None, counted: Array | None
+    sums: StripSums, cut: _Strips, x: Array, inside: Array | None, counted: Array | None
 ) -> Callable[[Any, Array, Array | int], Any]:
     """`sums` of weights, a window and the number of its strip."""
     seen, counts = cut.pad(_mask(x, inside)), cut.lengthen(_mask(x, counted))
@@ -111,6 +114,11 @@ def _summed(
         return sums(weights, window, cut.window(seen, number), cut.strip(counts, number))
 
     return run
+
+
+def rows_in_cache(width: int, channels: int) -> int:
+    """Rows of a strip whose pictures with so many columns and channels stay in a CPU's caches."""
+    return max(8, SIZE // (width * channels))
 
 
 def crop(x: Array, pixels: int) -> Array:
@@ -189,13 +197,13 @@ in_strips.defvjp(_forward, _backward)
 
 
 def _sum_forward(
-    sums: Sums, reach: int, rows: int, weights: Any, x: Array, *masks: Array | None
+    sums: StripSums, reach: int, rows: int, weights: Any, x: Array, *masks: Array | None
 ) -> tuple[Any, tuple[Any, Array, tuple[Array | None, ...]]]:
     return sum_in_strips(sums, reach, rows, weights, x, *masks), (weights, x, masks)
 
 
 def _sum_backward(
-    sums: Sums,
+    sums: StripSums,
     reach: int,
     rows: int,
     saved: tuple[Any, Array, tuple[Array | None, ...]],

@@ -112,11 +112,11 @@ def test_tiles_are_near_to_the_whole_picture_and_of_one_size(network):
 
 def test_pictures_beyond_memory_are_restored_in_strips_exactly(network):
     config, _ = network
-    small = Restorer(*network, memory=strips_bytes(config, 136, 144, 32))
-    assert small.rows((64, 64)) == AT_ONCE
-    assert small.rows((136, 144)) == Strips(height=32)
-    assert small.bucket((131, 141)) == (136, 144), "the ladder's bucket is too large"
-    picture = noise(131, 141)
+    small = Restorer(*network, memory=strips_bytes(config, 264, 40, 32))
+    assert small.rows((64, 40)) == AT_ONCE
+    assert small.rows((264, 40)) == Strips(height=32)
+    assert small.bucket((259, 37)) == (264, 40), "the ladder's bucket is too large"
+    picture = noise(259, 37)
     assert_differ_by_rounding(small(picture), Restorer(*network, tile=0)(picture))
 
 

@@ -33,6 +33,7 @@ from drsformer_jax.ops.attention import (
 from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, paired_conv
 from drsformer_jax.ops.linear import Affine, linear
 from drsformer_jax.ops.mixed_scale import MixedScaleWeights, mixed_scale
+from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
 
 Way = Callable[..., jax.Array]
 LEVELS = ((64, 192), (256, 48), (256, 96), (128, 96), (32, 384))
@@ -168,6 +169,8 @@ def cases(draw: Way, side: int, channels: int, every: bool) -> Iterator[tuple[st
     softmax = functools.partial(sparse_softmax, kept=(24, 32, 36, 38))
     one = {"one form": lambda scores, weights: softmax(scores, weights=weights)}
     yield "sparse_softmax", one, (draw(1, heads, 48, 48), draw(4))
+    for move in (pixel_unshuffle, pixel_shuffle):
+        yield move.__name__, {"one form": move}, (x,)
 
 
 def gradients(way: Way, count: int) -> Way:

@@ -23,13 +23,17 @@ def conv(x, kernel, inside=True, dilation=1):
 
 
 def with_gradients(function, *arguments):
-    """Leaves of the value, then of the gradients of a sum with fixed weights."""
-    value, back = jax.vjp(function, *arguments)
-    random = np.random.default_rng(7)
-    cotangent = jax.tree.map(
-        lambda leaf: jnp.asarray(random.standard_normal(leaf.shape), leaf.dtype), value
-    )
-    return jax.tree.leaves(value), jax.tree.leaves(back(cotangent))
+    """Leaves of the value, then of the gradients of a sum with fixed weights, as one program."""
+
+    def run(*arguments):
+        value, back = jax.vjp(function, *arguments)
+        random = np.random.default_rng(7)
+        cotangent = jax.tree.map(
+            lambda leaf: jnp.asarray(random.standard_normal(leaf.shape), leaf.dtype), value
+        )
+        return jax.tree.leaves(value), jax.tree.leaves(back(cotangent))
+
+    return jax.jit(run)(*arguments)
 
 
 def differences(found, expected):

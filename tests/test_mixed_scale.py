@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain import conv, differences, together
+from plain import STEPS, conv, differences, masks, together, with_gradients
 from recipe import relative_error
 
 from drsformer_jax.nn.feedforward import hidden_order
 from drsformer_jax.ops import forms, strips
 from drsformer_jax.ops.linear import Affine
+from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.mixed_scale import MixedScaleWeights, mixed_scale
 
 FORMS = ("whole", "strips")
@@ -23,7 +26,6 @@ CASES = [
     (1, 7, 4, True, False),
     (1, 1, 5, True, False),
 ]
-BF16_STEP = 2.0**-8
 
 
 @pytest.fixture
@@ -44,12 +46,8 @@ def arguments(height, width, hidden, bias, mask, dtype="float64"):
         Affine(draw(*shape) / np.sqrt(np.prod(shape[:-1])), draw(shape[-1]) if bias else None)
         for shape in shapes
     ]
-    inside = np.ones((2, height, width, 1), bool)
-    if mask:
-        inside[0, height // 2 :] = False
-        inside[1, :, -2:] = False
-    x, cotangent = draw(2, height, width, 3), draw(2, height, width, 3)
-    return x, MixedScaleWeights(*weights), jnp.asarray(inside), cotangent
+    inside = masks(2, height, width) if mask else None
+    return draw(2, height, width, 3), MixedScaleWeights(*weights), inside
 
 
 def reference(x, weights, inside):
@@ -57,6 +55,7 @@ def reference(x, weights, inside):
     into, small, large, small_pairs, large_pairs, out = (
         (kernel, 0 if bias is None else bias) for kernel, bias in weights
     )
+    inside = True if inside is None else inside
     x = x @ into[0] + into[1]
     back = np.argsort(hidden_order(x.shape[-1] // 2))
     paths = [jax.nn.relu(conv(x, k, inside) + b)[..., back] for k, b in (small, large)]
@@ -69,14 +68,17 @@ def reference(x, weights, inside):
     return jnp.concatenate(mixed, axis=-1) @ out[0] + out[1]
 
 
-def both(function, x, weights, inside, cotangent):
-    """The picture, and the gradients to x and the weights of what lies inside."""
+def seen(function, inside):
+    """`function` of pictures and weights, without what it makes of the pixels outside."""
+    return lambda x, weights: zero_outside(function(x, weights, inside), inside)
 
-    def seen(x, weights):
-        return jnp.where(inside, function(x, weights), 0)
 
-    value, back = jax.vjp(seen, x, weights)
-    return jax.tree.leaves((value, back(cotangent.astype(value.dtype))))
+def operation(inside, form=None):
+    return seen(functools.partial(mixed_scale, form=form), inside)
+
+
+def equation(inside):
+    return seen(reference, inside)
 
 
 @pytest.mark.usefixtures("small_strips")
@@ -84,39 +86,37 @@ def both(function, x, weights, inside, cotangent):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_form_and_its_gradients_equal_the_equation(form, case):
     with jax.enable_x64(True):
-        x, weights, inside, cotangent = arguments(*case)
-        mask = inside if case[-1] else None
-        found = jax.jit(
-            lambda *a: both(lambda x, w: mixed_scale(x, w, mask, form), *a[:2], inside, a[2])
-        )(x, weights, cotangent)
-        expected = jax.jit(
-            lambda *a: both(lambda x, w: reference(x, w, inside), *a[:2], inside, a[2])
-        )(x, weights, cotangent)
-        assert max(differences(found, expected)) < 1e-13
+        x, weights, inside = arguments(*case)
+        found, expected = (
+            with_gradients(of, x, weights) for of in (operation(inside, form), equation(inside))
+        )
+        assert max(differences(*map(jax.tree.leaves, (found, expected)))) < 1e-13
 
 
 @pytest.mark.usefixtures("small_strips")
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("dtype", "step"), [("float32", 2.0**-24), ("bfloat16", BF16_STEP)])
-def test_form_is_as_exact_as_its_type(form, dtype, step):
-    x, weights, inside, cotangent = arguments(*CASES[1], dtype=dtype)
+@pytest.mark.parametrize("dtype", STEPS)
+def test_form_is_as_exact_as_its_type(form, dtype):
+    x, weights, inside = arguments(*CASES[1], dtype=dtype)
     # As in training, where parameters stay in float32.
     weights = jax.tree.map(lambda leaf: leaf.astype("float32"), weights)
-    found = both(lambda x, w: mixed_scale(x, w, inside, form), x, weights, inside, cotangent)
-    assert [leaf.dtype for leaf in found[:2]] == [x.dtype, x.dtype]
-    assert {leaf.dtype for leaf in found[2:]} == {jnp.dtype("float32")}
+    (y,), (x_grad, *grads) = with_gradients(operation(inside, form), x, weights)
+    assert (y.dtype, x_grad.dtype) == (x.dtype, x.dtype)
+    assert {leaf.dtype for leaf in grads} == {jnp.dtype("float32")}
     with jax.enable_x64(True):
-        exact = jax.tree.map(lambda a: jnp.asarray(np.float64(a)), (x, weights, cotangent))
-        expected = both(lambda x, w: reference(x, w, inside), *exact[:2], inside, exact[2])
-        # Each of four convolutions and four biases rounds once; float32 sums round more often.
-        assert differences(found[:1], expected[:1])[0] < 8 * step
-        # Rounding moves values through the zero of relu, which single gradients show strongly.
-        assert relative_error(together(found[1:]), together(expected[1:])) < 16 * step
+        exact = jax.tree.map(lambda a: jnp.asarray(np.float64(a)), (x, weights))
+        (expected,), expected_grads = with_gradients(equation(inside), *exact)
+    # Each of four convolutions and four biases rounds once; float32 sums round more often.
+    assert differences([y], [expected])[0] < 8 * STEPS[dtype]
+    # Rounding moves values through the zero of relu, which single gradients show strongly.
+    error = relative_error(together([x_grad, *grads]), together(expected_grads))
+    assert error < 16 * STEPS[dtype]
 
 
 @pytest.mark.parametrize("width", [forms.NARROW - 1, forms.NARROW])
 def test_without_a_form_narrow_and_wide_pictures_have_equal_gradients(width):
-    x, weights, inside, cotangent = arguments(2, width, 3, False, False, dtype="float32")
-    found = both(lambda x, w: mixed_scale(x, w), x, weights, inside, cotangent)
-    expected = both(lambda x, w: reference(x, w, inside), x, weights, inside, cotangent)
-    assert max(differences(found, expected)) < 1e-5
+    x, weights, inside = arguments(2, width, 3, False, False, dtype="float32")
+    found, expected = (
+        with_gradients(of, x, weights) for of in (operation(inside), equation(inside))
+    )
+    assert max(differences(*map(jax.tree.leaves, (found, expected)))) < 1e-5

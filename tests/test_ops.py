@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from plain import STEPS
 
 from drsformer_jax.ops import depthwise
 from drsformer_jax.ops.attention import channel_scores, channel_sums, sparse_softmax
@@ -17,8 +18,7 @@ from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, paired_con
 from drsformer_jax.ops.linear import linear
 from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
 
-BF16_STEP = 2.0**-8
-"""Largest relative error of rounding to bfloat16."""
+BF16_STEP = STEPS["bfloat16"]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ test-endurance: .venv/installed-dev
 test-golden: .venv/installed-dev
 	$(BIN)/python -m pytest -m golden
 
-# What benchmarks/bounds.json bounds, on a machine that does nothing else; some minutes. With
+# What benchmarks/bounds.json bounds, on a machine that does nothing else: a quarter of an hour. With
 # PyTorch in .venv the ratio to it too, and with jax[tpu] what programs for TPUs need.
 benchmark-bounds: .venv/installed-dev
 	$(BIN)/python benchmarks/check_bounds.py

@@ -111,7 +111,7 @@ def verify() -> None:
         with torch.inference_mode():
             found = model(torch.from_numpy(golden["input"]).permute(0, 3, 1, 2))
         error = relative_error(found.permute(0, 2, 3, 1), golden["output"])
-        if error > 1e-5:
+        if not error <= 1e-5:
             raise InputError(f"{preset} is off by {error:.1e} relative L2; expected 1e-5 at most")
         print(f"{preset} equals the official program to {error:.1e} relative L2")
 

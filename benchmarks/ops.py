@@ -1,6 +1,7 @@
 """Times every form of the operations of `drsformer_jax.ops`, and plain XLA, in turn in one run.
 
 python benchmarks/ops.py [--all] [--only mixed_scale] [--dtype float32] [--runs 7] [--json ops.json]
+    [--without-plain]
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def plain_pool(x: jax.Array) -> jax.Array:
     window = {"window_dimensions": (1, 3, 3, 1), "window_strides": (1,) * 4, "padding": "SAME"}
     total, count = (
         jax.lax.reduce_window(values, np.zeros((), x.dtype), jax.lax.add, **window)
-        for values in (x, jnp.ones_like(x))
+        for values in (x, jnp.ones((1, *x.shape[1:3], 1), x.dtype))
     )
     return total / count
 
@@ -117,10 +118,15 @@ def plain_step(x: jax.Array, gates: jax.Array, step: Step) -> jax.Array:
     return jax.nn.relu(x + jax.nn.relu(joined))
 
 
-def cases(draw: Way, side: int, channels: int, every: bool) -> Iterator[tuple[str, dict, tuple]]:
-    """The name of an operation, its ways by name, and their arguments, at one level's shape."""
+def cases(
+    draw: Way, dtype: str, side: int, channels: int, every: bool
+) -> Iterator[tuple[str, dict, tuple]]:
+    """The name of an operation, its ways by name, and their arguments, at one level's shape.
+
+    Pictures are of `dtype`, parameters and scores of float32, as in the network.
+    """
     hidden = int(channels * EXPANSION)
-    x, wide = draw(1, side, side, channels), draw(1, side, side, 2 * hidden)
+    x, wide = (draw(1, side, side, size).astype(dtype) for size in (channels, 2 * hidden))
     conv_forms = ("by_pixel", "by_tap", "by_conv")
     kernels = [(3, 1), (5, 1)]
     if every:
@@ -163,7 +169,7 @@ def cases(draw: Way, side: int, channels: int, every: bool) -> Iterator[tuple[st
     }
     ways["plain"] = functools.partial(plain_sums, heads=heads)
     yield "query_key_sums", ways, (x, QueryKeyWeights(*both))
-    pixels = draw(1, side * side, heads, 48)
+    pixels = draw(1, side * side, heads, 48).astype(dtype)
     ways = {"one form": lambda q, k, t: channel_scores(channel_sums(q, k), t)}
     yield "channel_scores", ways, (pixels, pixels[:, ::-1], draw(heads))
     softmax = functools.partial(sparse_softmax, kept=(24, 32, 36, 38))
@@ -198,6 +204,11 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="every level, kernel and dilation")
     parser.add_argument("--only", default="", help="operations whose name contains this")
+    parser.add_argument(
+        "--without-plain",
+        action="store_true",
+        help="leaves plain XLA out, which takes minutes for some gradients on a CPU",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--runs", type=int, default=7, help="counted runs of each (default 7)")
     parser.add_argument("--json", type=Path, help="file for the figures")
@@ -211,14 +222,19 @@ def main() -> None:
 
     def draw(*shape: int) -> jax.Array:
         values = random.standard_normal(shape, np.float32) / math.sqrt(math.prod(shape[:-1]))
-        return jnp.asarray(values, options.dtype if len(shape) == 4 else None)
+        return jnp.asarray(values)
 
-    print(f"{machine()}, {options.dtype}, median of {options.runs} runs in turn, milliseconds")
+    if options.dtype == "float32":  # For plain XLA on accelerators too, as for our operations.
+        jax.config.update("jax_default_matmul_precision", "highest")
+    title = f"{machine()}, {options.dtype}, median of {options.runs} runs in turn, milliseconds"
+    print(title)
     rows = []
     for side, channels in LEVELS if options.all else LEVELS[:1]:
-        for name, ways, inputs in cases(draw, side, channels, options.all):
+        for name, ways, inputs in cases(draw, options.dtype, side, channels, options.all):
             if options.only not in name:
                 continue
+            if options.without_plain:
+                ways.pop("plain", None)
             back = {way: gradients(run, len(inputs)) for way, run in ways.items()}
             for what, programs in (("forward", ways), ("gradient", back)):
                 ready_programs = {
@@ -233,7 +249,7 @@ def main() -> None:
                 )
                 print(f"{side:4}x{channels:<4} {name:16} {what:9} {text}", flush=True)
     if options.json:
-        write_text(options.json, json.dumps(rows, indent=2) + "\n")
+        write_text(options.json, json.dumps({"title": title, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -170,10 +170,10 @@ def stage(name: str, gradients: bool) -> Build:
 
 def operation(name: str, channels: int, gradients: bool) -> Build:
     """One operation of `drsformer_jax.ops`, such as depthwise5, paired3, dilated7, linear."""
-    kind, size = re.fullmatch(r"(\D*)(\d*)(?s:.*)", name).groups()
-    if kind not in ("depthwise", "dilated", "paired", "pool", "linear"):
+    parts = re.fullmatch(r"(depthwise|dilated|paired|pool|linear)(\d*)", name)
+    if parts is None:
         raise InputError(f"the operation is {name!r}; expected such as depthwise5, paired3, linear")
-    side = int(size or 3)
+    kind, side = parts[1], int(parts[2] or 3)
 
     def build(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         def picture(channels: int) -> jax.ShapeDtypeStruct:
@@ -296,6 +296,8 @@ def _line_of_figures(row: dict[str, Any]) -> str:
 
 BOUNDED = ("compile_cpu_seconds", "temporaries", "hbm", "bytes", "hbm_bytes")
 """Figures that have bounds, each 1.25 times what was measured."""
+UNEVEN = 0.02
+"""By how much the operations of a chip may differ with the number of chips."""
 
 
 def programs(arguments: argparse.Namespace) -> Iterator[tuple[Work, Build]]:
@@ -318,6 +320,8 @@ def programs(arguments: argparse.Namespace) -> Iterator[tuple[Work, Build]]:
             yield work, operation(name, arguments.channels, arguments.gradients)
     else:
         for name in arguments.names or STAGES:
+            if name not in STAGES:
+                raise InputError(f"the stage is {name!r}; expected one of {', '.join(STAGES)}")
             work = dataclasses.replace(asked, what=f"{name}{suffix}")
             yield work, stage(name, arguments.gradients)
 
@@ -361,6 +365,23 @@ def write_bounds(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, json.dumps(bounds, indent=2) + "\n")
 
 
+def uneven(rows: list[dict[str, Any]]) -> list[str]:
+    """One line for each program of several chips whose chips do not compute as much as of fewer."""
+    lines = []
+    fewer: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        if "error" in row:
+            continue
+        same = ("what", "batch", "height", "width", "preset", "dtype", "strips")
+        other = fewer.setdefault(tuple(row[name] for name in same), row)
+        if abs(row["flops"] / other["flops"] - 1) > UNEVEN:
+            lines.append(
+                f"{row['key']}: {row['flops']:.4g} operations a chip; expected those of "
+                f"{other['chips']}, {other['flops']:.4g}, to {UNEVEN:.0%}"
+            )
+    return lines
+
+
 def main() -> None:
     """Prints the table."""
     with one_line_errors():
@@ -386,7 +407,7 @@ def table(arguments: argparse.Namespace) -> None:
         for row in rows:
             if row["key"] not in bounds:
                 print(f"no bounds for {row['key']}")
-        lines = exceeded(rows, bounds)
+        lines = exceeded(rows, bounds) + uneven(rows)
         print("\n".join(lines) or "all bounds hold")
         sys.exit(1 if lines else 0)
 

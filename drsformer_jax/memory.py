@@ -22,7 +22,8 @@ _FEED_FORWARD = {"msfn": 11.1, "gdfn": 5.6, "dfn": 4.0, "fn": 2.5}
 # CPUs compute these two in strips of their own, unless the picture is narrow.
 _ATTENTION_ON_CPU = 3.6
 _MSFN_ON_CPU = 2.2
-# Bytes that those strips take, whatever the picture.
+# Bytes that those strips take of pictures of 256 columns; in proportion more of wider ones, but
+# little against the picture unless that is very low.
 _STRIPS_ON_CPU = 10 * 2**20
 # The same for what strips do not cut: the features between the network's layers.
 _HELD = 4.5

@@ -36,10 +36,11 @@ def with_gradients(function, *arguments):
     return jax.jit(run)(*arguments)
 
 
-def differences(found, expected):
-    """Largest difference of each array, over its largest value."""
-    wide = [(np.float64(f), np.float64(e)) for f, e in zip(found, expected, strict=True)]
-    return [np.abs(f - e).max() / max(np.abs(e).max(), 1e-30) for f, e in wide]
+def difference(found, expected):
+    """Largest difference in any array, over the largest value there; NaN where there is one."""
+    leaves = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
+    wide = [(np.float64(f), np.float64(e)) for f, e in leaves]
+    return np.max([np.abs(f - e).max() / max(np.abs(e).max(), 1e-30) for f, e in wide])
 
 
 def together(arrays):

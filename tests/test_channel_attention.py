@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from plain import STEPS, conv, differences, masks, together, with_gradients
+from plain import STEPS, conv, difference, masks, together, with_gradients
 from recipe import SMALL, relative_error
 
 from drsformer_jax.nn.attention import Attention
@@ -80,7 +80,7 @@ def test_sums_and_their_gradients_equal_the_equation(form, case):
                 lambda x, weights: reference(x, weights, heads, *where),
             )
         )
-        assert max(differences(*map(jax.tree.leaves, (found, expected)))) < 1e-13
+        assert difference(found, expected) < 1e-13
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -101,7 +101,7 @@ def test_sums_are_as_exact_as_their_type(form, dtype):
             lambda x, weights: reference(x, weights, 2, *where), *exact
         )
     # Values are rounded after each convolution and each bias, and summed without rounding.
-    assert max(differences(values, expected)) < 4 * STEPS[dtype]
+    assert difference(values, expected) < 4 * STEPS[dtype]
     assert relative_error(together(gradients), together(expected_gradients)) < 4 * STEPS[dtype]
 
 
@@ -168,7 +168,7 @@ def test_attention_and_its_gradients_equal_the_equations(attention, size):
             with_gradients(of(definition, inside), params, x) for of in (own, papers)
         )
         # On one pixel cosines are +-1 and what they depend on has a gradient of 0.
-        assert max(differences(*(each[0] for each in (found, expected)))) < 1e-13
+        assert difference(found[0], expected[0]) < 1e-13
         np.testing.assert_allclose(
             *(together(each[1]) for each in (found, expected)), rtol=1e-10, atol=1e-11
         )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain import STEPS, conv, differences, masks, together, with_gradients
+from plain import STEPS, conv, difference, masks, together, with_gradients
 from recipe import relative_error
 
 from drsformer_jax.nn.feedforward import hidden_order
@@ -90,7 +90,7 @@ def test_form_and_its_gradients_equal_the_equation(form, case):
         found, expected = (
             with_gradients(of, x, weights) for of in (operation(inside, form), equation(inside))
         )
-        assert max(differences(*map(jax.tree.leaves, (found, expected)))) < 1e-13
+        assert difference(found, expected) < 1e-13
 
 
 @pytest.mark.usefixtures("small_strips")
@@ -107,7 +107,7 @@ def test_form_is_as_exact_as_its_type(form, dtype):
         exact = jax.tree.map(lambda a: jnp.asarray(np.float64(a)), (x, weights))
         (expected,), expected_grads = with_gradients(equation(inside), *exact)
     # Each of four convolutions and four biases rounds once; float32 sums round more often.
-    assert differences([y], [expected])[0] < 8 * STEPS[dtype]
+    assert difference(y, expected) < 8 * STEPS[dtype]
     # Rounding moves values through the zero of relu, which single gradients show strongly.
     error = relative_error(together([x_grad, *grads]), together(expected_grads))
     assert error < 16 * STEPS[dtype]
@@ -119,4 +119,4 @@ def test_without_a_form_narrow_and_wide_pictures_have_equal_gradients(width):
     found, expected = (
         with_gradients(of, x, weights) for of in (operation(inside), equation(inside))
     )
-    assert max(differences(*map(jax.tree.leaves, (found, expected)))) < 1e-5
+    assert difference(found, expected) < 1e-5

@@ -1,8 +1,9 @@
 """Convolutions that mix no channels, or two at a time, with gradients of their own.
 
 Written as sums of shifted pictures they are one pass over memory on every backend, where
-`lax.conv_general_dilated` with groups is up to a hundred times slower or larger. The derivative
-by hand matters as much: differentiating the shifts would keep a copy of the picture per tap.
+`lax.conv_general_dilated` with groups takes up to a hundred times as long, and its derivative up to
+thousands of times (docs/performance.md). The derivative by hand matters as much: differentiating
+the shifts would keep a copy of the picture per tap.
 """
 
 from __future__ import annotations

@@ -159,12 +159,12 @@ def _places(hidden: int) -> tuple[list[tuple[int, int, tuple]], list[np.ndarray]
     Returns:
         For each quarter the numbers of the sources of its first and second paths, and three lists
         of channels: of the first and second paths (those of the 5x5 path counted from 2 `hidden`)
-        and of the outputs.
-        And the sources, lists of channels of project_in. -1 fills every list.
+        and of the outputs, each filled by -1.
+        And the sources, lists of channels of project_in.
     """
     evens = (hidden + 1) // 2
     width = -(-evens // LANES) * LANES
-    sources: dict[tuple[int, ...], int] = {}
+    sources: dict[int, int] = {}  # By their first channel.
     places = []
     for start in (0, hidden):
         outputs = np.arange(start, start + hidden)
@@ -172,10 +172,14 @@ def _places(hidden: int) -> tuple[list[tuple[int, int, tuple]], list[np.ndarray]
         for part in (slice(0, evens), slice(evens, hidden)):
             lists = [channels[part] for channels in (*map(np.concatenate, pairs), outputs)]
             lists = [np.pad(c, (0, width - len(c)), constant_values=-1) for c in lists]
-            read = [tuple(np.where(c < 0, c, c % (2 * hidden)).tolist()) for c in lists[:2]]
-            first, second = (sources.setdefault(channels, len(sources)) for channels in read)
+            read = (int(channels[0]) % (2 * hidden) for channels in lists[:2])
+            first, second = (sources.setdefault(channel, len(sources)) for channel in read)
             places.append((first, second, tuple(lists)))
-    return places, [np.array(channels) for channels in sources]
+    # What a path reads goes on from its first channel to the end of its half, and then from the
+    # half's beginning. So do sources beyond what is read, and paths of equal beginnings share one.
+    return places, [
+        channel // hidden * hidden + (channel + np.arange(width)) % hidden for channel in sources
+    ]
 
 
 def _quarters(weights: MixedScaleWeights, places: list[tuple]) -> list[_Quarter]:

@@ -19,8 +19,9 @@ test-endurance: .venv/installed-dev
 test-golden: .venv/installed-dev
 	$(BIN)/python -m pytest -m golden
 
-# What benchmarks/bounds.json bounds, on a machine that does nothing else: a quarter of an hour. With
-# PyTorch in .venv the ratio to it too, and with jax[tpu] what programs for TPUs need.
+# What benchmarks/bounds.json bounds, on a machine that does nothing else. With PyTorch in
+# .venv the ratio to it too (together 12 minutes), and with jax[tpu] what programs for TPUs need
+# (half an hour more).
 benchmark-bounds: .venv/installed-dev
 	$(BIN)/python benchmarks/check_bounds.py
 

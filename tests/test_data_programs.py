@@ -84,10 +84,10 @@ def test_training_and_scoring_take_a_data_set_by_name(run, built, place):
     assert "5 pairs to train on, 2 to score" in result.stdout
     scores = run(
         *("eval", "--checkpoint", "named", "--data", "rain200l", "--data-dir", "data"),
-        *("--save", "saved"),
+        *("--save", "named-saved"),
     )
     assert scores.returncode == 0, scores.stderr
-    saved = [path.name for path in sorted((place / "saved").iterdir())]
+    saved = [path.name for path in sorted((place / "named-saved").iterdir())]
     assert saved == ["1.png", "2.png", "3.png"]
     rows = scores.stdout.splitlines()
     assert [row.split()[0] for row in rows[2:5]] == ["1.png", "2.png", "3.png"]

@@ -12,6 +12,8 @@ from typing import Any
 
 Row = Mapping[str, Any]
 Bounds = Mapping[str, Mapping[str, float]]
+UNEVEN = 0.02
+"""By how much the operations of a chip may differ with the number of chips."""
 
 
 def exceeded(rows: Iterable[Row], bounds: Bounds) -> list[str]:
@@ -25,6 +27,23 @@ def exceeded(rows: Iterable[Row], bounds: Bounds) -> list[str]:
                 lines.append(
                     f"{row['key']}: {name} is {row[name]:.4g}; expected at most {most:.4g}"
                 )
+    return lines
+
+
+def uneven(rows: Iterable[Row]) -> list[str]:
+    """One line for each program whose chips do not compute as much as the first like it."""
+    lines = []
+    first: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        if "error" in row:
+            continue
+        same = ("what", "batch", "height", "width", "preset", "dtype", "strips")
+        other = first.setdefault(tuple(row[name] for name in same), row)
+        if abs(row["flops"] / other["flops"] - 1) > UNEVEN:
+            lines.append(
+                f"{row['key']}: {row['flops']:.4g} operations a chip; expected those of "
+                f"{other['key']}, {other['flops']:.4g}, to {UNEVEN:.0%}"
+            )
     return lines
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import hlo_cost
-from bounds import bounds_of, exceeded, wanted_bytes
+from bounds import bounds_of, exceeded, uneven, wanted_bytes
 
 os.environ.update(
     TPU_SKIP_MDS_QUERY="1",
@@ -296,8 +296,6 @@ def _line_of_figures(row: dict[str, Any]) -> str:
 
 BOUNDED = ("compile_cpu_seconds", "temporaries", "hbm", "bytes", "hbm_bytes")
 """Figures that have bounds, each 1.25 times what was measured."""
-UNEVEN = 0.02
-"""By how much the operations of a chip may differ with the number of chips."""
 
 
 def programs(arguments: argparse.Namespace) -> Iterator[tuple[Work, Build]]:
@@ -363,23 +361,6 @@ def write_bounds(path: Path, rows: list[dict[str, Any]]) -> None:
     bounds = json.loads(path.read_text()) if path.exists() else {}
     bounds["v5e"] = bounds.get("v5e", {}) | bounds_of(rows, BOUNDED)
     write_text(path, json.dumps(bounds, indent=2) + "\n")
-
-
-def uneven(rows: list[dict[str, Any]]) -> list[str]:
-    """One line for each program of several chips whose chips do not compute as much as of fewer."""
-    lines = []
-    fewer: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        if "error" in row:
-            continue
-        same = ("what", "batch", "height", "width", "preset", "dtype", "strips")
-        other = fewer.setdefault(tuple(row[name] for name in same), row)
-        if abs(row["flops"] / other["flops"] - 1) > UNEVEN:
-            lines.append(
-                f"{row['key']}: {row['flops']:.4g} operations a chip; expected those of "
-                f"{other['chips']}, {other['flops']:.4g}, to {UNEVEN:.0%}"
-            )
-    return lines
 
 
 def main() -> None:

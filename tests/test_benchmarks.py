@@ -11,6 +11,7 @@ import check_bounds
 import numpy as np
 import pytest
 import timing
+from bounds import uneven
 
 
 def test_pytorch_network_equals_the_reference_and_has_the_official_keys():
@@ -116,6 +117,21 @@ def test_each_bound_that_is_exceeded_is_a_line_and_the_check_fails(bounds, capsy
         "ratio_to_torch: drsformer 256x256 is 0.8; expected at most 0.79",
         "derain_folder: sizes_compiled is 3; expected at most 2",
     ]
+
+
+def test_chips_that_compute_more_than_fewer_of_them_do_are_told():
+    def row(key, **fields):
+        work = dict.fromkeys(("what", "height", "width", "preset", "dtype", "strips"))
+        return {"key": key, "batch": 4, **work, **fields}
+
+    rows = [
+        row("one", flops=1000),
+        row("other batch", flops=4000, batch=16),
+        row("four", flops=1019),
+        row("too large", error="RESOURCE_EXHAUSTED"),
+        row("many", flops=1021),
+    ]
+    assert uneven(rows) == ["many: 1021 operations a chip; expected those of one, 1000, to 2%"]
 
 
 @pytest.mark.parametrize(

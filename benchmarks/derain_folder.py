@@ -9,6 +9,7 @@ seconds that the network alone takes, measured in this process.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import shutil
@@ -161,7 +162,7 @@ def compute(restorer: Restorer, folder: Path) -> float:
     restorer.plan(picture.shape[:2] for picture in pictures)
     for picture in {restorer.bucket(each.shape[:2]): each for each in pictures}.values():
         restorer(picture)
-    return sum(seconds(lambda: restorer(each)) for each in pictures)  # noqa: B023
+    return sum(seconds(functools.partial(restorer, each)) for each in pictures)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 from timing import Table, compiled, machine, race, temporaries
 
 from drsformer_jax.complexity import training_operations
-from drsformer_jax.config import PRESETS, DataConfig, MeshConfig, TrainConfig
+from drsformer_jax.config import PRESETS, DataConfig, MeshConfig, ModelConfig, TrainConfig
 from drsformer_jax.errors import one_line_errors
 from drsformer_jax.hardware import peak_flops
 from drsformer_jax.sharding import batch_sharding, make_mesh, place
@@ -37,6 +37,9 @@ def main() -> None:
     parser.add_argument(
         "--remat", nargs="+", choices=("no", "yes"), default=["no"], help="'no yes' for both (no)"
     )
+    parser.add_argument(
+        "--unroll", nargs="+", choices=("no", "yes"), default=["no"], help="likewise (no)"
+    )
     parser.add_argument("--runs", type=int, default=5, help="of each, in turn (default 5)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
@@ -47,13 +50,20 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> None:
     """Compiles all, and lets them take turns."""
     made = {
-        case: prepared(*case)
-        for case in itertools.product(
+        (preset, crop, batch, dtype, remat, unroll): prepared(
+            dataclasses.replace(
+                PRESETS[preset], dtype=dtype, remat=remat == "yes", unroll=unroll == "yes"
+            ),
+            crop,
+            batch,
+        )
+        for preset, crop, batch, dtype, remat, unroll in itertools.product(
             arguments.presets,
             arguments.crops,
             arguments.batches,
             arguments.dtypes,
-            [choice == "yes" for choice in arguments.remat],
+            arguments.remat,
+            arguments.unroll,
         )
     }
     times = race({case: step for case, (step, _, _) in made.items()}, arguments.runs)
@@ -65,6 +75,7 @@ def measure(arguments: argparse.Namespace) -> None:
             "batch": "5d",
             "dtype": "<8",
             "remat": "<5",
+            "unroll": "<6",
             "compile_s": "9.1f",
             "ms": "9.1f",
             "crops_per_s": "8.2f",
@@ -74,15 +85,16 @@ def measure(arguments: argparse.Namespace) -> None:
         },
     )
     peak = peak_flops(jax.devices()[:1])
-    for (preset, crop, batch, dtype, remat), spent in times.items():
-        _, compile_seconds, mib = made[preset, crop, batch, dtype, remat]
+    for (preset, crop, batch, dtype, remat, unroll), spent in times.items():
+        _, compile_seconds, mib = made[preset, crop, batch, dtype, remat, unroll]
         pace = training_operations(PRESETS[preset], batch, crop) / spent
         table.add(
             preset=preset,
             crop=crop,
             batch=batch,
             dtype=dtype,
-            remat="yes" if remat else "no",
+            remat=remat,
+            unroll=unroll,
             compile_s=compile_seconds,
             ms=1e3 * spent,
             crops_per_s=batch / spent,
@@ -94,11 +106,11 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def prepared(
-    preset: str, crop: int, batch: int, dtype: str, remat: bool
+    model: ModelConfig, crop: int, batch: int
 ) -> tuple[Callable[[], object], float, float]:
     """A step that goes on from the last one, its seconds of compilation, and its MiB."""
     config = TrainConfig(
-        model=dataclasses.replace(PRESETS[preset], dtype=dtype, remat=remat),
+        model=model,
         data=DataConfig(crop_size=crop, global_batch=batch),
         mesh=MeshConfig(data=1),
     )

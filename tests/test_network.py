@@ -200,7 +200,7 @@ def test_remat_reaches_every_stage():
 
 
 def stage_of_blocks(config: ModelConfig) -> nnx.Module:
-    stack = Stack(Block(4, 1, config), 2, remat=config.remat)
+    stack = Stack(Block(4, 1, config), 2, remat=config.remat, unroll=config.unroll)
     draw(stack, jax.random.key(0))
     return stack
 
@@ -211,12 +211,27 @@ def mixture_of_experts(config: ModelConfig) -> nnx.Module:
     return mixture
 
 
+def test_unroll_reaches_every_stage():
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")
+    found = {}
+    for unroll in (False, True):
+        config = dataclasses.replace(COMPACT, unroll=unroll)
+        program = jax.make_jaxpr(lambda params, x, config=config: apply(config, params, x))(
+            abstract_params(config), x
+        )
+        scans = [each for each in equations(program.jaxpr) if each.primitive.name == "scan"]
+        found[unroll] = sum(each.params["unroll"] < each.params["length"] for each in scans)
+    # Seven stages of blocks, of which those with one block have nothing to unroll, and 2 mixtures.
+    assert found[True] == 0 < found[False]
+
+
 @pytest.mark.parametrize("make", [stage_of_blocks, mixture_of_experts])
-def test_remat_gives_the_same_gradients(make):
+@pytest.mark.parametrize("way", ["remat", "unroll"])
+def test_ways_to_run_a_stage_give_the_same_gradients(make, way):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 6, 4)), "float32")
     found = []
-    for remat in (False, True):
-        definition, params = nnx.split(make(dataclasses.replace(COMPACT, remat=remat)))
+    for chosen in (False, True):
+        definition, params = nnx.split(make(dataclasses.replace(COMPACT, **{way: chosen})))
 
         def loss_of(params, x, definition=definition):
             return jnp.mean(nnx.merge(definition, params)(x) ** 2)

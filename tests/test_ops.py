@@ -207,16 +207,18 @@ def test_average_pool_sums_in_float32_and_keeps_the_type(dtype, tolerance):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 5, 3, 4)])
-def test_linear_and_its_gradients_equal_a_matrix_product(shape):
-    arguments, cotangent = (draw(1, *shape), draw(2, 4, 6)), draw(3, *shape[:-1], 6)
+@pytest.mark.parametrize("out", [3, 6])
+def test_linear_and_its_gradients_equal_a_matrix_product(shape, out):
+    arguments, cotangent = (draw(1, *shape), draw(2, 4, out)), draw(3, *shape[:-1], out)
     found = vjp(linear, arguments, cotangent)
     expected = vjp(lambda x, kernel: x @ kernel, arguments, cotangent)
     jax.tree.map(lambda f, e: assert_close(f, e, 1e-14), found, expected)
 
 
-def test_linear_keeps_types_and_sums_the_kernel_gradient_in_float32():
-    x, cotangent = draw(1, 9, 999, 4, dtype="bfloat16"), draw(2, 9, 999, 6, dtype="bfloat16")
-    kernel = draw(3, 4, 6, dtype="float32")
+@pytest.mark.parametrize("out", [3, 6])
+def test_linear_keeps_types_and_sums_the_kernel_gradient_in_float32(out):
+    x, cotangent = draw(1, 9, 999, 4, dtype="bfloat16"), draw(2, 9, 999, out, dtype="bfloat16")
+    kernel = draw(3, 4, out, dtype="float32")
     y, (x_grad, kernel_grad) = vjp(linear, (x, kernel), cotangent)
     assert (y.dtype, x_grad.dtype, kernel_grad.dtype) == ("bfloat16", "bfloat16", "float32")
     assert_close(y, wide(x) @ wide(kernel), 2 * BF16_STEP)

@@ -43,7 +43,7 @@ class Block(nnx.Module):
 
 
 def _stage(channels: int, heads: int, count: int, config: ModelConfig) -> Stack:
-    return Stack(Block(channels, heads, config), count, remat=config.remat)
+    return Stack(Block(channels, heads, config), count, remat=config.remat, unroll=config.unroll)
 
 
 class DRSformer(nnx.Module):

@@ -30,7 +30,7 @@ class ExpertCompensator(nnx.Module):
         self.gate_in = Pointwise(channels, GATE_WIDTH, config, bias=True)
         self.gate_out = Pointwise(GATE_WIDTH, STEPS * EXPERTS, config, bias=True)
         self.preprocess = Pointwise(channels, channels, config, bias=False)
-        self.steps = Stack(Step(channels, config), STEPS, remat=config.remat)
+        self.steps = Stack(Step(channels, config), STEPS, remat=config.remat, unroll=config.unroll)
 
     def __call__(self, x: Float[Array, "b h w c"], rows: Rows = AT_ONCE) -> Float[Array, "b h w c"]:
         """Compensates features; the gates look at the mean of the whole picture."""

@@ -21,10 +21,12 @@ class Stack(nnx.Module):
         layer: one layer; its parameters are repeated.
         count: number of layers.
         remat: keep only each layer's input for the backward pass and compute the rest again.
+        unroll: compile every layer by itself instead.
     """
 
-    def __init__(self, layer: nnx.Module, count: int, *, remat: bool) -> None:
+    def __init__(self, layer: nnx.Module, count: int, *, remat: bool, unroll: bool) -> None:
         self.remat = remat
+        self.unroll = unroll
         self.layers = layer
         repeated = jax.tree.map(
             lambda leaf: np.broadcast_to(leaf, (count, *leaf.shape)), nnx.state(layer)
@@ -52,4 +54,4 @@ class Stack(nnx.Module):
 
         if self.remat:
             apply = jax.checkpoint(apply, prevent_cse=False)  # A scan cannot be merged with CSE.
-        return jax.lax.scan(apply, x, (params, per_layer))[0]
+        return jax.lax.scan(apply, x, (params, per_layer), unroll=self.unroll)[0]

@@ -1,0 +1,423 @@
+"""Gathers the photographs that the built-in network is trained on, from packages of Debian and pip.
+
+python tools/gather_photographs.py OUT [--list tools/photographs.csv] [--packages DIR]
+python tools/gather_photographs.py --credits CREDITS.md
+
+Writes OUT/train/NAME.png, OUT/validation/NAME.png and OUT/CREDITS.md. The list tells which file of
+which package a photograph is, and its SHA-256, which decides whether it is the right one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import importlib.metadata
+import itertools
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import imagecodecs
+import numpy as np
+from PIL import Image
+
+from drsformer_jax.data.images import decode_picture, encode_picture
+from drsformer_jax.errors import InputError, one_line_errors, reason
+from drsformer_jax.files import check_writable, write_bytes, write_text
+
+LIST = Path(__file__).with_name("photographs.csv")
+SPLITS = ("train", "validation")
+LICENCES = {
+    "public domain": None,
+    "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
+    "CC-BY-2.0": "https://creativecommons.org/licenses/by/2.0/",
+    "CC-BY-3.0": "https://creativecommons.org/licenses/by/3.0/",
+    "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "BSD-2-Clause": "https://opensource.org/license/bsd-2-clause",
+}
+"""The licences that a photograph may have, and their texts."""
+KINDS = {"deb": "Debian", "wheel": "Python", "installed": "Python"}
+"""How a package comes, and whose it is."""
+
+_RIGHT = {
+    "name": "[a-z0-9][a-z0-9-]*",
+    "split": "|".join(SPLITS),
+    "kind": "|".join(KINDS),
+    "downscale": "1|2",
+    "sha256": "[0-9a-f]{64}",
+    "licence": "|".join(map(re.escape, LICENCES)),
+}
+_ZLIB, _FOLDER, _ZSTD = 1, 2, 4
+_JPEG_START = re.compile(rb"\xff\xd8\xff")
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+"""Compressed data holds only the markers that this leaves out."""
+_JPEG_END = b"\xd9"
+_PLATFORM = "--platform manylinux2014_x86_64 --python-version 3.11"
+
+
+class Photograph(NamedTuple):
+    """One row of the list."""
+
+    name: str
+    """The result's name without .png."""
+    split: str
+    scene: str
+    """Photographs of one scene share it and stand in one split; empty where there is no other."""
+    kind: str
+    package: str
+    version: str
+    """The one that the list was made with; of a wheel, the one that is asked for."""
+    container: str
+    """The file in the package: an image, a Qt resource file (.rcc) or an Edje file (.edj)."""
+    member: str
+    """The path in a .rcc file, else empty."""
+    downscale: int
+    """2 halves a strongly compressed photograph, 1 leaves it as it is."""
+    sha256: str
+    """Of the original file, as it lies in the container."""
+    author: str
+    licence: str
+    source: str
+    """Where the licence is stated."""
+
+
+class QtResources:
+    """The files in a Qt resource file (.rcc), of format version 1 to 3.
+
+    Args:
+        content: all bytes of the file.
+        name: what an error calls it.
+
+    Raises:
+        InputError: if it is damaged or no such file.
+    """
+
+    def __init__(self, content: bytes, name: str):
+        self._content, self._name = content, name
+        try:
+            self._files = self._walk()
+        except (struct.error, ValueError) as error:
+            raise self._damaged(error) from error
+
+    def read(self, member: str) -> bytes:
+        """Gives the content of one file.
+
+        Raises:
+            InputError: if it is missing or damaged.
+        """
+        if member not in self._files:
+            raise InputError(
+                f"{self._name} has no {member} among its {len(self._files)} files; expected it"
+            )
+        flags, start = self._files[member]
+        try:
+            (size,) = struct.unpack_from(">I", self._content, start)
+            content = self._content[start + 4 : start + 4 + size]
+            if len(content) < size:
+                raise ValueError(f"{len(content)} of {size} bytes are there")
+            if flags & _ZSTD:
+                return bytes(imagecodecs.zstd_decode(content))
+            return zlib.decompress(content[4:]) if flags & _ZLIB else content
+        except (struct.error, ValueError, MemoryError, zlib.error, imagecodecs.ZstdError) as error:
+            raise self._damaged(error, f", {member},") from error
+
+    def _walk(self) -> dict[str, tuple[int, int]]:
+        """Finds the flags and the place of each file, by its path."""
+        magic, version, tree, data, names = struct.unpack_from(">4s4I", self._content)
+        if magic != b"qres" or not 1 <= version <= 3:
+            raise ValueError(f"it starts with {self._content[:8]!r}")
+        node_size = 14 if version == 1 else 22  # since version 2 with a time
+        files, seen, waiting = {}, set(), [("", 0)]
+        while waiting:
+            folder, index = waiting.pop()
+            if index in seen:
+                raise ValueError("its tree has a node twice")
+            seen.add(index)
+            name, flags, count, first = struct.unpack_from(
+                ">IHII", self._content, tree + index * node_size
+            )
+            path = folder + self._string(names + name) if index else ""
+            if not flags & _FOLDER:
+                files[path] = flags, data + first
+            elif tree + (first + count) * node_size > len(self._content):
+                raise ValueError("its tree is cut short")
+            else:
+                inside = f"{path}/" if index else ""
+                waiting += [(inside, child) for child in range(first, first + count)]
+        return files
+
+    def _string(self, start: int) -> str:
+        (length,) = struct.unpack_from(">H", self._content, start)
+        text = start + 6  # behind a hash
+        if text + 2 * length > len(self._content):
+            raise ValueError("its names are cut short")
+        return self._content[text : text + 2 * length].decode("utf-16-be")
+
+    def _damaged(self, error: Exception, where: str = "") -> InputError:
+        return InputError(
+            f"{self._name}{where} is damaged ({reason(error)}); expected a Qt resource file"
+        )
+
+
+def largest_jpeg(content: bytes, name: str) -> bytes:
+    """Gives the longest JPEG stream in a file, such as the image in an Edje file (.edj).
+
+    Raises:
+        InputError: if there is none; it calls the file `name`.
+    """
+    streams = (_jpeg_at(content, match.start()) for match in _JPEG_START.finditer(content))
+    longest = max(streams, key=len, default=b"")
+    if not longest:
+        raise InputError(f"{name} holds no whole JPEG stream; expected one")
+    return longest
+
+
+def _jpeg_at(content: bytes, start: int) -> bytes:
+    """Gives the JPEG stream that starts there; empty if it has no end."""
+    place = start + 2
+    while marker := _JPEG_MARKER.search(content, place):
+        place = marker.end()
+        if marker[1] == _JPEG_END:
+            return content[start:place]
+        place += int.from_bytes(content[place : place + 2])
+    return b""
+
+
+def read_list(path: Path) -> list[Photograph]:
+    """Reads the list of photographs, a CSV file with the columns of `Photograph`.
+
+    Raises:
+        InputError: if columns, values or a name that is there twice are wrong.
+        OSError: if the file cannot be read.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is damaged ({reason(error)}); expected a CSV file") from error
+    if tuple(header) != Photograph._fields:
+        raise InputError(
+            f"{path} has the columns {','.join(header)}; expected {','.join(Photograph._fields)}"
+        )
+    photographs: dict[str, Photograph] = {}
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise InputError(f"{path}, row {number}, has {len(row)} values; expected {len(header)}")
+        values: dict[str, Any] = dict(zip(header, row, strict=True))
+        for column, right in _RIGHT.items():
+            if not re.fullmatch(right, values[column]):
+                raise InputError(
+                    f"{path}, row {number}: {column} is {values[column]!r}; expected {right}"
+                )
+        if values["name"] in photographs:
+            raise InputError(f"{path} has {values['name']} twice; expected names that differ")
+        one = Photograph(**values)
+        photographs[one.name] = one._replace(downscale=int(one.downscale))
+    return list(photographs.values())
+
+
+def credits_text(photographs: Iterable[Photograph]) -> str:
+    """Gives the credits as a Markdown table with one row a photograph, and what was changed."""
+    lines = [
+        "Photographs marked as halved have half the width and height, by the mean of 2x2 pixels; "
+        "all are stored as PNG without loss. The notice of a BSD licence stands in the package.",
+        "",
+        "| name | author | licence | source | package | split | change |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in photographs:
+        link = LICENCES[one.licence]
+        cells = (
+            one.name,
+            one.author,
+            f"[{one.licence}]({link})" if link else one.licence,
+            f"<{one.source}>" if "://" in one.source else one.source,
+            f"{one.package} {one.version} ({KINDS[one.kind]})",
+            one.split,
+            "halved" if one.downscale == 2 else "none",
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_credits(path: Path, photographs: Iterable[Photograph]) -> None:
+    """Writes the credits as a Markdown file, whole; raises as `write_text` does."""
+    write_text(path, f"# Credits of the photographs\n\n{credits_text(photographs)}")
+
+
+def gather(photographs: list[Photograph], out: Path, packages: Path | None = None) -> list[str]:
+    """Writes the photographs and their credits. Files that are right already are kept.
+
+    Args:
+        photographs: the list.
+        out: folder of the results, uint8 RGB in train/NAME.png and validation/NAME.png.
+        packages: folder of .deb and .whl files; without it they are downloaded.
+
+    Returns:
+        a line for each thing that is wrong; the photographs that it names are not written.
+
+    Raises:
+        InputError: if `out` cannot be written.
+        OSError: if the file system fails.
+    """
+    check_writable(out)
+    wrong: list[str] = []
+    written: list[bool] = []
+    for of_package in _groups(photographs, "kind", "package", "version"):
+        with _noting(wrong, of_package), tempfile.TemporaryDirectory() as work:
+            folder = _unpacked(of_package[0], packages, Path(work))
+            for of_container in _groups(of_package, "container"):
+                with _noting(wrong, of_container):
+                    original = _opened(folder, of_container[0])
+                    for one in of_container:
+                        with _noting(wrong, [one]):
+                            written.append(_write(one, original(one.member), out))
+    write_credits(out / "CREDITS.md", photographs)
+    known = {out / one.split / f"{one.name}.png" for one in photographs}
+    there = {path for split in SPLITS for path in (out / split).glob("[!.]*")}
+    wrong += [f"{path} is not of the list; expected no such file" for path in sorted(there - known)]
+    print(
+        f"{len(photographs)} photographs: {sum(written)} written, "
+        f"{len(written) - sum(written)} were there already"
+    )
+    return wrong
+
+
+def _groups(photographs: list[Photograph], *columns: str) -> list[list[Photograph]]:
+    key = attrgetter(*columns)
+    return [list(group) for _, group in itertools.groupby(sorted(photographs, key=key), key)]
+
+
+@contextlib.contextmanager
+def _noting(wrong: list[str], lost: list[Photograph]) -> Iterator[None]:
+    """Makes a line of an error, so that the work goes on with what the error does not concern."""
+    try:
+        yield
+    except InputError as error:
+        wrong.append(f"{error} (lost: {', '.join(one.name for one in lost)})")
+
+
+def _write(one: Photograph, original: bytes, out: Path) -> bool:
+    """Writes a photograph; tells whether that was needed."""
+    found = hashlib.sha256(original).hexdigest()
+    if found != one.sha256:
+        place = f"{one.package}: {one.container} {one.member}".rstrip()
+        raise InputError(f"{place} has the SHA-256 {found}; expected {one.sha256}")
+    pixels = decode_picture(original, one.name)
+    if one.downscale == 2:
+        pixels = np.array(Image.fromarray(pixels).reduce(2))
+    content, path = encode_picture(pixels, ".png"), out / one.split / f"{one.name}.png"
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    write_bytes(path, content)
+    return True
+
+
+def _opened(folder: Path, one: Photograph) -> Callable[[str], bytes]:
+    """Opens a container; gives the function from a member's path to the original file."""
+    name = f"{one.package}: {one.container}"
+    try:
+        content = (folder / one.container).read_bytes()
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror}); expected a file") from error
+    if name.endswith(".rcc"):
+        return QtResources(content, name).read
+    if name.endswith(".edj"):
+        content = largest_jpeg(content, name)
+    return lambda _: content
+
+
+def _unpacked(one: Photograph, packages: Path | None, work: Path) -> Path:
+    """Gets the package of a photograph; gives the folder of its files."""
+    folder, version = {"deb": _deb, "wheel": _wheel, "installed": _installed}[one.kind](
+        one, packages, work
+    )
+    print(f"{one.package} {version}", flush=True)
+    if version != one.version:
+        print(f"note: the list was made with version {one.version} of it")
+    return folder
+
+
+def _deb(one: Photograph, packages: Path | None, work: Path) -> tuple[Path, str]:
+    if packages is None:
+        _run(work, "apt-get", "download", one.package)
+    file = _only(packages or work, f"{one.package}_*.deb")
+    _run(work, "dpkg", "-x", str(file), "unpacked")
+    return work / "unpacked", _run(work, "dpkg-deb", "-f", str(file), "Version").strip()
+
+
+def _wheel(one: Photograph, packages: Path | None, work: Path) -> tuple[Path, str]:
+    if packages is None:
+        # One platform's for all, because the photographs in it are the same.
+        pip = f"-m pip download --no-deps --only-binary :all: {_PLATFORM}".split()
+        _run(work, sys.executable, *pip, f"{one.package}=={one.version}")
+    file = _only(packages or work, f"{one.package.replace('-', '_')}-*.whl")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(work / "unpacked")
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{file} is damaged ({reason(error)}); expected a wheel") from error
+    return work / "unpacked", file.name.split("-")[1]
+
+
+def _installed(one: Photograph, packages: Path | None, work: Path) -> tuple[Path, str]:
+    try:
+        found = importlib.metadata.distribution(one.package)
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(f"{one.package} is not installed; expected it") from None
+    return Path(str(found.locate_file(""))), found.version
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.resolve().glob(pattern))
+    if len(found) != 1:
+        raise InputError(f"{folder} has {len(found)} files {pattern}; expected one")
+    return found[0]
+
+
+def _run(folder: Path, *command: str) -> str:
+    """Runs a program; gives what it prints."""
+    try:
+        return subprocess.run(
+            command, cwd=folder, check=True, capture_output=True, text=True
+        ).stdout
+    except FileNotFoundError:
+        raise InputError(f"{command[0]} is not installed; expected a Debian machine") from None
+    except subprocess.CalledProcessError as error:
+        last = next(reversed(error.stderr.strip().splitlines()), "no reason told")
+        raise InputError(f"{' '.join(command)} failed ({last}); expected success") from error
+
+
+def main() -> None:
+    """Gathers the photographs, or writes their credits."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder of the results")
+    target.add_argument("--credits", type=Path, metavar="FILE", help="write only the credits there")
+    parser.add_argument("--list", type=Path, default=LIST, help="CSV file (default %(default)s)")
+    parser.add_argument("--packages", type=Path, help="folder of .deb and .whl files to take")
+    arguments = parser.parse_args()
+    with one_line_errors():
+        photographs = read_list(arguments.list)
+        if arguments.credits:
+            write_credits(arguments.credits, photographs)
+            return
+        wrong = gather(photographs, arguments.out, arguments.packages)
+        for line in wrong:
+            print(f"error: {line}".replace("\n", "\\n"), file=sys.stderr)
+        if wrong:
+            raise InputError(f"errors told above: {len(wrong)}; expected none")
+
+
+if __name__ == "__main__":
+    main()

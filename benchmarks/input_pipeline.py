@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from timing import Table
 
-from drsformer_jax.config import DataConfig
+from drsformer_jax.config import KINDS, DataConfig, RainConfig
 from drsformer_jax.data.folders import find_pairs
 from drsformer_jax.data.images import decode_picture
 from drsformer_jax.data.pipeline import batches
@@ -34,12 +34,17 @@ DECODING = 70
 """Pairs of PNG pictures of 481x321 a second that we aim at, on one core."""
 DECODED = 900
 """The same for pairs that were decoded once."""
+RAIN = 256
+"""Side in pixels of the crops that synthetic rain is drawn on."""
+DRAWN = 12
+"""Pairs of that size a second that we aim at, for every kind of rain."""
 
 
 def main() -> None:
     """Prints pairs per second of each way, and their ratio to decoding by Pillow alone."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of input/ and target/")
+    parser.add_argument("--photographs", default="skimage", help="for rain (%(default)s)")
     parser.add_argument("--pairs", type=int, default=400, help="as many at least (default 400)")
     parser.add_argument("--cores", type=int, default=1, help="processor cores to use (default 1)")
     parser.add_argument("--seconds", type=float, default=2, help="of a run (default 2)")
@@ -55,7 +60,7 @@ def measure(arguments: argparse.Namespace) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     with tempfile.TemporaryDirectory() as folder:
         data = repeated(arguments.data, arguments.pairs, Path(folder) / "pairs")
-        ways = all_ways(data, Path(folder), arguments.cores)
+        ways = all_ways(data, Path(folder), arguments.cores, arguments.photographs)
         for way in ways.values():  # Compiled, read from the disk and cached.
             next(way)
         rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -91,6 +96,8 @@ def aim(way: str) -> int | None:
     """Pairs a second that a way to make batches should reach."""
     if "alone" in way:
         return None
+    if "rain" in way:
+        return DRAWN
     return DECODED if "decoded once" in way else DECODING
 
 
@@ -109,7 +116,7 @@ def repeated(data: Path, count: int, folder: Path) -> Path:
     return folder
 
 
-def all_ways(data: Path, folder: Path, cores: int) -> dict[str, Iterator[int]]:
+def all_ways(data: Path, folder: Path, cores: int, photographs: str) -> dict[str, Iterator[int]]:
     """Endless iterators, each of which gives how many pairs it made in a step."""
     contents = [(rainy.read_bytes(), clean.read_bytes()) for _, rainy, clean in find_pairs(data)]
     build("paired_folder", data, folder)
@@ -133,6 +140,16 @@ def all_ways(data: Path, folder: Path, cores: int) -> dict[str, Iterator[int]]:
             dataclasses.replace(data_set, cache_dir=str(folder / "decoded"))
         ),
     }
+    for kind in KINDS:
+        rain = DataConfig(
+            photographs=photographs,
+            rains=8,
+            rain=RainConfig.only(kind),
+            window=RAIN,
+            crop_size=RAIN,
+            global_batch=BATCH,
+        )
+        ways[f"rain drawn on {RAIN}x{RAIN}, {kind}"] = pipeline(rain)
     if cores > 1:
         workers = dataclasses.replace(data_set, workers=cores)
         ways[f"data set, decoded each time, {cores} workers"] = pipeline(workers)

@@ -31,7 +31,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, TrainConfig
+from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, RainConfig, TrainConfig
 
 STEPS = 600
 ARMS: Mapping[str, tuple[str, str]] = {
@@ -51,7 +51,13 @@ def get_config() -> TrainConfig:
         model=dataclasses.replace(
             PRESETS["tiny"], dim=8, blocks=(1, 1, 1, 1), feed_forward="msfn", attention="topk"
         ),
-        data=DataConfig(train="synthetic", validation="synthetic", crop_size=64, global_batch=4),
+        data=DataConfig(
+            train="synthetic",
+            validation="synthetic",
+            rain=RainConfig.only("light"),
+            crop_size=64,
+            global_batch=4,
+        ),
         optim=OptimConfig(
             learning_rate=3e-3,
             constant_steps=STEPS // 3,

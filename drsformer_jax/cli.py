@@ -192,6 +192,9 @@ class Convert:
     """Write a file that the official programs load."""
     step: int | None = None
     """Checkpoint of a training run; the best one where it is not given."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type that the weights are stored in; as they are where it is not given. The 16-bit ones halve
+    the file, and are read back as the network's own type."""
 
     def run(self) -> None:
         """Reads, says which network it is, and writes.
@@ -207,6 +210,8 @@ class Convert:
         if self.output.exists():
             raise InputError(f"{self.output} is there already; expected a new name")
         config, params = weights.load(self.input, self.step)
+        if self.dtype is not None:
+            params = jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
         if self.to_torch:
             writers[self.output.suffix](self.output, params_to_torch(params, config))
         else:
@@ -293,13 +298,15 @@ class ShowData:
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """A data set that was built (rain200l, or a part: rain200l:test), a folder that holds input/
-    and target/, or synthetic."""
+    and target/, or synthetic, of which each kind of rain is shown."""
     out: Path
     """The picture to write, such as sheet.png."""
     data_dir: Path | None = None
     """Folder of the data sets; that of TFDS where it is not given."""
+    photographs: str = "skimage"
+    """What synthetic rain falls on: a folder of images, or those of scikit-image."""
     pairs: int = 4
-    """How many pairs to show, spread over the set."""
+    """How many pairs to show, spread over the set; of synthetic rain, of each kind."""
     crops: int = 8
     """How many crops to show."""
     crop_size: int = 128
@@ -313,7 +320,7 @@ class ShowData:
         Raises:
             InputError: if there is no such data, or a flag or a picture is wrong.
         """
-        from drsformer_jax.data.sheets import data_sheet
+        from drsformer_jax.data.sheets import data_sheet, rain_sheet
         from drsformer_jax.data.sources import open_pairs
 
         _check(1 <= self.pairs <= 100, "--pairs", self.pairs, "1 to 100")
@@ -322,10 +329,17 @@ class ShowData:
         _check(0 <= self.seed < 2**32, "--seed", self.seed, f"0 to {2**32 - 1}")
         check_extension(self.out)
         config = DataConfig(
-            data_dir=str(self.data_dir or ""), crop_size=self.crop_size, global_batch=self.crops
+            data_dir=str(self.data_dir or ""),
+            photographs=self.photographs,
+            crop_size=self.crop_size,
+            global_batch=self.crops,
         )
         pairs = open_pairs(self.source, "train", config, self.seed)
-        write_picture(self.out, data_sheet(pairs, self.pairs, config, self.seed))
+        if self.source == "synthetic":
+            sheet = rain_sheet(config, self.pairs, self.seed)
+        else:
+            sheet = data_sheet(pairs, self.pairs, config, self.seed)
+        write_picture(self.out, sheet)
         sizes = Counter(f"{width}x{height}" for height, width in sizes_of(pairs))
         common = ", ".join(f"{size} ({count})" for size, count in sizes.most_common(3))
         more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""

@@ -7,9 +7,9 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from drsformer_jax.config import DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from drsformer_jax.config import TrainConfig
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
 
@@ -17,7 +17,7 @@ _FILE = "config.json"
 _HARMLESS = {
     *("steps", "log-every", "eval-every", "checkpoint-every", "keep-checkpoints", "init-from"),
     *("data.data-dir", "data.cache-mib", "data.cache-dir", "data.workers"),
-    *("model.remat", "optim.nonfinite-steps"),
+    *("model.remat", "model.unroll", "optim.nonfinite-steps"),
 }
 """Fields that change no step of a run that has begun."""
 
@@ -33,18 +33,22 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     Raises:
         InputError: if a field is unknown or a value impossible.
     """
+    return _build(TrainConfig, values)
 
-    def build(kind: Any, values: Mapping[str, Any]) -> Any:
-        known = {field.name for field in dataclasses.fields(kind)}
-        if unknown := sorted(values.keys() - known):
-            raise InputError(
-                f"a field of {kind.__name__} is {unknown}; expected some of {sorted(known)}"
-            )
-        return kind(**{name: _tuples(value) for name, value in values.items()})
 
-    parts = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "mesh": MeshConfig}
-    nested = {name: build(kind, values[name]) for name, kind in parts.items() if name in values}
-    return build(TrainConfig, {**values, **nested})
+def _build(kind: Any, values: Mapping[str, Any]) -> Any:
+    """A configuration of a kind, with those inside it."""
+    kinds = get_type_hints(kind)
+    if unknown := sorted(values.keys() - kinds.keys()):
+        raise InputError(f"a field of {kind.__name__} is {unknown}; expected some of {list(kinds)}")
+    return kind(
+        **{
+            name: _build(kinds[name], value)
+            if dataclasses.is_dataclass(kinds[name])
+            else _tuples(value)
+            for name, value in values.items()
+        }
+    )
 
 
 def _tuples(value: Any) -> Any:

@@ -39,7 +39,9 @@ def parse(cli: Callable[..., Any], *, prog: str, args: Sequence[str] | None = No
 def _one_line(box: str) -> str:
     """The message of a tyro error: the first part of its box, and the flags that it proposes."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    rules = [index for index, line in enumerate(lines) if line.startswith("───")]
+    if lines[1:] and lines[1].startswith("---"):  # Where stdout is not UTF-8: a title and a rule.
+        lines = lines[2:]
+    rules = [index for index, line in enumerate(lines) if line.startswith(("───", "---"))]
     message = " ".join(lines[: rules[0]] if rules else lines)
     # Of a value that fits none of several types, tyro lists what each type says.
     message = re.sub(

@@ -243,11 +243,8 @@ def _row(name: str, scores: Scores) -> str:
 
 
 def _settings(config: TrainConfig) -> str:
-    groups = to_dict(config)
-    run = {name: value for name, value in groups.items() if not isinstance(value, dict)}
-    groups = {"run": run, **{name: value for name, value in groups.items() if name not in run}}
     tables = []
-    for caption, values in groups.items():
+    for caption, values in _groups("run", to_dict(config)):
         rows = "\n".join(
             f"<tr><th>{_text(name)}</th><td>{_setting(value)}</td></tr>"
             for name, value in values.items()
@@ -259,6 +256,14 @@ def _settings(config: TrainConfig) -> str:
         "<details><summary>Every setting</summary>\n"
         f'<div class="settings">{"".join(tables)}</div></details>'
     )
+
+
+def _groups(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The settings of each configuration by its name, the outer ones first."""
+    inner = {key: value for key, value in values.items() if isinstance(value, dict)}
+    yield name, {key: value for key, value in values.items() if key not in inner}
+    for key, value in inner.items():
+        yield from _groups(key, value)
 
 
 def _setting(value: object) -> str:

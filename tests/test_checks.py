@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from drsformer_jax.config import RainConfig
 from drsformer_jax.data.checks import problems
 from drsformer_jax.data.folders import find_pairs, read_pair
 from drsformer_jax.data.images import read_picture
-from drsformer_jax.data.synthetic import add_rain, photographs
+from drsformer_jax.data.synthetic import SyntheticRain, add_rain, photographs
 
 SETS = {"Rain100L": ("train", "test"), "Rain200H": ("train", "test"), "Rain200L": ("test",)}
+ADDED = dataclasses.replace(
+    RainConfig.only("light"),
+    **dict.fromkeys(("overcast_share", "linear_share", "opaque_share"), 0.0),
+    **dict.fromkeys(("noise_share", "jpeg_share"), 0.0),
+)
+"""Rain that adds light and does nothing else."""
 PHOTOGRAPHS = [photograph for part in photographs("skimage") for photograph in part]
 
 
@@ -32,7 +40,7 @@ def scene() -> np.ndarray:
 
 
 def rained(clean: np.ndarray, seed: int) -> np.ndarray:
-    return add_rain(clean, np.random.default_rng(seed))
+    return add_rain(clean, np.random.default_rng(seed), ADDED)[0]
 
 
 def test_sizes_that_differ_are_told_and_nothing_else():
@@ -84,6 +92,13 @@ def test_restored_pictures_are_not_called_swapped(shared):
 def clean_of(shared: Path, restored: Path) -> Path:
     number = restored.stem.split("_")[0]
     return shared / "data" / restored.parent.name / "test" / "target" / f"{number}.png"
+
+
+@pytest.mark.parametrize("kind", ["light", "fine", "heavy"])
+def test_no_kind_of_synthetic_rain_is_called_a_fault(kind):
+    rain = SyntheticRain(PHOTOGRAPHS, 4, 0, RainConfig.only(kind))
+    for index in range(len(rain)):
+        assert problems(rain[index]["rainy"], rain[index]["clean"]) == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 16, 32])

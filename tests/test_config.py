@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import json
 import math
+from pathlib import Path
 
 import pytest
 
 from drsformer_jax.config import (
+    KINDS,
     PRESETS,
     RESTORMER_PATCHES,
     DataConfig,
+    DropRanges,
     MeshConfig,
     ModelConfig,
     OptimConfig,
+    RainConfig,
     TrainConfig,
 )
-from drsformer_jax.config_file import read_config, to_dict, write_config
+from drsformer_jax.config_file import changes, from_dict, read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
 
+
+def drops(layer: str, **changes: object) -> dict[str, DropRanges]:
+    """The default ranges of a layer of rain with some changed."""
+    return {layer: dataclasses.replace(getattr(RainConfig(), layer), **changes)}
+
+
 IMPOSSIBLE = [
+    (RainConfig, {"fine_density": (0.0, 0.01)}, "data.rain.fine-density is (0.0, 0.01)"),
     (ModelConfig, {"dim": 0}, "model.dim is 0"),
     (ModelConfig, {"dim": 47}, "model.dim is 47"),
     (ModelConfig, {"blocks": (4, 0, 6, 8)}, "model.blocks is (4, 0, 6, 8)"),
@@ -37,6 +50,68 @@ IMPOSSIBLE = [
     (DataConfig, {"crop_size": 100}, "data.crop-size is 100"),
     (DataConfig, {"global_batch": 0}, "data.global-batch is 0"),
     (DataConfig, {"rains": 0}, "data.rains is 0"),
+    (DataConfig, {"validation_rains": 0}, "data.validation-rains is 0"),
+    (DataConfig, {"window": 127}, "data.window is 127"),
+    (DataConfig, {"window": -1}, "data.window is -1"),
+    (DataConfig, {"rain": 1.0}, "data.rain is 1.0"),
+    (RainConfig, {"light": -0.1}, "the mix of data.rain is [-0.1, 0.4, 0.2, 0.05]"),
+    (RainConfig, {"none": -1.0}, "the mix of data.rain is [0.35, 0.4, 0.2, -1.0]"),
+    (
+        RainConfig,
+        {"light": 0.0, "fine": 0.0, "heavy": 0.0, "none": 0.0},
+        "the mix of data.rain is [0.0, 0.0, 0.0, 0.0]",
+    ),
+    (RainConfig, {"heavy": math.inf}, "data.rain.heavy is inf"),
+    (RainConfig, {"heavy": "much"}, "data.rain.heavy is 'much'"),
+    (RainConfig, {"lean": 46.0}, "data.rain.lean is 46.0"),
+    (RainConfig, {"lean": -1.0}, "data.rain.lean is -1.0"),
+    (RainConfig, {"lean_of_layers": 21.0}, "data.rain.lean-of-layers is 21.0"),
+    (RainConfig, {"heavy_lean_of_layers": -1.0}, "data.rain.heavy-lean-of-layers is -1.0"),
+    (RainConfig, {"perspective": 21.0}, "data.rain.perspective is 21.0"),
+    (RainConfig, {"veil": 1.1}, "data.rain.veil is 1.1"),
+    (RainConfig, {"noise": -0.1}, "data.rain.noise is -0.1"),
+    (RainConfig, {"unevenness": (0.5, 1.1)}, "data.rain.unevenness is (0.5, 1.1)"),
+    (RainConfig, {"fine_layers": (0, 2)}, "data.rain.fine-layers is (0, 2)"),
+    (RainConfig, {"fine_layers": (1.0, 2.0)}, "data.rain.fine-layers is (1.0, 2.0)"),
+    (RainConfig, {"fine_length": (0.5, 20)}, "data.rain.fine-length is (0.5, 20)"),
+    (RainConfig, {"fine_blur": (-0.1, 1)}, "data.rain.fine-blur is (-0.1, 1)"),
+    (RainConfig, {"fine_density": (0.05, 0.004)}, "data.rain.fine-density is (0.05, 0.004)"),
+    (RainConfig, {"fine_density": (0.05,)}, "data.rain.fine-density is (0.05,)"),
+    (RainConfig, {"fine_density": 0.05}, "data.rain.fine-density is 0.05"),
+    (RainConfig, {"fine_contrast": (0.1, math.nan)}, "data.rain.fine-contrast is (0.1, nan)"),
+    (RainConfig, {"fine_scale": (0.01, 1)}, "data.rain.fine-scale is (0.01, 1)"),
+    (RainConfig, {"fog_density": (0.5, 0.2)}, "data.rain.fog-density is (0.5, 0.2)"),
+    (RainConfig, {"fog_light": (0.5, 1.2)}, "data.rain.fog-light is (0.5, 1.2)"),
+    (RainConfig, {"heavy_layers": (2, 11)}, "data.rain.heavy-layers is (2, 11)"),
+    (RainConfig, {"jpeg_quality": (60, 101)}, "data.rain.jpeg-quality is (60, 101)"),
+    (RainConfig, {"blurred_share": 1.1}, "data.rain.blurred-share is 1.1"),
+    (RainConfig, {"fog_share": -0.1}, "data.rain.fog-share is -0.1"),
+    (RainConfig, {"hard_share": 2.0}, "data.rain.hard-share is 2.0"),
+    (RainConfig, {"overcast_share": 1.1}, "data.rain.overcast-share is 1.1"),
+    (RainConfig, {"noise_share": 1.1}, "data.rain.noise-share is 1.1"),
+    (RainConfig, {"jpeg_share": 1.1}, "data.rain.jpeg-share is 1.1"),
+    (RainConfig, {"fine_jpeg_share": 1.1}, "data.rain.fine-jpeg-share is 1.1"),
+    (RainConfig, {"linear_share": 1.1}, "data.rain.linear-share is 1.1"),
+    (
+        RainConfig,
+        {"linear_share": 0.5, "opaque_share": 0.75},
+        "data.rain.linear-share and opaque-share together is 1.25",
+    ),
+    (RainConfig, {"fine_drops": (1, 2)}, "data.rain.fine-drops is (1, 2)"),
+    (RainConfig, drops("fine_drops", length=(20, 10)), "data.rain.fine-drops.length is (20, 10)"),
+    (RainConfig, drops("light_near", width=(0.0, 1)), "data.rain.light-near.width is (0.0, 1)"),
+    (
+        RainConfig,
+        drops("light_distant", coverage=(0, 2.1)),
+        "data.rain.light-distant.coverage is (0, 2.1)",
+    ),
+    (
+        RainConfig,
+        drops("heavy_drops", brightness=(0.5, 1.5)),
+        "data.rain.heavy-drops.brightness is (0.5, 1.5)",
+    ),
+    (RainConfig, drops("blurred_drops", scatter=21.0), "data.rain.blurred-drops.scatter is 21.0"),
+    (RainConfig, drops("fine_drops", scatter="wide"), "data.rain.fine-drops.scatter is 'wide'"),
     (DataConfig, {"cache_mib": -1}, "data.cache-mib is -1"),
     (DataConfig, {"workers": -1}, "data.workers is -1"),
     (DataConfig, {"sources": (("a", 0.0),)}, "data.sources is ('a', 0.0)"),
@@ -99,6 +174,10 @@ def test_impossible_value_is_refused_in_one_line(settings, fields, found):
         # A fraction too small to keep a score does not matter where all are kept.
         (ModelConfig, {"topk_fractions": ("1/50",), "attention": "dense"}),
         (DataConfig, {"crop_size": 8, "cache_mib": 0}),
+        (DataConfig, {"crop_size": 64, "window": 64, "validation_rains": 1}),
+        (RainConfig, {"light": 0.0, "fine": 0.0, "heavy": 3.0, "none": 0.0}),
+        (RainConfig, {"linear_share": 0.25, "opaque_share": 0.75}),
+        (RainConfig, {"fine_layers": (3, 3), "unevenness": (0.0, 1.0), "lean": 45.0}),
         (OptimConfig, {"constant_steps": 0, "b1": 0.0, "weight_decay": 0.0}),
         (TrainConfig, {"seed": 0, "steps": 1}),
     ],
@@ -189,7 +268,7 @@ def test_hidden_channels_are_cut_to_an_integer():
 
 def test_architecture_leaves_out_what_changes_no_parameter():
     config = PRESETS["drsformer"]
-    running = {"dtype": "bfloat16", "param_dtype": "float64", "remat": True}
+    running = {"dtype": "bfloat16", "param_dtype": "float64", "remat": True, "unroll": True}
     assert dataclasses.replace(config, **running).architecture() == config.architecture()
     every = {field.name for field in dataclasses.fields(ModelConfig)}
     assert config.architecture().keys() == every - running.keys()
@@ -214,3 +293,126 @@ def test_restormer_patches_are_the_published_table():
     growing = DataConfig(crop_size=384, progressive=RESTORMER_PATCHES)
     assert growing.stages() == RESTORMER_PATCHES
     assert DataConfig().stages() == ((0, 128, 16),)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rain_of_one_kind_has_the_whole_weight(kind):
+    rain = RainConfig.only(kind)
+    assert dict(zip(KINDS, rain.weights(), strict=True)) == {**dict.fromkeys(KINDS, 0), kind: 1}
+    mix = {each: getattr(RainConfig(), each) for each in KINDS}
+    assert dataclasses.replace(rain, **mix) == RainConfig()
+
+
+def test_weights_of_kinds_are_made_to_add_up_to_1():
+    assert KINDS == ("light", "fine", "heavy", "none")
+    rain = RainConfig(light=3.0, fine=1.0, heavy=0.0, none=4.0)
+    assert rain.weights() == (0.375, 0.125, 0.0, 0.5)
+    for scale in (1e-3, 0.1, 1, 7):
+        weights = RainConfig(light=scale, fine=scale / 3, heavy=scale / 7, none=0.0).weights()
+        assert math.fsum(weights) == pytest.approx(1, abs=1e-15)
+    assert RainConfig().weights() == pytest.approx((0.35, 0.4, 0.2, 0.05))
+
+
+def rainy_config() -> TrainConfig:
+    """Ranges of rain that differ from the defaults at every depth."""
+    rain = RainConfig(
+        heavy=0.5,
+        fine_layers=(2, 2),
+        fog_light=(0.6, 0.7),
+        **drops("fine_drops", length=(10.0, 20.0), scatter=4.0),
+    )
+    return TrainConfig(data=DataConfig(rain=rain, window=256, validation_rains=2))
+
+
+def test_ranges_of_rain_are_the_same_after_a_passage_through_json():
+    config = rainy_config()
+    again = from_dict(json.loads(json.dumps(to_dict(config))))
+    assert again == config
+    assert hash(again) == hash(config)
+    assert type(again.data.rain.fine_drops) is DropRanges
+
+
+def test_changed_ranges_of_rain_are_named_as_on_the_command_line():
+    assert changes(TrainConfig(), rainy_config()) == {
+        "data.validation-rains": (4, 2),
+        "data.window": (0, 256),
+        "data.rain.heavy": (0.2, 0.5),
+        "data.rain.fine-layers": ((1, 3), (2, 2)),
+        "data.rain.fog-light": ((0.55, 0.9), (0.6, 0.7)),
+        "data.rain.fine-drops.length": ((20, 70), (10.0, 20.0)),
+        "data.rain.fine-drops.scatter": (2.5, 4.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [(("data", "rain"), "RainConfig"), (("data", "rain", "fine_drops"), "DropRanges")],
+)
+def test_unknown_field_of_rain_in_a_file_is_refused_in_one_line(tmp_path, place, kind):
+    values = json.loads(json.dumps(to_dict(TrainConfig())))
+    inside = values
+    for name in place:
+        inside = inside[name]
+    inside["hail"] = 1.0
+    with pytest.raises(InputError) as error:
+        from_dict(values)
+    assert str(error.value).startswith(f"a field of {kind} is ['hail']; expected some of [")
+    assert "\n" not in str(error.value)
+    write_config(tmp_path, values)
+    with pytest.raises(InputError, match=r"config\.json is damaged \(a field of "):
+        read_config(tmp_path)
+
+
+def test_impossible_range_of_rain_in_a_file_is_refused_in_one_line():
+    values = json.loads(json.dumps(to_dict(TrainConfig())))
+    values["data"]["rain"]["fine_drops"]["length"] = [20, 10]
+    with pytest.raises(
+        InputError, match=r"^data\.rain\.fine-drops\.length is \(20, 10\); expected "
+    ):
+        from_dict(values)
+
+
+@pytest.fixture
+def parsed(monkeypatch, tmp_path):
+    """What train.py makes of flags over a configuration of defaults."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    path = tmp_path / "defaults.py"
+    path.write_text("from drsformer_jax.config import TrainConfig as get_config")
+    parse_command = importlib.import_module("train").parse_command
+    return lambda flags: parse_command(["--config", str(path), *flags.split()]).train
+
+
+def test_flags_of_rain_reach_the_configuration(parsed):
+    flags = (
+        "--data.window 256 --data.validation-rains 2 --data.rain.heavy 0.5 "
+        "--data.rain.fine-layers 2 2 --data.rain.fog-light 0.6 0.7 "
+        "--data.rain.fine-drops.length 10 20 --data.rain.fine-drops.scatter 4"
+    )
+    assert parsed(flags) == rainy_config()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--data.rain.fine-density 0.5 0.1",
+            "data.rain.fine-density is (0.5, 0.1); expected two numbers that do not fall, from",
+        ),
+        (
+            "--data.rain.fine-drops.length 20 10",
+            "data.rain.fine-drops.length is (20.0, 10.0); expected two numbers that do not fall, ",
+        ),
+        (
+            "--data.rain.heavy -1",
+            "the mix of data.rain is [0.35, 0.4, -1.0, 0.05]; expected weights",
+        ),
+        ("--data.rain.hail 1", "Unrecognized options: --data.rain.hail"),
+    ],
+)
+def test_wrong_flags_of_rain_give_one_line(parsed, capsys, flags, message):
+    with pytest.raises(SystemExit) as end:
+        parsed(flags)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from programs import refused
 
-from drsformer_jax import checkpoint, metrics
+from drsformer_jax import checkpoint, metrics, weights
 from drsformer_jax.data.folders import find_pictures
 from drsformer_jax.data.images import read_picture, write_picture
 
@@ -155,6 +155,13 @@ def test_run_becomes_an_official_file_and_a_model_folder_and_both_restore_alike(
     np.testing.assert_array_equal(pictures[2], pictures[0])
     refused(run("drsformer", "convert", "net.pth", "model"), "model is there already")
     refused(run("drsformer", "convert", "net.pth", "x.pth"), r"'\.pth'; expected --to-torch")
+    assert run("drsformer", "convert", "net.pth", "half", "--dtype", "float16").returncode == 0
+    sizes = [(place / name / "params.safetensors").stat().st_size for name in ("half", "model")]
+    assert sizes[0] < 0.6 * sizes[1]
+    whole, half = (weights.load(place / name)[1] for name in ("model", "half"))
+    for leaf, stored in zip(jax.tree.leaves(whole), jax.tree.leaves(half), strict=True):
+        assert stored.dtype == leaf.dtype
+        np.testing.assert_array_equal(stored, np.float16(leaf).astype(leaf.dtype))
 
 
 def test_results_are_neither_overwritten_nor_made_again_unasked(run, trained, place):

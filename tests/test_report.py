@@ -349,10 +349,15 @@ def test_the_better_half_comes_first_and_of_the_other_the_worst(tmp_path):
 
 def test_every_setting_is_told(tmp_path):
     page = Page(write(tmp_path / "report.html", metrics=[]))
-    assert page.told("caption") == ["run", "model", "data", "optim", "mesh"]
+    captions = page.told("caption")
+    assert [name for name in captions if name in ("run", "model", "data", "optim", "mesh")] == [
+        *("run", "model", "data", "optim", "mesh")
+    ]
+    assert captions[captions.index("data") + 1 :][:2] == ["rain", "light_near"]
     for row in (
         *(["steps", "200"], ["dim", str(SMALL.dim)], ["global_batch", "7"]),
         *(["learning_rate", "0.0003"], ["init_from", "\N{EN DASH}"], ["remat", "false"]),
+        *(["fine", "0.4"], ["coverage", "[0.01, 0.05]"]),
     ):
         assert row in page.rows
 

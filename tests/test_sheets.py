@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from drsformer_jax.data.sheets import contact_sheet
+from drsformer_jax.config import KINDS, DataConfig, RainConfig
+from drsformer_jax.data.images import write_picture
+from drsformer_jax.data.pipeline import batches
+from drsformer_jax.data.sheets import contact_sheet, rain_sheet
+from drsformer_jax.data.sources import open_training
+from drsformer_jax.data.synthetic import SyntheticRain, photographs
 
 
 def noise(h: int, w: int, seed: int = 0) -> np.ndarray:
@@ -34,3 +39,31 @@ def test_titles_stand_above_the_columns_and_are_not_cut():
     alone = contact_sheet([[white]], titles=["rainy"])
     np.testing.assert_array_equal(sheet[:, : alone.shape[1]], alone)
     assert columns[-1] > alone.shape[1] + 40
+
+
+def test_rain_sheet_shows_each_kind_and_crops_of_the_mix(tmp_path):
+    for name in ("a", "b", "c"):
+        write_picture(tmp_path / f"{name}.png", noise(30, 40, ord(name)))
+    config = DataConfig(photographs=str(tmp_path), crop_size=16, global_batch=3, rains=2)
+    sheet = rain_sheet(config, columns=2, seed=4)
+    train, _ = photographs(tmp_path)
+    for kind in KINDS:
+        rain = SyntheticRain(train, 1, 4, RainConfig.only(kind))
+        for index in (0, 1):
+            for side in ("rainy", "clean"):
+                assert is_in(sheet, rain[index][side]), (kind, index, side)
+    mix = open_training(config, seed=4)
+    batch = next(batches(mix, config, seed=4))
+    assert all(is_in(sheet, crop) for crop in (*batch["rainy"], *batch["clean"]))
+
+
+def is_in(sheet: np.ndarray, image: np.ndarray) -> bool:
+    """Whether a sheet shows an image whole."""
+    windows = np.lib.stride_tricks.sliding_window_view(sheet[..., 0], image.shape[:2])
+    # A few pixels leave few places to compare.
+    tops, lefts = np.nonzero((windows[..., :2, :3] == image[:2, :3, 0]).all((-2, -1)))
+    height, width = image.shape[:2]
+    return any(
+        np.array_equal(sheet[top : top + height, left : left + width], image)
+        for top, left in zip(tops, lefts, strict=True)
+    )

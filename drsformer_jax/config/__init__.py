@@ -6,17 +6,23 @@ Sizes are in pixels, times in optimiser steps. This part needs the standard libr
 from drsformer_jax.config.data import RESTORMER_PATCHES, DataConfig
 from drsformer_jax.config.model import PRESETS, SIZE_MULTIPLE, DType, ModelConfig
 from drsformer_jax.config.optim import OptimConfig
+from drsformer_jax.config.rain import KINDS, DropRanges, Kind, RainConfig, Range
 from drsformer_jax.config.train import MeshConfig, Protocol, TrainConfig
 
 __all__ = [
+    "KINDS",
     "PRESETS",
     "RESTORMER_PATCHES",
     "SIZE_MULTIPLE",
     "DType",
     "DataConfig",
+    "DropRanges",
+    "Kind",
     "MeshConfig",
     "ModelConfig",
     "OptimConfig",
     "Protocol",
+    "RainConfig",
+    "Range",
     "TrainConfig",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from drsformer_jax.config.fields import check, check_types
+from drsformer_jax.config.rain import RainConfig
 
 RESTORMER_PATCHES = (
     (0, 128, 64),
@@ -40,10 +41,18 @@ class DataConfig:
     """Folder of the data sets that were built; that of TFDS (TFDS_DATA_DIR, or
     ~/tensorflow_datasets) where it is empty."""
     photographs: str = "skimage"
-    """Pictures that synthetic rain falls on: a folder, or `skimage` for those that scikit-image
-    ships."""
+    """Photographs that synthetic rain falls on: a folder of images, one with `train/` and
+    `validation/`, or `skimage` for those that scikit-image ships."""
     rains: int = 64
-    """Synthetic rains drawn for each training photograph; each validation photograph gets 4."""
+    """Synthetic rains drawn for each training photograph."""
+    validation_rains: int = 4
+    """Synthetic rains drawn for each validation photograph, always on the whole of it."""
+    window: int = 0
+    """Side in pixels of a random part of a photograph that each rain of training is drawn on, at
+    least the crop: each crop then has a rain of its own, and costs no more than its own pixels. 0
+    for the whole photograph."""
+    rain: RainConfig = field(default_factory=RainConfig)
+    """The mix of synthetic rain and its ranges."""
     crop_size: int = 128
     """Side of the square training crops, in pixels; a multiple of 8."""
     global_batch: int = 16
@@ -84,6 +93,18 @@ class DataConfig:
             fits = 1e-4 <= weight <= 1e4
             check(fits, "data.sources", (name, weight), "weights from 0.0001 to 10000")
         check(self.rains >= 1, "data.rains", self.rains, "at least 1")
+        check(
+            self.validation_rains >= 1,
+            "data.validation-rains",
+            self.validation_rains,
+            "at least 1",
+        )
+        check(
+            self.window == 0 or self.window >= self.crop_size,
+            "data.window",
+            self.window,
+            f"0, or at least the crop of {self.crop_size}",
+        )
         check(self.cache_mib >= 0, "data.cache-mib", self.cache_mib, "0 or more")
         check(self.workers >= 0, "data.workers", self.workers, "0 or more")
 

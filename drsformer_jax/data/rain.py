@@ -24,6 +24,7 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
+from drsformer_jax.config import RainConfig
 from drsformer_jax.data import layouts
 from drsformer_jax.data.datasets import in_threads, pixel_digest
 from drsformer_jax.data.folders import check_sizes
@@ -45,7 +46,7 @@ _KEPT = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 
 @dataclass
-class RainConfig(tfds.core.BuilderConfig):
+class BuilderConfig(tfds.core.BuilderConfig):
     """One data set of the builder."""
 
     dataset: str = ""
@@ -93,8 +94,8 @@ _JIANG = """@inproceedings{jiang2020multi,
 }"""
 
 
-def _config(name: str, description: str, citation: str = "") -> RainConfig:
-    return RainConfig(name=name, dataset=name, description=description, citation=citation)
+def _config(name: str, description: str, citation: str = "") -> BuilderConfig:
+    return BuilderConfig(name=name, dataset=name, description=description, citation=citation)
 
 
 class Rain(tfds.core.ShardBasedBuilder):
@@ -113,7 +114,7 @@ class Rain(tfds.core.ShardBasedBuilder):
     VERSION = tfds.core.Version(_VERSION)
     RELEASE_NOTES: Mapping[str, str] = {_VERSION: "First version."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = "\n\n".join(map(layouts.instructions, layouts.DATASETS))
-    BUILDER_CONFIGS: Sequence[RainConfig] = [
+    BUILDER_CONFIGS: Sequence[BuilderConfig] = [
         _config("rain200l", "Synthetic light rain on photographs.", citation=_YANG),
         _config("rain200h", "Synthetic heavy rain on photographs.", citation=_YANG),
         _config("did_data", "Synthetic rain of three densities.", citation=_ZHANG),
@@ -154,9 +155,10 @@ class Rain(tfds.core.ShardBasedBuilder):
         splits: dict[str, grain.MapDataset]
         if dataset == "synthetic":
             train, test = photographs(self._photographs)
+            rain = RainConfig(none=0)  # A pair of two equal images would be told as a fault.
             splits = {
-                "train": grain.MapDataset.source(SyntheticRain(train, 16, seed=0)).map(_store),
-                "test": grain.MapDataset.source(SyntheticRain(test, 4, seed=0)).map(_store),
+                split: grain.MapDataset.source(SyntheticRain(found, rains, 0, rain)).map(_store)
+                for split, found, rains in (("train", train, 16), ("test", test, 4))
             }
         else:
             found = _raw_pairs(dataset, Path(dl_manager.manual_dir), self._allow_partial)
@@ -359,7 +361,7 @@ def instructions(dataset: str) -> str:
     return layouts.instructions(_config_of(dataset).dataset)
 
 
-def _config_of(dataset: str) -> RainConfig:
+def _config_of(dataset: str) -> BuilderConfig:
     if dataset not in Rain.builder_configs:
         known = ", ".join(Rain.builder_configs)
         raise InputError(f"the data set {dataset} is unknown; expected one of {known}")

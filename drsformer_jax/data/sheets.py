@@ -7,13 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from drsformer_jax.config import DataConfig
+from drsformer_jax.config import KINDS, DataConfig, RainConfig
 from drsformer_jax.data.pairs import Pairs
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.sources import Source
+from drsformer_jax.data.synthetic import SyntheticRain, photographs
 
 _SHEET_GAP = 8
 _TITLE_SIZE = 16
+_RAIN_SIDE = 320
+"""Pixels of a photograph that `rain_sheet` shows."""
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = ()) -> np.ndarray:
@@ -63,7 +66,36 @@ def data_sheet(pairs: Pairs, rows: int, config: DataConfig, seed: int) -> np.nda
     """
     indices = np.linspace(0, len(pairs) - 1, min(rows, len(pairs))).astype(int)
     shown = [pairs[int(index)] for index in indices]
-    batch = next(batches([Source(pairs, 1.0)], config, seed=seed))
     whole = contact_sheet([(pair["rainy"], pair["clean"]) for pair in shown], ("rainy", "clean"))
-    crops = contact_sheet([tuple(batch["rainy"]), tuple(batch["clean"])], ("rainy, clean crops",))
-    return contact_sheet([(whole,), (crops,)])
+    return contact_sheet([(whole,), (_crops(pairs, config, seed),)])
+
+
+def rain_sheet(config: DataConfig, columns: int, seed: int) -> np.ndarray:
+    """Draws each kind of synthetic rain, and the crops that training makes of their mix.
+
+    Args:
+        config: the photographs and the crops; the first global batch of them is shown.
+        columns: pairs of each kind, one a photograph at most.
+        seed: of everything.
+
+    Returns:
+        uint8 of shape (H, W, 3): a row of rainy and clean images for each kind, below them crops.
+
+    Raises:
+        InputError: if there are no such photographs.
+    """
+    train, _ = photographs(config.photographs)
+    rows = []
+    for kind in KINDS:
+        rain = SyntheticRain(train, 1, seed, RainConfig.only(kind), _RAIN_SIDE)
+        spread = np.linspace(0, len(train) - 1, min(columns, len(train))).astype(int)
+        shown = [rain[int(index)] for index in spread]
+        images = [image for pair in shown for image in (pair["rainy"], pair["clean"])]
+        rows.append((contact_sheet([images], (f"{kind}, clean", "") * len(shown)),))
+    mixed = SyntheticRain(train, config.rains, seed, config.rain, config.window)
+    return contact_sheet([*rows, (_crops(mixed, config, seed),)])
+
+
+def _crops(pairs: Pairs, config: DataConfig, seed: int) -> np.ndarray:
+    batch = next(batches([Source(pairs, 1.0)], config, seed=seed))
+    return contact_sheet([tuple(batch["rainy"]), tuple(batch["clean"])], ("rainy, clean crops",))

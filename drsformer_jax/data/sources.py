@@ -17,7 +17,6 @@ from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import check_writable
 
-_VALIDATION_RAINS = 4
 Split = Literal["train", "validation"]
 
 
@@ -69,9 +68,11 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Stor
     """
     if source == "synthetic":
         train, validation = photographs(config.photographs)
+        # Of whole photographs the pairs are kept, see `_kept`.
+        memory = config.cache_mib * 2**20 // max(1, len(config.sources)) if config.window else 0
         if split == "train":
-            return SyntheticRain(train, config.rains, seed)
-        return SyntheticRain(validation, _VALIDATION_RAINS, seed)
+            return SyntheticRain(train, config.rains, seed, config.rain, config.window, memory)
+        return SyntheticRain(validation, config.validation_rains, seed, config.rain)
     found = find_dataset(source, config.data_dir)
     if found is not None:
         return open_dataset(*found, "train" if split == "train" else "test")
@@ -86,6 +87,8 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Stor
 
 def _kept(pairs: StoredPairs, config: DataConfig, sources: int) -> Pairs:
     """Pairs that are decoded once, on disk or in their part of the memory."""
+    if isinstance(pairs, SyntheticRain) and config.window:
+        return pairs  # Each is drawn once or so; what it falls on is kept.
     if not config.cache_dir:
         return Cached(pairs, config.cache_mib * 2**20 // sources)
     path = Path(config.cache_dir) / f"{pairs.fingerprint()}.array_record"

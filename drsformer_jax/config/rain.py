@@ -1,0 +1,218 @@
+"""Which rain is drawn on photographs: the mix of kinds, and the ranges that each is drawn from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from drsformer_jax.config.fields import check, check_types
+
+Kind = Literal["light", "fine", "heavy", "none"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Range = tuple[float, float]
+"""Least and greatest value; drawn uniformly between them, where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class DropRanges:
+    """What a layer of drops is drawn from; each drop becomes a streak during the exposure.
+
+    Raises:
+        InputError: if a value is impossible.
+    """
+
+    length: Range
+    """Mean length of the streaks in pixels; each has 0.5 to 1.5 of it."""
+    width: Range
+    """Standard deviation of a streak's profile in pixels; each has a log-normal share of it."""
+    coverage: Range
+    """Mean of length times width times streaks, as a share of the image."""
+    brightness: Range
+    """Light that the brightest streak adds, 1 being white; each has 0.3 to 1 of it."""
+    scatter: float = 1.5
+    """Standard deviation of the streaks' lean about the layer's, in degrees."""
+
+    def check(self, name: str) -> None:
+        """Refuses impossible values of the layer that has this name among the flags."""
+        check_types(self, f"{name}.")
+        for field, least, most in (
+            ("length", 1, 1000),
+            ("width", 0.1, 100),
+            ("coverage", 0, 2),
+            ("brightness", 0, 1),
+        ):
+            check_range(f"{name}.{field}", getattr(self, field), least, most)
+        check(0 <= self.scatter <= 20, f"{name}.scatter", self.scatter, "0 to 20")
+
+
+@dataclass(frozen=True)
+class RainConfig:
+    """The mix of rain that is drawn on photographs, and the ranges of each kind.
+
+    Four kinds cover what benchmarks and photographs show. `light` is that of Rain100L and Rain200L:
+    few bright streaks and a thin veil. `fine` is that of real photographs: dense, thin and faint,
+    over fog that stays. `heavy` is that of Rain200H. `none` leaves the image as it is, so that a
+    network learns to do so too. A mix of much rain on few photographs generalises better than the
+    opposite ("Networks are Slacking Off", NeurIPS 2023). The ranges of `light` and `heavy` were set
+    by the statistics of the benchmarks' pairs (`benchmarks/rain_statistics.py`), those of `fine` by
+    eye beside real photographs.
+
+    Lengths and widths are in pixels, angles in degrees, light is 1 at white. "Share" is a
+    probability for each image.
+
+    Raises:
+        InputError: if a value is impossible.
+    """
+
+    light: float = 0.35
+    """Weight of light rain in the mix; the four weights need not add up to 1."""
+    fine: float = 0.4
+    """Weight of fine, dense rain."""
+    heavy: float = 0.2
+    """Weight of heavy rain."""
+    none: float = 0.05
+    """Weight of images without rain."""
+
+    lean: float = 14.0
+    """Standard deviation of the wind's angle from the vertical; cut at 45 degrees (Rain100L has
+    leans up to 28)."""
+    lean_of_layers: float = 3.0
+    """Standard deviation of a further layer's lean about the wind's."""
+    perspective: float = 4.0
+    """Greatest change of the lean from the middle of a photograph to its left and right edge."""
+    unevenness: Range = (0.4, 1.0)
+    """Share of the rain that is seen, a smooth field over the photograph; of fine and heavy
+    rain."""
+
+    light_near: DropRanges = DropRanges((35, 120), (0.5, 1.05), (0.01, 0.05), (0.3, 0.75))
+    """The near layer of light rain."""
+    light_distant: DropRanges = DropRanges((20, 60), (0.45, 0.65), (0.02, 0.1), (0.15, 0.45))
+    """The distant layer of light rain."""
+    veil: float = 0.12
+    """Strongest veil of light rain, which is to be removed: the share of each pixel's light that
+    the air takes the place of (Li et al., CVPR 2019). Most have less: the square of a number from 0
+    to 1 times this."""
+
+    fine_layers: tuple[int, int] = (1, 3)
+    """Layers of far rain: sparse noise under motion blur (Li et al., CVPR 2019)."""
+    fine_length: Range = (10, 45)
+    """Length of the blur along the wind."""
+    fine_blur: Range = (0.4, 0.7)
+    """Standard deviation of the blur across it."""
+    fine_density: Range = (0.004, 0.05)
+    """Share of the pixels that a drop begins in; of fewer than 0.001 there is no brightest
+    hundredth."""
+    fine_contrast: Range = (0.02, 0.12)
+    """Light that the brightest hundredth of a layer adds."""
+    fine_drops: DropRanges = DropRanges((20, 70), (0.5, 1.2), (0.002, 0.03), (0.08, 0.4), 2.5)
+    """Few nearer streaks among them."""
+    fine_scale: Range = (0.7, 2.0)
+    """One factor on the lengths and widths of an image's fine rain, drawn log-uniformly."""
+    blurred_share: float = 0.4
+    """Share of fine rain with drops close to the camera, out of focus."""
+    blurred_drops: DropRanges = DropRanges((60, 200), (2, 4), (0.002, 0.01), (0.03, 0.12), 3)
+    """Those drops."""
+    fog_share: float = 0.6
+    """Share of fine rain over fog. The fog is in the target too: streaks alone are to be removed,
+    since what fog hides a small network can only guess."""
+    fog_density: Range = (0.2, 0.9)
+    """Optical depth at the far end; it falls to 0 at the bottom of the photograph."""
+    fog_light: Range = (0.55, 0.9)
+    """Light of the fog, slightly blue."""
+
+    heavy_layers: tuple[int, int] = (2, 4)
+    """Layers of heavy rain."""
+    heavy_drops: DropRanges = DropRanges((15, 70), (0.45, 1.15), (0.07, 0.45), (0.3, 0.9), 2)
+    """Each of them."""
+    heavy_lean_of_layers: float = 8.0
+    """In place of `lean_of_layers`: layers of heavy rain cross each other in Rain200H."""
+    hard_share: float = 0.35
+    """Share of heavy rain whose streaks are bars with hard edges and ends."""
+
+    linear_share: float = 0.2
+    """Share of light and heavy rain that is added in linear light (gamma 2.2), as a camera adds it;
+    all of the fine rain is. Rain then fades over bright areas."""
+    opaque_share: float = 0.2
+    """Share of light and heavy rain that covers the image instead of adding to it."""
+
+    overcast_share: float = 0.5
+    """Share of images that are graded as under a grey sky, on both sides: less saturation and
+    contrast and another gamma, for the photographs are mostly sunny."""
+    noise_share: float = 0.3
+    """Share of light and heavy rain with noise of the camera on the rainy side; all fine rain has
+    it."""
+    noise: float = 0.012
+    """Greatest standard deviation of that noise."""
+    jpeg_share: float = 0.15
+    """Share of light and heavy rain whose rainy side went through JPEG."""
+    fine_jpeg_share: float = 0.6
+    """The same of fine rain."""
+    jpeg_quality: tuple[int, int] = (60, 95)
+    """Quality of that JPEG."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "data.rain.")
+        weights = [getattr(self, kind) for kind in KINDS]
+        check(
+            min(weights) >= 0 and sum(weights) > 0,
+            "the mix of data.rain",
+            weights,
+            "weights of 0 or more for light, fine, heavy and none, not all 0",
+        )
+        for field in dataclasses.fields(self):
+            name, value = f"data.rain.{field.name.replace('_', '-')}", getattr(self, field.name)
+            if isinstance(value, DropRanges):
+                value.check(name)
+            elif name.endswith("-share"):
+                check(0 <= value <= 1, name, value, "0 to 1")
+        shares = self.linear_share + self.opaque_share
+        check(shares <= 1, "data.rain.linear-share and opaque-share together", shares, "at most 1")
+        for name, least, most in (
+            ("lean", 0, 45),
+            ("lean_of_layers", 0, 20),
+            ("heavy_lean_of_layers", 0, 20),
+            ("perspective", 0, 20),
+            ("veil", 0, 1),
+            ("noise", 0, 1),
+        ):
+            value = getattr(self, name)
+            flag = f"data.rain.{name.replace('_', '-')}"
+            check(least <= value <= most, flag, value, f"{least} to {most}")
+        ranges: tuple[tuple[str, float, float], ...] = (
+            ("unevenness", 0, 1),
+            ("fine_layers", 1, 10),
+            ("fine_length", 1, 1000),
+            ("fine_blur", 0, 100),
+            ("fine_density", 0.001, 1),
+            ("fine_contrast", 0, 1),
+            ("fine_scale", 0.1, 10),
+            ("fog_density", 0, 10),
+            ("fog_light", 0, 1),
+            ("heavy_layers", 1, 10),
+            ("jpeg_quality", 1, 100),
+        )
+        for name, low, high in ranges:
+            check_range(f"data.rain.{name.replace('_', '-')}", getattr(self, name), low, high)
+
+    @classmethod
+    def only(cls, kind: Kind) -> RainConfig:
+        """A mix of one kind alone."""
+        weights = {each: float(each == kind) for each in KINDS}
+        return dataclasses.replace(cls(), **weights)  # type: ignore[arg-type]
+
+    def weights(self) -> tuple[float, ...]:
+        """Probabilities of `KINDS`, in their order; they add up to 1."""
+        weights = [getattr(self, kind) for kind in KINDS]
+        return tuple(weight / math.fsum(weights) for weight in weights)
+
+
+def check_range(name: str, found: tuple[float, float], least: float, most: float) -> None:
+    """Refuses a range that does not rise or leaves its limits.
+
+    Raises:
+        InputError: if that is so.
+    """
+    fits = least <= found[0] <= found[1] <= most
+    check(fits, name, found, f"two numbers that do not fall, from {least:g} to {most:g}")

@@ -1,0 +1,14 @@
+"""Rain made on photographs, drawn by chance: training data without a dataset of pairs."""
+
+from drsformer_jax.data.synthetic.pairs import CleanPhotographs, SyntheticRain
+from drsformer_jax.data.synthetic.photographs import PHOTOGRAPHS, Photograph, photographs
+from drsformer_jax.data.synthetic.scene import add_rain
+
+__all__ = [
+    "PHOTOGRAPHS",
+    "CleanPhotographs",
+    "Photograph",
+    "SyntheticRain",
+    "add_rain",
+    "photographs",
+]

@@ -1,0 +1,107 @@
+"""Pairs of synthetic rain by index."""
+
+from __future__ import annotations
+
+import functools
+import os
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from drsformer_jax.config import RainConfig
+from drsformer_jax.data.images import picture_size, read_picture
+from drsformer_jax.data.pairs import Cached, Pair, fingerprint
+from drsformer_jax.data.synthetic.layers import Window
+from drsformer_jax.data.synthetic.photographs import Photograph
+from drsformer_jax.data.synthetic.scene import add_rain
+
+
+class CleanPhotographs:
+    """Photographs as pairs without rain: both sides are the one image. Can be pickled."""
+
+    def __init__(self, photographs: Sequence[Photograph]) -> None:
+        self._photographs = photographs
+        self._size = functools.cache(picture_size)
+
+    def __len__(self) -> int:
+        return len(self._photographs)
+
+    def __getitem__(self, index: int) -> Pair:
+        photograph = self._photographs[index]
+        clean = read_picture(photograph.path)
+        return {"name": photograph.name, "rainy": clean, "clean": clean}
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a photograph, as its file tells without being decoded."""
+        return self._size(self._photographs[index].path)
+
+    def fingerprint(self) -> str:
+        """Of the photographs' files and their times."""
+        files = [photograph.path.resolve() for photograph in self._photographs]
+        return fingerprint((str(path), path.stat().st_mtime_ns) for path in files)
+
+    def __reduce__(self) -> tuple[type[CleanPhotographs], tuple[Sequence[Photograph]]]:
+        return CleanPhotographs, (self._photographs,)
+
+
+class SyntheticRain:
+    """Pairs of synthetic rain by index: item i is photograph i % n under its rain number i // n.
+
+    A pair depends on the seed, the photograph, the rain's number and the arguments below alone, so
+    it stays the same when other photographs or rains are added. Can be pickled; safe with threads.
+
+    Args:
+        photographs: the clean images, at least one.
+        rains: how many rains fall on each.
+        seed: 0 or more.
+        rain: the mix and the ranges.
+        window: side in pixels of a random part of the photograph that each rain is drawn on; 0 for
+            the whole photograph. A photograph that is smaller is whole.
+        memory: bytes of decoded photographs to keep; the rest is read at each access.
+    """
+
+    def __init__(
+        self,
+        photographs: Sequence[Photograph],
+        rains: int,
+        seed: int,
+        rain: RainConfig = RainConfig(),  # noqa: B008 - frozen
+        window: int = 0,
+        memory: int = 0,
+    ) -> None:
+        self._clean = CleanPhotographs(photographs)
+        self._kept = Cached(self._clean, 2 * memory)  # It counts both sides of what is one image.
+        self._rains = rains
+        self._seed = seed
+        self._rain = rain
+        self._window = window
+
+    def __len__(self) -> int:
+        return len(self._clean) * self._rains
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a pair, as its photograph tells without being decoded."""
+        height, width = self._clean.size(index % len(self._clean))
+        side = self._window or max(height, width)
+        return min(side, height), min(side, width)
+
+    def fingerprint(self) -> str:
+        """Of the photographs and of what decides the rain on them."""
+        decisive = [self._rains, self._seed, self._rain, self._window]
+        return fingerprint([self._clean.fingerprint(), *decisive])
+
+    def __getitem__(self, index: int) -> Pair:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
+        rain, which = divmod(index, len(self._clean))
+        photograph = self._kept[which]
+        name = photograph["name"]
+        rng = np.random.default_rng([self._seed, zlib.crc32(os.fsencode(name)), rain])
+        height, width = photograph["clean"].shape[:2]
+        h, w = self.size(index)
+        top, left = (int(rng.integers(free + 1)) for free in (height - h, width - w))
+        window = Window(top, left, h, w, height, width)
+        part = photograph["clean"][top : top + h, left : left + w]
+        rainy, clean = add_rain(part, rng, self._rain, window)
+        return {"name": f"{name}_{rain:03d}", "rainy": rainy, "clean": clean}

@@ -1,0 +1,90 @@
+"""Clean photographs for rain to fall on, and which of them are for validation alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from drsformer_jax.data.folders import find_pictures
+from drsformer_jax.errors import InputError
+
+PHOTOGRAPHS = {
+    "train": ("astronaut.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg"),
+    "validation": ("chelsea.png", "coffee.png"),
+}
+"""The colour photographs that scikit-image installs.
+
+The two views of the motorcycle show one scene and so stand on one side. Chelsea and coffee
+validate: they show no scene of the others, both fine texture and smooth areas, in ordinary light.
+"""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A clean image to let rain fall on; its name is the file's without the extension."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What pairs made of this photograph are called after."""
+        return self.path.stem
+
+
+def photographs(source: str | os.PathLike[str]) -> tuple[list[Photograph], list[Photograph]]:
+    """Finds clean photographs and splits them, so that none is both trained and validated on.
+
+    Args:
+        source: `skimage` for those that scikit-image installs (see `PHOTOGRAPHS`); a folder with
+            `train/` and `validation/`; or a folder of images, of which the last fifth by name, at
+            least one, is for validation.
+
+    Returns:
+        (photographs to train on, photographs to validate on).
+
+    Raises:
+        InputError: if the folder is missing, holds less than two images, or two of one name.
+    """
+    if source == "skimage":
+        folder = _skimage_folder()
+        train, validation = (
+            [Photograph(folder / file) for file in PHOTOGRAPHS[part]]
+            for part in ("train", "validation")
+        )
+    elif all((Path(source) / part).is_dir() for part in ("train", "validation")):
+        train, validation = (
+            [Photograph(path) for path in find_pictures(Path(source) / part)]
+            for part in ("train", "validation")
+        )
+    else:
+        found = [Photograph(path) for path in find_pictures(source)]
+        if len(found) < 2:
+            raise InputError(
+                f"{source} holds 1 image; expected 2 or more, to train and to validate"
+            )
+        held_out = max(1, len(found) // 5)
+        train, validation = found[:-held_out], found[-held_out:]
+    _check_names([*train, *validation])
+    return train, validation
+
+
+def _check_names(found: list[Photograph]) -> None:
+    """Refuses two of one name: they are likely to be one image, which could stand on both sides."""
+    first: dict[str, Photograph] = {}
+    for photograph in found:
+        other = first.setdefault(photograph.name, photograph)
+        if other is not photograph:
+            raise InputError(
+                f"{other.path} and {photograph.path} have one name; expected names that differ "
+                "before the extension"
+            )
+
+
+def _skimage_folder() -> Path:
+    # scikit-image is not imported: its own loaders pull in much and may download.
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
+        raise InputError("scikit-image is not installed; expected it, or a folder of photographs")
+    return Path(package.origin).parent / "data"

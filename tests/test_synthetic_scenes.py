@@ -1,0 +1,509 @@
+"""What rain does to a photograph: the kinds, what is on which side, and how strong it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import math
+
+import numpy as np
+import pytest
+import rain_statistics
+from PIL import Image
+from rain_statistics import statistics_of
+
+from drsformer_jax.config import KINDS, DropRanges, RainConfig
+from drsformer_jax.data.images import read_picture
+from drsformer_jax.data.synthetic import Photograph, SyntheticRain, add_rain, photographs
+from drsformer_jax.data.synthetic.layers import Window
+
+RAINY = [kind for kind in KINDS if kind != "none"]
+UNCHANGED = {"overcast_share": 0.0, "fog_share": 0.0}
+"""Leaves the target as it is."""
+PLAIN = {**UNCHANGED, "noise": 0.0, "jpeg_share": 0.0, "fine_jpeg_share": 0.0, "veil": 0.0}
+"""The light of the streaks alone."""
+DARK = DropRanges((30, 30), (1, 1), (0.1, 0.1), (0, 0))
+"""Streaks that add no light."""
+WITHOUT_STREAKS = {
+    "light_near": DARK,
+    "light_distant": DARK,
+    "heavy_drops": DARK,
+    "fine_drops": DARK,
+    "blurred_drops": DARK,
+    "fine_contrast": (0.0, 0.0),
+}
+
+
+def of(kind: str, **changes: object) -> RainConfig:
+    """Rain of one kind alone."""
+    return RainConfig(**{each: float(each == kind) for each in KINDS}, **changes)
+
+
+def grey(level: int, size: tuple[int, int] = (96, 128)) -> np.ndarray:
+    return np.full((*size, 3), level, np.uint8)
+
+
+def rained(
+    clean: np.ndarray, config: RainConfig, seed: int = 0, window: Window | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides, in levels that can be subtracted."""
+    rainy, target = add_rain(clean, np.random.default_rng(seed), config, window)
+    assert rainy.shape == target.shape == clean.shape
+    assert rainy.dtype == target.dtype == np.uint8
+    return rainy.astype(int), target.astype(int)
+
+
+@pytest.fixture(scope="module")
+def part() -> np.ndarray:
+    """A part of a photograph that has dark, bright and coloured places."""
+    return read_picture(photographs("skimage")[0][0].path)[40:140, 150:280]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 97), (3, 2), (33, 65), (129, 31)])
+@pytest.mark.parametrize("level", [0, 90, 255])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_size_and_brightness_gives_8_bit_images(size, level, kind):
+    clean = grey(level, size)
+    for seed in range(3):
+        rained(clean, of(kind), seed)
+    assert (clean == level).all()
+
+
+@pytest.mark.parametrize("kind", RAINY)
+def test_bright_streaks_saturate_instead_of_wrapping(kind):
+    rainy, target = rained(grey(250), of(kind, **PLAIN, opaque_share=0.0))
+    assert rainy.max() == 255
+    # Of a drop in linear light, less of what is behind it comes through.
+    assert rainy.min() >= target.min() - (12 if kind == "fine" else 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rain_is_decided_by_the_generator_alone(kind, part):
+    np.random.seed(0)  # noqa: NPY002 - the global generator must have no effect
+    first = add_rain(part, np.random.default_rng(1), of(kind))
+    np.random.seed(1)  # noqa: NPY002
+    again = add_rain(part.copy(), np.random.default_rng(1), of(kind))
+    other = add_rain(part, np.random.default_rng(2), of(kind))
+    np.testing.assert_array_equal(first, again)
+    assert (first[0] != other[0]).any() or kind == "none"
+
+
+def test_kinds_are_drawn_by_their_weights():
+    """Told by noise, of which fine rain alone has some here, and by how much light is added."""
+    few, much = (DropRanges((15, 15), (1, 1), (cover,) * 2, (0.9, 0.9)) for cover in (0.1, 0.5))
+    drops = {**WITHOUT_STREAKS, "light_near": few, "heavy_drops": much, "heavy_layers": (1, 1)}
+    ways = {"noise_share": 0.0, "linear_share": 0.0, "opaque_share": 0.0, "unevenness": (1.0, 1.0)}
+    config = RainConfig(
+        **{**PLAIN, **drops, **ways, "noise": 0.05, "light": 2.0, "fine": 4.0, "heavy": 6.0},
+        none=8.0,
+    )
+    found = []
+    for seed in range(1000, 1500):
+        rainy, clean = rained(grey(0, (48, 48)), config, seed)
+        coloured = (rainy != rainy[..., :1]).any()
+        found.append(
+            "none"
+            if (rainy == clean).all()
+            else "fine"
+            if coloured
+            else "light"
+            if rainy.mean() < 35
+            else "heavy"
+        )
+    shares = [found.count(kind) / len(found) for kind in KINDS]
+    assert shares == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["light", "heavy"])
+def test_rain_falls_alike_on_the_three_channels(kind):
+    for seed in range(4):
+        rainy, _ = rained(grey(60), of(kind, noise=0.0, jpeg_share=0.0), seed)
+        assert (rainy == rainy[..., :1]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_target_is_the_photograph_without_grey_sky_and_fog(kind, part):
+    for seed in range(4):
+        rainy, clean = rained(part, of(kind, **UNCHANGED), seed)
+        np.testing.assert_array_equal(clean, part)
+        assert (rainy == clean).all() == (kind == "none")
+
+
+@pytest.mark.parametrize("overcast", [0.0, 1.0])
+def test_images_without_rain_are_equal_sides_of_their_own(overcast, part):
+    rainy, clean = add_rain(
+        part, np.random.default_rng(0), of("none", overcast_share=overcast, noise_share=1.0)
+    )
+    np.testing.assert_array_equal(rainy, clean)
+    assert not np.shares_memory(rainy, clean)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_grey_sky_takes_colour_and_contrast_from_both_sides(kind, part):
+    config = {**PLAIN, **WITHOUT_STREAKS, "overcast_share": 1.0, "linear_share": 0.0}
+    colours, levels = [], []
+    for seed in range(30):
+        rainy, clean = rained(part, of(kind, **config), seed)
+        assert (clean != part).any()
+        # Through linear light and back a value may be rounded otherwise.
+        np.testing.assert_allclose(rainy, clean, atol=int(kind == "fine"))
+        colours.append(np.ptp(clean, axis=2).mean() / np.ptp(part.astype(int), axis=2).mean())
+        _, graded = rained(
+            np.array([[[0] * 3, [127] * 3, [255] * 3]], np.uint8), of(kind, **config), seed
+        )
+        assert (graded == graded[..., :1]).all(), "grey stays grey"
+        levels.append(graded[0, :, 0] / 255)
+    # Saturation of 0.5 to 1 times contrast of 0.7 to 1, under a gamma of 0.8 to 1.4.
+    assert 0.25 < min(colours) < 0.65
+    assert 0.8 < max(colours) < 1.2
+    black, middle, white = np.array(levels).T
+    gamma = np.log(middle) / np.log(127 / 255)
+    assert 0.79 < gamma.min() < 0.9
+    assert 1.3 < gamma.max() < 1.41
+    contrast = white ** (1 / gamma) - black ** (1 / gamma)
+    assert 0.69 < contrast.min() < 0.76
+    assert 0.94 < contrast.max() <= 1
+
+
+FOG = {**PLAIN, **WITHOUT_STREAKS, "fog_share": 1.0}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fine"])
+def test_fog_is_that_of_fine_rain_alone(kind, part):
+    _, clean = rained(part, of(kind, **FOG))
+    np.testing.assert_array_equal(clean, part)
+
+
+def test_fog_lifts_the_blacks_of_both_sides_most_at_the_top():
+    for seed in range(10):
+        rainy, clean = rained(grey(0), of("fine", **FOG), seed)
+        np.testing.assert_allclose(rainy, clean, atol=1)
+        rows = clean.mean((1, 2))
+        assert rows[0] > 20
+        assert rows[-1] < 0.15 * rows[0]
+        assert (np.diff(rows) < 0.5).all()
+
+
+def test_fog_takes_light_by_its_density_and_has_a_slightly_blue_light_of_its_own():
+    lights, transmissions, blues = [], [], []
+    for seed in range(40):
+        config = of("fine", **FOG, fog_density=(0.8, 0.8))
+        (_, black), (_, white) = (rained(grey(level), config, seed) for level in (0, 255))
+        transmission = (white - black)[0].mean(1) / 255
+        transmissions += [transmission.min(), transmission.max()]
+        light = black[0].mean(0) / (1 - transmission.mean())
+        lights.append(light[1] / 255)
+        blues.append((light[2] - light[0]) / 255)
+    # The smooth field has 0.6 to 1 of the density at the far end, where the ramp is 0.99 or so.
+    assert math.exp(-0.8) - 0.01 < min(transmissions) < math.exp(-0.7)
+    assert math.exp(-0.6) < max(transmissions) < math.exp(-0.46)
+    assert 0.54 < min(lights) < 0.62
+    assert 0.83 < max(lights) < 0.91
+    assert min(blues) > -0.01
+    assert 0.04 < max(blues) < 0.07
+
+
+def test_a_window_has_its_part_of_the_photographs_fog():
+    config = of("fine", **FOG)
+    for seed in range(3):
+        whole = rained(grey(0, (120, 160)), config, seed)[1]
+        for top, left in ((0, 0), (80, 90), (37, 11)):
+            window = Window(top, left, 40, 70, 120, 160)
+            found = rained(grey(0, (40, 70)), config, seed, window)[1]
+            np.testing.assert_allclose(found, whole[top : top + 40, left : left + 70], atol=1)
+
+
+VEIL = {**PLAIN, **WITHOUT_STREAKS, "linear_share": 0.0, "opaque_share": 0.0}
+
+
+def test_without_streaks_the_veil_of_light_rain_draws_towards_the_air():
+    lights, veils = [], []
+    for seed in range(60):
+        (black, _), (white, _) = (
+            rained(grey(level), of("light", **{**VEIL, "veil": 0.5}), seed) for level in (0, 255)
+        )
+        assert (np.abs(np.diff(black, axis=1)) <= 2).all(), "the veil must be smooth"
+        veil = 255 - (white - black)
+        if veil.mean() > 20:
+            lights.append(black.mean() / veil.mean())
+        veils.append(veil.mean() / 255)
+        assert veil.max() <= 0.5 * 255
+    assert len(lights) > 10
+    assert 0.58 < min(lights) < 0.68
+    assert 0.82 < max(lights) < 0.92
+    # 0.75 of the field, of the square of a number from 0 to 1 a third, and of 0.5.
+    assert np.mean(veils) == pytest.approx(0.5 * 0.75 / 3, rel=0.25)
+
+
+@pytest.mark.parametrize("kind", ["fine", "heavy"])
+def test_only_light_rain_has_a_veil(kind):
+    rainy, clean = rained(grey(0), of(kind, **{**VEIL, "veil": 1.0}))
+    np.testing.assert_array_equal(rainy, clean)
+
+
+@pytest.mark.parametrize("kind", ["light", "heavy"])
+def test_added_rain_adds_the_same_levels_over_everything(kind):
+    config = of(kind, **PLAIN, linear_share=0.0, opaque_share=0.0)
+    (over_dark, _), (over_grey, _) = (rained(grey(level), config) for level in (0, 100))
+    np.testing.assert_allclose(np.minimum(over_dark + 100, 255), over_grey, atol=1)
+    assert over_dark.max() > 60
+
+
+@pytest.mark.parametrize("kind", RAINY)
+def test_rain_in_linear_light_adds_more_levels_over_dark_than_over_bright_areas(kind):
+    """O^g is (1 - 0.3 S) B^g + U S: so does 1 - 0.3 S follow from what black and grey become."""
+    config = of(kind, **PLAIN, linear_share=1.0, opaque_share=0.0)
+    shares = []
+    for seed in range(12):
+        dark, middle, bright = (rained(grey(level), config, seed)[0] for level in (0, 120, 220))
+        if kind != "fine":
+            assert dark.mean() > 1.5 * (middle - 120).mean()
+        assert dark.mean() > (middle - 120).mean() > (bright - 220).mean()
+        seen = (dark > 40) & (dark < 240)
+        over_black, over_grey = ((each / 255) ** 2.2 for each in (dark[seen], middle[seen]))
+        lost = 1 - (over_grey - over_black) / (120 / 255) ** 2.2
+        shares.append((lost * over_black).sum() / (over_black**2).sum())
+    # 0.3 / U, U being from 0.6 to 1.
+    assert 0.29 < min(shares) < 0.36
+    assert 0.42 < max(shares) < 0.51
+
+
+@pytest.mark.parametrize("kind", ["light", "heavy"])
+def test_opaque_rain_covers_what_is_behind_it(kind):
+    """Black becomes share x light; the share is what white and black have less in common."""
+    brightness = DropRanges((20, 40), (1, 1), (0.3, 0.3), (0.9, 0.9))
+    drops = {"light_near": brightness, "light_distant": brightness, "heavy_drops": brightness}
+    config = of(kind, **PLAIN, **drops, linear_share=0.0, opaque_share=1.0)
+    lights = []
+    for seed in range(20):
+        (black, _), (white, _) = (rained(grey(level), config, seed) for level in (0, 255))
+        covered = 255 - (white - black)
+        assert covered.max() == pytest.approx(0.85 * 255, abs=1)
+        lights.append(black.sum() / covered.sum())
+    assert 0.74 < min(lights) < 0.81
+    assert 0.94 < max(lights) < 1.01
+
+
+def test_ways_that_light_meets_the_photograph_are_drawn_by_their_shares():
+    """Over white, added rain adds nothing; opaque rain and that in linear light take some."""
+    config = of("light", **PLAIN, linear_share=0.25, opaque_share=0.35)
+    found = []
+    for seed in range(150):
+        black, white = (rained(grey(level, (48, 48)), config, seed)[0] for level in (0, 255))
+        added, covering = (white == 255).all(), (255 - (white - black)).sum() < 2.5 * black.sum()
+        found.append("added" if added else "opaque" if covering else "linear")
+    # Faint rain over white is brought to 255 by linear light too.
+    assert found.count("opaque") == pytest.approx(0.35 * 150, abs=15)
+
+
+@pytest.mark.parametrize("kind", RAINY)
+def test_seen_share_of_fine_and_heavy_rain_is_uneven(kind):
+    drops = {"fine_drops": DARK, "blurred_drops": DARK}
+    config = of(kind, **PLAIN, **drops, unevenness=(0.0, 0.0), opaque_share=0.0, linear_share=0.0)
+    rainy, clean = rained(grey(40), config)
+    assert (rainy == clean).all() == (kind != "light")
+
+
+@pytest.mark.parametrize("layer", ["far rain", "drops"])
+def test_fine_rain_has_one_scale_for_its_lengths(layer):
+    seen = {"fine_contrast": (0.3, 0.3)} if layer == "far rain" else {}
+    few = DropRanges((30, 30), (0.6, 0.6), (0.1, 0.1), (0.3, 0.3))
+    drops = {} if layer == "far rain" else {"fine_drops": few}
+    steady = {"lean": 0.0, "lean_of_layers": 0.0, "perspective": 0.0, "fine_layers": (1, 1)}
+    config = {**PLAIN, **WITHOUT_STREAKS, **seen, **drops, **steady}
+    for seed in range(3):
+        lengths = []
+        for scale in (1.0, 2.0):
+            scaled = of("fine", **config, fine_scale=(scale, scale))
+            rainy = rained(grey(0, (300, 300)), scaled, seed)[0].mean(2)
+            lengths.append(rain_statistics.streaks(rainy)[1])
+        assert lengths[1] == pytest.approx(2 * lengths[0], rel=0.2)
+
+
+def test_fine_rain_has_blurred_drops_by_their_share():
+    blurred = dataclasses.replace(RainConfig().blurred_drops, coverage=(0.05, 0.05))
+    drops = {**WITHOUT_STREAKS, "blurred_drops": blurred}
+    for share in (0.0, 1.0):
+        config = of("fine", **PLAIN, **drops, blurred_share=share)
+        added = np.subtract(*rained(grey(40, (256, 256)), config)).mean(2)
+        assert (added.max() > 5) == bool(share)
+    # Out of focus: a half-width is 1.67 standard deviations of 2 to 4 pixels.
+    assert 3 < rain_statistics.streaks(added)[2] < 8
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_hard_streaks_of_heavy_rain_have_their_share(share):
+    """Down a soft streak hardly a pixel is as bright as that above it."""
+    drops = DropRanges((60, 60), (1.5, 1.5), (0.05, 0.05), (0.9, 0.9), 0)
+    config = of(
+        "heavy",
+        **PLAIN,
+        **{"linear_share": 0.0, "opaque_share": 0.0, "unevenness": (1.0, 1.0)},
+        **{"lean": 0.0, "perspective": 0.0, "heavy_lean_of_layers": 0.0},
+        **{"heavy_drops": drops, "heavy_layers": (1, 1), "hard_share": share},
+    )
+    alike = []
+    for seed in range(6):
+        rainy = rained(grey(0), config, seed)[0][..., 0]
+        below = (rainy[:-1] == rainy[1:])[rainy[:-1] > 5]
+        alike.append(below.mean())
+    assert (min(alike) > 0.9) if share else (max(alike) < 0.3)
+
+
+def leans(kind: str, count: int, size: tuple[int, int] = (160, 160), **changes: object) -> list:
+    config = of(kind, **PLAIN, linear_share=0.0, opaque_share=0.0, **changes)
+    pairs = [add_rain(grey(0, size), np.random.default_rng(s), config) for s in range(count)]
+    return [rain_statistics.streaks(rainy.mean(2) - clean.mean(2))[0] for rainy, clean in pairs]
+
+
+def test_wind_leans_by_its_deviation_and_at_most_by_45_degrees():
+    calm = {"perspective": 0.0, "lean_of_layers": 0.0}
+    found = leans("light", 40, **calm)
+    assert np.std(found) == pytest.approx(14, rel=0.25)
+    assert abs(np.mean(found)) < 5
+    assert np.abs(leans("light", 4, lean=0.0, **calm)).max() < 1
+    stormy = np.abs(leans("light", 12, lean=45.0, **calm))
+    assert 43 < stormy.max() < 47
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "spread"),
+    [
+        ("light", "light_near", ""),
+        ("light", "light_distant", "lean_of_layers"),
+        ("fine", "fine_drops", ""),
+        ("fine", "fine_contrast", "lean_of_layers"),
+        ("heavy", "heavy_drops", "heavy_lean_of_layers"),
+    ],
+)
+def test_nearest_drops_lean_as_the_wind_and_other_layers_about_it(kind, layer, spread):
+    drops = DropRanges((30, 30), (1, 1), (0.1, 0.1), (0.3, 0.3))
+    alone = {layer: (0.3, 0.3) if layer == "fine_contrast" else drops}
+    steady = {"perspective": 0.0, "fine_layers": (1, 1), "heavy_layers": (1, 1)}
+    spreads = {
+        "lean_of_layers": 1.0,
+        "heavy_lean_of_layers": 1.0,
+        **({spread: 12.0} if spread else {}),
+    }
+    found = leans(kind, 24, **{**WITHOUT_STREAKS, **alone, **steady, **spreads}, lean=0.0)
+    assert np.std(found) == pytest.approx(12 if spread else 0, abs=3.5 if spread else 0.7)
+
+
+def test_perspective_makes_leans_differ_between_left_and_right():
+    differences = []
+    for perspective, seed in itertools.product((0.0, 20.0), range(8)):
+        config = of("light", **PLAIN, lean=0.0, perspective=perspective, lean_of_layers=0.0)
+        rainy = rained(grey(0, (200, 400)), config, seed)[0].mean(2)
+        left, _, right = (
+            rain_statistics.streaks(part)[0] for part in np.split(rainy, (130, 270), axis=1)
+        )
+        differences.append(right - left)
+    even, turned = np.split(np.array(differences), 2)
+    assert np.abs(even).max() < 4
+    # From the middle of one third to that of another: 4/3 of up to 20 degrees.
+    assert 10 < np.abs(turned).max() < 30
+    assert turned.min() < -3 < 3 < turned.max()
+
+
+def test_windows_show_their_part_of_the_perspective():
+    config = of("light", **PLAIN, lean=0.0, perspective=20.0, lean_of_layers=0.0)
+    found = []
+    for left in (0, 300, 600):
+        window = Window(50, left, 150, 150, 300, 750)
+        rainy = rained(grey(0, (150, 150)), config, 1, window)[0].mean(2)
+        found.append(rain_statistics.streaks(rainy)[0])
+    assert abs(found[1]) < 3
+    assert found[0] == pytest.approx(-found[2], abs=4)
+    assert abs(found[0]) > 5
+
+
+@pytest.mark.parametrize("kind", RAINY)
+def test_noise_is_on_the_rainy_side_alone(kind, part):
+    strengths = []
+    for seed in range(30):
+        settings = {**UNCHANGED, **WITHOUT_STREAKS, "veil": 0.0, "noise": 0.04}
+        shares = {"jpeg_share": 0.0, "fine_jpeg_share": 0.0, "noise_share": 1.0}
+        rainy, clean = rained(part // 2 + 60, of(kind, **settings, **shares), seed)
+        np.testing.assert_array_equal(clean, part // 2 + 60)
+        strengths.append((rainy - clean).std() / 255)
+        assert abs((rainy - clean).mean()) < 0.3
+    assert min(strengths) < 0.015
+    assert 0.03 < max(strengths) < 0.041
+
+
+@pytest.mark.parametrize("kind", ["light", "heavy"])
+def test_light_and_heavy_rain_have_noise_by_its_share(kind, part):
+    config = of(kind, **{**PLAIN, **WITHOUT_STREAKS, "noise": 0.1}, noise_share=0.0)
+    rainy, clean = rained(part, config)
+    np.testing.assert_array_equal(rainy, clean)
+
+
+@pytest.mark.parametrize("kind", RAINY)
+def test_the_rainy_side_alone_goes_through_jpeg(kind, part):
+    settings = {**PLAIN, "jpeg_quality": (70, 70)}
+    before, _ = rained(part, of(kind, **settings))
+    share = "fine_jpeg_share" if kind == "fine" else "jpeg_share"
+    after, clean = rained(part, of(kind, **{**settings, share: 1.0}))
+    np.testing.assert_array_equal(clean, part)
+    with io.BytesIO() as file:
+        Image.fromarray(before.astype(np.uint8)).save(file, "JPEG", quality=70)
+        np.testing.assert_array_equal(after, np.asarray(Image.open(file)))
+    assert 0.5 < np.abs(after - before).mean() < 15
+    other, _ = rained(part, of(kind, **{**PLAIN, "jpeg_quality": (95, 95), share: 1.0}))
+    assert np.abs(other - before).mean() < np.abs(after - before).mean()
+
+
+@pytest.fixture(scope="module", params=RAINY)
+def strengths(request):
+    """PSNR, mean added level and shares of pixels above 8 and 30, of 48 windows of a kind."""
+    train, validation = photographs("skimage")
+    rain = SyntheticRain([*train, *validation], 8, 0, of(request.param), 192, memory=2**27)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rain_statistics, "streaks", lambda layer: (math.nan,) * 3)
+        found = [statistics_of(rain[i]["rainy"], rain[i]["clean"]) for i in range(len(rain))]
+    return request.param, np.array([rain[:4] for rain in found])
+
+
+BOUNDS = {
+    "light": ((23, 27), (4.5, 9), (12, 20), (3.5, 8)),
+    "fine": ((26, 30.5), (4, 8), (19, 35), (0.7, 4)),
+    "heavy": ((12, 16.5), (24, 45), (55, 80), (32, 55)),
+}
+"""Medians of PSNR in dB, mean added levels, percent of pixels above 8 and 30 levels."""
+ENDS = {
+    "light": ((17, 37), (0.5, 25), (1.5, 95), (0.2, 22)),
+    "fine": ((18, 42), (0.5, 20), (0.3, 90), (0, 22)),
+    "heavy": ((4.5, 28), (4, 130), (12, 99), (3, 96)),
+}
+"""What all of the images are within."""
+
+
+def test_rain_of_each_kind_is_as_strong_as_it_is_to_be(strengths):
+    kind, found = strengths
+    for middle, bounds in zip(np.median(found, axis=0), BOUNDS[kind], strict=True):
+        assert bounds[0] < middle < bounds[1]
+    for values, bounds in zip(found.T, ENDS[kind], strict=True):
+        assert bounds[0] <= values.min()
+        assert values.max() <= bounds[1]
+
+
+REAL = {"light": "Rain100L", "heavy": "Rain200H"}
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_rain_of_each_kind_is_as_strong_as_the_benchmark(shared, kind, monkeypatch):
+    monkeypatch.setattr(rain_statistics, "streaks", lambda layer: (math.nan,) * 3)
+    rainy = sorted((shared / "data" / REAL[kind]).glob("*/input/*"))
+    rainy = rainy[::2] if kind == "light" else rainy
+    real = [
+        statistics_of(read_picture(path), read_picture(path.parents[1] / "target" / path.name))
+        for path in rainy
+    ]
+    photos = (shared / "data" / "Rain100L" / "train" / "target").iterdir()
+    rain = SyntheticRain([Photograph(path) for path in sorted(photos)[::2]], 4, 5, of(kind))
+    ours = [statistics_of(rain[index]["rainy"], rain[index]["clean"]) for index in range(len(rain))]
+    assert (len(real), len(ours)) == ({"light": 28, "heavy": 6}[kind], 80)
+    real, ours = (np.median([rain[:4] for rain in each], axis=0) for each in (real, ours))
+    assert ours[0] == pytest.approx(real[0], abs=2)
+    np.testing.assert_allclose(ours[1:], real[1:], rtol=0.3)

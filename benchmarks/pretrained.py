@@ -324,9 +324,10 @@ def markdown(rows: Sequence[Row], sets: Mapping[str, Pairs]) -> str:
     heads = headings(sets)
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *map(cells, rows)]
     settings = [f"{row.system.name}: {row.system.setting}" for row in rows if row.system.setting]
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     parts = [
         _LEGEND,
-        "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        "\n".join(f"| {' | '.join(line)} |" for line in escaped),
         f"Times on {machine()}.",
     ]
     if settings:

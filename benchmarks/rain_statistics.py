@@ -33,6 +33,7 @@ from drsformer_jax.data.pairs import Pairs
 from drsformer_jax.data.sources import open_pairs
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
+from drsformer_jax.files import check_writable
 
 REACH = 128
 """Greatest lag that is looked at, and the most that a half-length can be, in pixels."""
@@ -189,12 +190,19 @@ def compare(arguments: argparse.Namespace) -> None:
     count = arguments.count
     if count < 1:
         raise InputError(f"--count is {count}; expected at least 1")
+    if arguments.json:
+        check_writable(arguments.json.parent)  # Before the work, whose figures would be lost.
     config = DataConfig(data_dir=arguments.data_dir)
     sources: dict[str, list[Pairs]] = {}
     for argument in arguments.data:
         name, _, parts = argument.rpartition("=")
         opened = [open_pairs(part, "train", config, seed=0) for part in parts.split(",")]
-        sources[name or parts] = opened
+        name = name or parts
+        if name in sources or name.startswith("synthetic "):
+            raise InputError(
+                f"--data has {name} twice; expected NAME=SOURCE with names that differ"
+            )
+        sources[name] = opened
     train, validation = photographs(arguments.photographs)
     clean = [*train, *validation]
     for kind in ("light", "fine", "heavy"):
@@ -240,7 +248,7 @@ def summary(rains: Iterable[Rain]) -> dict[str, Any]:
         known = [value for value in values if not math.isnan(value)] or [math.nan]
         minimum[name], maximum[name] = min(known), max(known)
         medians[name] = statistics.median(map(abs, known) if name == "lean" else known)
-        if name in ("psnr", "added", "lean"):
+        if name in ("psnr", "added", "lean") and math.isfinite(max(known)):
             ranges[f"{name}_from_to"] = f"{min(known):.1f}..{max(known):.1f}"
     medians, minimum, maximum = (
         {name: value if math.isfinite(value) else None for name, value in each.items()}

@@ -3,8 +3,8 @@
 python benchmarks/trials.py --seconds 480 [--arms gdfn msfn] [flags of train.py]
 
 Each arm takes as many steps of `configs/pretrained.py` as fit into the seconds at the pace measured
-before; its learning rate stays constant, and the average of its parameters is scored. An arm that
-is finished is not trained again.
+before, so that other work during the training counts for none; its learning rate stays constant,
+and the average of its parameters is scored. An arm that is finished is not trained again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,21 +22,14 @@ from timing import Table, machine, seconds
 from train_step import prepared
 
 from drsformer_jax.complexity import parameters
-from drsformer_jax.config import ModelConfig
+from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.config_file import load_config
 from drsformer_jax.errors import InputError, one_line_errors
+from drsformer_jax.files import check_writable, write_text
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "pretrained.py"
-_GDFN = ModelConfig(
-    dim=16,
-    blocks=(1, 2, 2, 1),
-    heads=(1, 1, 2, 4),
-    encoder_level0="none",
-    refinement="none",
-    feed_forward="gdfn",
-    unroll=True,
-)
+_GDFN = dataclasses.replace(PRESETS["tiny"], unroll=True)
 ARMS: Mapping[str, ModelConfig] = {
     "gdfn": _GDFN,
     "dense": dataclasses.replace(_GDFN, attention="dense"),
@@ -45,6 +39,8 @@ ARMS: Mapping[str, ModelConfig] = {
     "wider": dataclasses.replace(_GDFN, dim=32, blocks=(1, 1, 1, 1), expansion=2.0),
 }
 """The networks that are compared, by the names of their folders."""
+AVERAGE = 0.99
+"""Decay of the average of the parameters, for trainings that are so short."""
 _WARM, _TIMED = 2, 5
 
 
@@ -64,6 +60,10 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace, flags: Sequence[str]) -> None:
     """Trains one arm after another; a row of the table is printed when an arm is finished."""
+    if not 0 < arguments.seconds < math.inf:
+        raise InputError(f"--seconds is {arguments.seconds}; expected a number above 0")
+    if arguments.json:
+        check_writable(arguments.json.parent)
     table = Table(
         f"{arguments.seconds:g} s of training each; {machine()}",
         {
@@ -81,8 +81,7 @@ def compare(arguments: argparse.Namespace, flags: Sequence[str]) -> None:
         model, folder = ARMS[arm], arguments.workdir / arm
         plan = folder / "trial.json"
         if not plan.exists():
-            plan.parent.mkdir(parents=True, exist_ok=True)
-            plan.write_text(json.dumps({"seconds_a_step": pace(model)}))
+            write_text(plan, json.dumps({"seconds_a_step": pace(model)}))
         spent = json.loads(plan.read_text())["seconds_a_step"]
         steps = max(1, round(arguments.seconds / spent))
         score = trained(model, steps, folder, flags)
@@ -100,8 +99,8 @@ def compare(arguments: argparse.Namespace, flags: Sequence[str]) -> None:
 
 def pace(model: ModelConfig) -> float:
     """Seconds of a training step as the recipe takes it."""
-    data = load_config(CONFIG).data
-    step, _, _ = prepared(model, data.crop_size, data.global_batch)
+    _, side, batch = load_config(CONFIG).data.stages()[0]
+    step, _, _ = prepared(model, side, batch)
     for _ in range(_WARM):
         step()
     return min(seconds(step) for _ in range(_TIMED))
@@ -117,9 +116,10 @@ def trained(model: ModelConfig, steps: int, folder: Path, flags: Sequence[str]) 
     if subprocess.run(command).returncode:
         raise InputError(f"training of {folder.name} failed, as told above; expected it to end")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    name = f"validation/{load_config(CONFIG).protocol}"
-    last = [values for values in map(json.loads, lines) if f"{name}/psnr" in values][-1]
-    return {"psnr": last[f"{name}/psnr"], "ssim": last[f"{name}/ssim"]}
+    scores: dict[str, float] = {}
+    for values in map(json.loads, lines):
+        scores |= {key.rpartition("/")[2]: values[key] for key in values if "validation/" in key}
+    return scores
 
 
 def options(model: ModelConfig, steps: int, folder: Path) -> list[str]:
@@ -127,6 +127,7 @@ def options(model: ModelConfig, steps: int, folder: Path) -> list[str]:
     found = ["--config", str(CONFIG), "--workdir", str(folder)]
     for name in ("--steps", "--eval-every", "--optim.constant-steps"):
         found += [name, str(steps)]
+    found += ["--optim.warmup-steps", str(steps // 10), "--optim.ema-decay", str(AVERAGE)]
     for name, value in dataclasses.asdict(model).items():
         found += _flag(f"--model.{name.replace('_', '-')}", value)
     return found

@@ -1,20 +1,21 @@
-"""The built-in network, trained on synthetic rain alone, on a CPU."""
+"""The built-in network: `tiny` on synthetic rain alone, on a CPU; see docs/pretrained.md.
 
-from drsformer_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+    python tools/gather_photographs.py photographs
+    python train.py --config configs/pretrained.py --data.photographs photographs
+
+The learning rate stays for a long time, so the average of the parameters can be used at any step,
+and the training can go on.
+"""
+
+import dataclasses
+
+from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
     """Returns the configuration."""
     return TrainConfig(
-        model=ModelConfig(
-            dim=16,
-            blocks=(1, 2, 2, 1),
-            heads=(1, 1, 2, 4),
-            encoder_level0="none",
-            refinement="none",
-            feed_forward="gdfn",
-            unroll=True,
-        ),
+        model=dataclasses.replace(PRESETS["tiny"], unroll=True),
         data=DataConfig(
             train="synthetic",
             validation="synthetic",

@@ -200,7 +200,8 @@ class Convert:
         """Reads, says which network it is, and writes.
 
         Raises:
-            InputError: if the input is no network or the output is there already.
+            InputError: if the input is no network, the output is there already, or a weight is
+                beyond the type.
         """
         writers = {".pth": write_pth, ".safetensors": write_safetensors}
         is_file = self.output.suffix in writers
@@ -211,7 +212,7 @@ class Convert:
             raise InputError(f"{self.output} is there already; expected a new name")
         config, params = weights.load(self.input, self.step)
         if self.dtype is not None:
-            params = jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
+            params = weights.stored_as(params, self.dtype)
         if self.to_torch:
             writers[self.output.suffix](self.output, params_to_torch(params, config))
         else:
@@ -326,6 +327,8 @@ class ShowData:
         _check(1 <= self.pairs <= 100, "--pairs", self.pairs, "1 to 100")
         _check(1 <= self.crops <= 100, "--crops", self.crops, "1 to 100")
         _check(8 <= self.crop_size <= 1024, "--crop-size", self.crop_size, "8 to 1024")
+        if self.source != "synthetic":
+            _check(self.photographs == "skimage", "--photographs", "given", "none but of synthetic")
         _check(0 <= self.seed < 2**32, "--seed", self.seed, f"0 to {2**32 - 1}")
         check_extension(self.out)
         config = DataConfig(

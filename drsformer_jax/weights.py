@@ -6,6 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -59,6 +60,19 @@ def save(folder: str | os.PathLike[str], config: ModelConfig, params: Params) ->
             unfinished / _PARAMS, {name: np.asarray(leaf) for name, leaf in flat.items()}
         )
         write_config(unfinished, {"model": dataclasses.asdict(config)})
+
+
+def stored_as(params: Params, dtype: str) -> Params:
+    """Parameters in another type, such as float16, which halves a file.
+
+    Raises:
+        InputError: if one is beyond the type.
+    """
+    stored = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
+    if not all(np.isfinite(leaf.astype(np.float32)).all() for leaf in jax.tree.leaves(stored)):
+        largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(params))
+        raise InputError(f"a weight is {largest:g}; expected all to be within {dtype}")
+    return stored
 
 
 def _read_folder(folder: Path) -> tuple[ModelConfig, Params]:

@@ -33,6 +33,7 @@ def drops(layer: str, **changes: object) -> dict[str, DropRanges]:
 
 IMPOSSIBLE = [
     (RainConfig, {"fine_density": (0.0, 0.01)}, "data.rain.fine-density is (0.0, 0.01)"),
+    (RainConfig, {"light": 1e308}, "the mix of data.rain is [1e+308, 0.4, 0.2, 0.05]"),
     (ModelConfig, {"dim": 0}, "model.dim is 0"),
     (ModelConfig, {"dim": 47}, "model.dim is 47"),
     (ModelConfig, {"blocks": (4, 0, 6, 8)}, "model.blocks is (4, 0, 6, 8)"),

@@ -75,6 +75,18 @@ def test_sheet_shows_pairs_and_crops(run, built, place):
     assert len(places) == 1
 
 
+def test_sheet_of_synthetic_rain_takes_photographs_and_no_other_does(run, place):
+    photographs = ("--photographs", "pairs/target")
+    result = run(
+        *("drsformer", "show-data", "synthetic", "--out", "rain.png", *photographs),
+        *("--pairs", "1", "--crops", "2", "--crop-size", "16"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert read_picture(place / "rain.png").shape[0] > 4 * 40
+    result = run("drsformer", "show-data", "pairs", "--out", "other.png", *photographs)
+    refused(result, "--photographs is given; expected none but of synthetic")
+
+
 def test_training_and_scoring_take_a_data_set_by_name(run, built, place):
     result = run(
         *("train", "--config", "config.py", "--workdir", "named", "--data.data-dir", "data"),

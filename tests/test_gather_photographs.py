@@ -280,7 +280,7 @@ def test_file_that_is_not_of_the_list(packages, tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train/mine.png").write_bytes(PLAIN)
     (line,) = gather(ROWS[:1], tmp_path, packages)
-    assert line == f"{tmp_path}/train/mine.png is not of the list; expected no such file"
+    assert line == f"{tmp_path}/train/mine.png is not of the list, or lost; expected no such file"
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
@@ -403,7 +403,7 @@ class TestList:
             words = " ".join(map(str, one)).lower()
             assert not any(name in words for name in ("rain100", "rain200", "bsd500", "bsds"))
 
-    def test_no_image_of_a_benchmark(self):
+    def test_no_file_of_a_benchmark_is_in_the_list(self):
         folders = [BENCHMARKS / name for name in ("Rain100L", "Rain200L", "Rain200H")]
         files = [path for folder in folders for path in folder.rglob("*.*") if path.is_file()]
         if not files:

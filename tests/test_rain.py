@@ -14,10 +14,12 @@ from rain_sets import pair, write_pairs, write_splits
 from raw_layouts import LAYOUTS, PUBLISHED, RAIN13K_TESTS, input_target
 from tensorflow_datasets.core import shuffle
 
+from drsformer_jax.config import RainConfig
 from drsformer_jax.data import rain
 from drsformer_jax.data.datasets import DatasetPairs, find_dataset, summary
 from drsformer_jax.data.images import read_picture, write_picture
 from drsformer_jax.data.rain import Rain, build
+from drsformer_jax.data.synthetic import Photograph, SyntheticRain
 from drsformer_jax.data.verification import verify
 from drsformer_jax.errors import InputError
 
@@ -192,7 +194,11 @@ def test_synthetic_rain_is_built_of_photographs(tmp_path):
     folder = build("synthetic", tmp_path / "photos", tmp_path / "data")
     train, test = (DatasetPairs(folder, split) for split in ("train", "test"))
     assert (len(train), len(test)) == (2 * 16, 4)
-    np.testing.assert_array_equal(train[0]["clean"], pair(0)[1])
+    photographs = [Photograph(tmp_path / f"photos/{number}.png") for number in range(2)]
+    drawn = SyntheticRain(photographs, 16, 0, RainConfig(none=0))
+    for index in (0, 31):
+        for side in ("rainy", "clean"):
+            np.testing.assert_array_equal(train[index][side], drawn[index][side])
     assert len({each["rainy"].tobytes() for each in train}) == 32
     assert list(verify(folder)) == []
 

@@ -40,7 +40,7 @@ PAPER = {
 """Preset and benchmark of each published training."""
 OFFICIAL = [*PAPER, "restormer_rain13k"]
 SHORT = ["quickstart", "rain100l_small", "ablation"]
-NAMES = [*OFFICIAL, *SHORT]
+NAMES = [*OFFICIAL, *SHORT, "pretrained"]
 PRESET = {name: preset for name, (preset, _) in PAPER.items()} | {
     "restormer_rain13k": "restormer",
     "rain100l_small": "tiny",
@@ -120,6 +120,16 @@ def test_short_training_ends_with_its_schedule_and_a_score(name):
     assert config.optim.constant_steps + config.optim.cosine_steps == config.steps
     assert config.optim.clip_norm > OptimConfig().clip_norm, "a short training needs larger steps"
     assert config.steps % config.eval_every == 0
+
+
+def test_built_in_network_learns_from_synthetic_rain_alone_and_can_be_shipped_at_any_time():
+    config = config_of("pretrained")
+    assert (config.data.train, config.data.validation) == ("synthetic", "synthetic")
+    assert (config.data.sources, config.init_from) == ((), "")
+    assert config.optim.constant_steps + config.optim.cosine_steps == config.steps
+    assert config.optim.ema_decay > 0
+    assert config.data.window >= max(side for _, side, _ in config.data.stages())
+    assert 2 * parameters(config.model) < 6e6, "16 bits each"
 
 
 @pytest.mark.parametrize("name", NAMES)

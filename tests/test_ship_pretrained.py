@@ -1,6 +1,8 @@
-"""A trained network becomes the package's own: 16 bits, scores and credits, whole or not at all."""
+"""A trained network becomes the package's own: 16 bits, its own scores and credits, or nothing."""
 
 from __future__ import annotations
+
+import re
 
 import jax
 import numpy as np
@@ -9,44 +11,94 @@ import ship_pretrained
 from gather_photographs import LIST, read_list
 
 from drsformer_jax import weights
+from drsformer_jax.data.images import write_picture
 from drsformer_jax.errors import InputError
+
+SPLIT_OF = {"a": "train", "b": "train", "c": "validation"}
+
+
+@pytest.fixture(scope="module")
+def listed():
+    rows = read_list(LIST)[: len(SPLIT_OF)]
+    return [
+        row._replace(name=name, split=split)
+        for row, (name, split) in zip(rows, SPLIT_OF.items(), strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def rained(run, place):
+    """The folder of photographs, and a run of 4 steps of 2 crops of rain on them."""
+    random = np.random.default_rng(0)
+    for name, split in SPLIT_OF.items():
+        image = random.integers(0, 256, (40, 48, 3), np.uint8)
+        write_picture(place / "photographs" / split / f"{name}.png", image)
+    result = run(
+        *("train", "--config", "config.py", "--workdir", "rained", "--data.train", "synthetic"),
+        *("--data.validation", "synthetic", "--data.photographs", "photographs"),
+    )
+    assert result.returncode == 0, result.stderr
+    return place / "photographs", place / "rained"
 
 
 @pytest.fixture
-def scores(tmp_path):
-    path = tmp_path / "scores.md"
-    path.write_text("| system | gain |\n|---|---|\n| run | +7.00 |\n")
-    return path
+def ship(rained, listed, monkeypatch, tmp_path):
+    """Ships that run into a folder."""
+    monkeypatch.setattr(ship_pretrained, "read_list", lambda path: listed)
+
+    def shipped(**changes):
+        folder, run = rained
+        arguments = {"run": run, "step": None, "source": str(folder), "data": []}
+        ship_pretrained.ship(**{**arguments, "out": tmp_path / "pretrained", **changes})
+        return tmp_path / "pretrained"
+
+    return shipped
 
 
-def test_weights_are_rounded_to_16_bits_and_the_card_has_scores_and_credits(
-    trained, scores, tmp_path
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_weights_are_rounded_to_16_bits_and_the_card_has_their_scores_and_the_credits(
+    ship, rained, listed
 ):
-    run, out = trained[0], tmp_path / "pretrained"
-    for _ in range(2):  # The second takes the place of the first.
-        ship_pretrained.ship(run, None, scores, out)
-    assert {path.name for path in out.iterdir()} == {
-        *("README.md", "config.json", "params.safetensors")
-    }
-    (config, params), (expected, whole) = weights.load(out), weights.load(run)
+    out = ship()
+    assert contents(out).keys() == {"README.md", "config.json", "params.safetensors"}
+    (config, params), (expected, whole) = weights.load(out), weights.load(rained[1])
     assert config.architecture() == expected.architecture()
     jax.tree.map(
         lambda found, leaf: np.testing.assert_array_equal(found, np.float16(leaf)), params, whole
     )
     card = (out / "README.md").read_text()
-    assert "| run | +7.00 |" in card
-    assert all(f"| {photograph.name} | " in card for photograph in read_list(LIST))
-    # Four steps of two crops.
-    assert "for 4 steps of\n8 crops together" in card
+    assert "for 4 steps,\n8 crops in all" in card
+    assert "drawn on 2 train photographs" not in card
+    assert re.search(r"drawn on 2 photographs, and 1 others", card)
+    assert re.search(r"\| the built-in network \| [+-]", card)
+    assert all(f"| {photograph.name} | {photograph.author} | " in card for photograph in listed)
+    # Refused, the next one leaves all as it was.
+    before = contents(out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ship_pretrained, "scored", lambda *arguments: "")
+        patch.setattr(ship_pretrained, "MOST_BYTES", 1000)
+        with pytest.raises(InputError, match=r"^the folder takes .* bytes; expected at most 1,000"):
+            ship()
+    assert contents(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["pretrained"]
 
 
-def test_what_cannot_be_shipped_leaves_what_was_there(trained, scores, tmp_path, monkeypatch):
-    out = tmp_path / "pretrained"
-    ship_pretrained.ship(trained[0], None, scores, out)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr(ship_pretrained, "MOST_BYTES", 1000)
-    with pytest.raises(InputError, match=r"^the weights take .* bytes; expected at most 1,000$"):
-        ship_pretrained.ship(trained[0], None, scores, out)
+def test_folder_that_holds_something_else_is_left_alone(ship, tmp_path):
+    (tmp_path / "precious" / "deep").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"precious holds other files than README\.md, "):
+        ship(out=tmp_path / "precious")
+    assert (tmp_path / "precious" / "deep").is_dir()
+
+
+def test_what_was_trained_otherwise_than_the_card_says_is_refused(ship, trained, listed):
+    with pytest.raises(InputError, match=r"was trained on .*pairs; expected synthetic"):
+        ship(run=trained[0])
+    listed.append(listed[0]._replace(name="lost"))
+    with pytest.raises(InputError, match=r"differ in train/lost\.png; expected equal"):
+        ship()
+    listed.pop()
     with pytest.raises(InputError, match=r"empty has no checkpoint; expected a run"):
-        ship_pretrained.ship(tmp_path / "empty", None, scores, out)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        ship(run=trained[0].parent / "empty")

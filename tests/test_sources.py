@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 import warnings
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from rain_sets import pair, write_pairs
 
-from drsformer_jax.config import DataConfig
+from drsformer_jax.config import DataConfig, RainConfig
 from drsformer_jax.data.images import write_picture
 from drsformer_jax.data.pairs import Cached, PairedFiles, Share, Surviving, sizes_of
 from drsformer_jax.data.pipeline import batches
@@ -255,3 +256,34 @@ def test_shares_of_processes_are_disjoint_and_complete(count, processes):
     for read in (shares[0].__getitem__, shares[0].size):
         with pytest.raises(IndexError):
             read(len(shares[0]))
+
+
+def test_validation_has_no_dry_images_whose_score_would_be_infinite(tmp_path):
+    for name in "abcdefghij":
+        write_picture(tmp_path / f"{name}.png", PAIRS[0]["clean"])
+    mostly_dry = RainConfig(none=20.0)
+    rain = DataConfig(photographs=str(tmp_path), rain=mostly_dry, rains=10)
+    pairs = open_validation(rain, 0)
+    assert all((pair["rainy"] != pair["clean"]).any() for pair in (pairs[i] for i in range(8)))
+    ((train, _),) = open_training(dataclasses.replace(rain, crop_size=8), 0)
+    assert any((train[i]["rainy"] == train[i]["clean"]).all() for i in range(20))
+    dry = dataclasses.replace(rain, rain=RainConfig.only("none"))
+    with pytest.raises(InputError, match=r"data\.rain has none of light, fine and heavy; expected"):
+        open_validation(dry, 0)
+
+
+@pytest.mark.parametrize("corrupt", ["error", "skip"])
+def test_rain_on_windows_is_drawn_each_time_and_never_stored(tmp_path, corrupt):
+    for name in "ab":
+        write_picture(tmp_path / "photographs" / f"{name}.png", PAIRS[0]["clean"])
+    drawn = DataConfig(
+        photographs=str(tmp_path / "photographs"),
+        window=16,
+        crop_size=16,
+        corrupt=corrupt,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    ((pairs, _),) = open_training(drawn, 0)
+    np.testing.assert_array_equal(pairs[3]["rainy"], pairs[3]["rainy"])
+    assert pairs[3]["rainy"] is not pairs[3]["rainy"]
+    assert not (tmp_path / "cache").exists()

@@ -20,7 +20,8 @@ from drsformer_jax.config import KINDS, DataConfig, RainConfig
 from drsformer_jax.data.images import read_picture, write_picture
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.sources import open_pairs, open_training
-from drsformer_jax.data.synthetic import CleanPhotographs, Photograph, SyntheticRain, photographs
+from drsformer_jax.data.synthetic import Photograph, SyntheticRain, photographs
+from drsformer_jax.data.synthetic import pairs as pairs_module
 
 ROOT = Path(__file__).parents[1]
 SKIMAGE = [each for part in photographs("skimage") for each in part]
@@ -239,7 +240,7 @@ def test_a_pair_does_not_change_the_photograph_that_is_kept(two):
 
 
 def test_clean_photographs_are_pairs_without_rain(coded):
-    pairs = pickle.loads(pickle.dumps(CleanPhotographs(coded)))
+    pairs = pickle.loads(pickle.dumps(pairs_module._CleanPhotographs(coded)))
     assert len(pairs) == 2
     for index, photograph in enumerate(coded):
         assert pairs[index]["name"] == photograph.name

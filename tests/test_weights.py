@@ -152,3 +152,10 @@ def test_what_is_missing_or_has_no_steps_is_told_in_one_line(model, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(InputError, match="has neither checkpoints/ nor params"):
         weights.load(tmp_path)
+
+
+def test_weight_beyond_a_smaller_type_is_refused():
+    params = {"kernel": np.array([1.0, -70000.0], np.float32)}
+    assert weights.stored_as(params, "bfloat16")["kernel"].dtype == "bfloat16"
+    with pytest.raises(InputError, match=r"^a weight is 70000; expected all to be within float16$"):
+        weights.stored_as(params, "float16")

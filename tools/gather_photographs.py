@@ -272,7 +272,7 @@ def gather(photographs: list[Photograph], out: Path, packages: Path | None = Non
     """
     check_writable(out)
     wrong: list[str] = []
-    written: list[bool] = []
+    right: dict[Photograph, bool] = {}
     for of_package in _groups(photographs, "kind", "package", "version"):
         with _noting(wrong, of_package), tempfile.TemporaryDirectory() as work:
             folder = _unpacked(of_package[0], packages, Path(work))
@@ -281,14 +281,17 @@ def gather(photographs: list[Photograph], out: Path, packages: Path | None = Non
                     original = _opened(folder, of_container[0])
                     for one in of_container:
                         with _noting(wrong, [one]):
-                            written.append(_write(one, original(one.member), out))
-    write_credits(out / "CREDITS.md", photographs)
-    known = {out / one.split / f"{one.name}.png" for one in photographs}
+                            right[one] = _write(one, original(one.member), out)
+    write_credits(out / "CREDITS.md", [one for one in photographs if one in right])
+    known = {out / one.split / f"{one.name}.png" for one in right}
     there = {path for split in SPLITS for path in (out / split).glob("[!.]*")}
-    wrong += [f"{path} is not of the list; expected no such file" for path in sorted(there - known)]
+    wrong += [
+        f"{path} is not of the list, or lost; expected no such file"
+        for path in sorted(there - known)
+    ]
     print(
-        f"{len(photographs)} photographs: {sum(written)} written, "
-        f"{len(written) - sum(written)} were there already"
+        f"{len(photographs)} photographs: {sum(right.values())} written, "
+        f"{len(right) - sum(right.values())} were there already"
     )
     return wrong
 

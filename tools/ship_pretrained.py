@@ -1,7 +1,8 @@
 """Puts a trained network into the package: weights in 16 bits, and a card with scores and credits.
 
-python benchmarks/pretrained.py --checkpoint RUN --data ... --photographs DIR --markdown scores.md
-python tools/ship_pretrained.py RUN --scores scores.md
+python tools/ship_pretrained.py RUN --photographs DIR --data Rain100L=DIR ...
+
+`benchmarks/pretrained.py` scores the very weights that are shipped.
 """
 
 from __future__ import annotations
@@ -9,34 +10,39 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
-import jax
-import numpy as np
-from gather_photographs import LIST, credits_text, read_list
+from gather_photographs import LIST, SPLITS, Photograph, credits_text, read_list
 
 from drsformer_jax import weights
 from drsformer_jax.checkpoint import Run
 from drsformer_jax.complexity import parameters
-from drsformer_jax.config import ModelConfig, TrainConfig
+from drsformer_jax.config import TrainConfig
+from drsformer_jax.data.synthetic import photographs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import write_text
 
-OUT = Path(__file__).parents[1] / "drsformer_jax" / "pretrained"
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "drsformer_jax" / "pretrained"
 MOST_BYTES = 6_000_000
-"""Of the weights."""
+"""Of the folder."""
+_NAMES = {"README.md", "config.json", "params.safetensors"}
+_DTYPE = "float16"
 _CARD = """# The built-in network
 
-{parameters:,} parameters, trained by `configs/pretrained.py` for {steps:,} steps of
-{crops:,} crops together, in {hours:.1f} hours. It has seen no image of any benchmark: its
-rain is synthetic, drawn on {train} photographs, and {validation} others chose the step.
-Stored in float16.
+{parameters:,} parameters, trained by `configs/pretrained.py` for {steps:,} steps,
+{crops:,} crops in all, {hours:.1f} hours{after}. No network was trained or selected by an
+image of a benchmark: its rain is synthetic, drawn on {train} photographs, and {validation} others
+are for validation. The ranges of light and heavy rain were set near the statistics of the pairs
+of Rain100L and Rain200H that are scored below. Weights are stored in {dtype}, and were scored so.
 
 ## Scores
 
 {scores}
-How they were made, and how the training goes on: `docs/pretrained.md`.
+How the network is made, and how the training goes on: `docs/pretrained.md`.
 
 ## Photographs
 
@@ -47,69 +53,137 @@ How they were made, and how the training goes on: `docs/pretrained.md`.
 def main() -> None:
     """Writes the folder anew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
-    parser.add_argument("--scores", type=Path, required=True, help="table of the checkpoint")
-    parser.add_argument("--step", type=int, help="checkpoint; the best one if not given")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder to write (%(default)s)")
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="folder of a training run by configs/pretrained.py")
+    add("--step", type=int, help="checkpoint; the best one if not given")
+    add("--photographs", default="photographs", help="what it was trained on (%(default)s)")
+    add("--data", nargs="+", default=[], metavar="NAME=DIR", help="as of benchmarks/pretrained.py")
+    add("--out", type=Path, default=OUT, help="folder to write (%(default)s)")
     arguments = parser.parse_args()
     with one_line_errors():
-        ship(arguments.run, arguments.step, arguments.scores, arguments.out)
+        ship(arguments.run, arguments.step, arguments.photographs, arguments.data, arguments.out)
 
 
-def ship(run: Path, step: int | None, scores: Path, out: Path) -> None:
-    """Writes weights and card.
+def ship(run: Path, step: int | None, source: str, data: list[str], out: Path) -> None:
+    """Writes weights and card; what is there stays until both are whole.
+
+    Args:
+        run: the training run.
+        step: its checkpoint; the best one where it is not given.
+        source: folder of the photographs.
+        data: sets of pairs to score on, as `benchmarks/pretrained.py` takes them.
+        out: the folder.
 
     Raises:
-        InputError: if there is no such checkpoint, a weight is beyond float16, or all are too large
-            for a package.
+        InputError: if the run has no such checkpoint or was trained otherwise than the card says,
+            a weight is beyond float16, scoring fails, the folder is too large, or `out` holds
+            something else.
+        OSError: if the file system fails.
     """
-    table = scores.read_text()
+    if out.exists() and not {path.name for path in out.iterdir()} <= _NAMES:
+        raise InputError(f"{out} holds other files than {', '.join(sorted(_NAMES))}; expected none")
+    listed = read_list(LIST)
     with Run(run, keep=None) as opened:
         step = opened.best_step() if step is None else step
         if step is None:
             raise InputError(f"{run} has no checkpoint; expected a run that was trained")
         config = opened.config(step)
-    _, params = weights.load(run, step)
-    stored = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), params)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(stored)):
-        raise InputError(f"a weight of {run} is beyond float16; expected all below 65504")
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    # How a program trains best is no matter of those who use its weights.
-    model = dataclasses.replace(config.model, unroll=False, remat=False)
-    weights.save(unfinished, model, stored)
-    size = sum(path.stat().st_size for path in unfinished.iterdir())
-    if size > MOST_BYTES:
-        raise InputError(f"the weights take {size:,} bytes; expected at most {MOST_BYTES:,}")
-    write_text(unfinished / "README.md", card(run, step, config, model, table))
-    shutil.rmtree(out, ignore_errors=True)
-    unfinished.rename(out)
-    print(f"{run}, step {step}: {size:,} bytes of weights in {out}")
+    check_training(run, config, source, listed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as work:
+        folder = Path(work) / "pretrained"
+        # How a program trains best is no matter of those who use its weights.
+        model = dataclasses.replace(config.model, unroll=False, remat=False)
+        params = weights.stored_as(weights.load(run, step)[1], _DTYPE)
+        weights.save(folder, model, params)
+        table = scored(folder, source, data)
+        write_text(folder / "README.md", card(run, step, config, table, listed))
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        if size > MOST_BYTES:
+            raise InputError(f"the folder takes {size:,} bytes; expected at most {MOST_BYTES:,}")
+        old = Path(work) / "old"
+        if out.exists():
+            out.rename(old)
+        try:
+            folder.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+    print(f"{run}, step {step}: {size:,} bytes in {out}")
 
 
-def card(run: Path, step: int, config: TrainConfig, model: ModelConfig, scores: str) -> str:
+def check_training(run: Path, config: TrainConfig, source: str, listed: list[Photograph]) -> None:
+    """Refuses a run that was trained on something else than the photographs of the list.
+
+    Raises:
+        InputError: if it was, or the photographs in `source` are others.
+    """
+    data = config.data
+    if data.sources or (data.train, data.validation) != ("synthetic", "synthetic"):
+        raise InputError(f"{run} was trained on {data.sources or data.train}; expected synthetic")
+    if data.photographs == "skimage":
+        raise InputError(f"{run} was trained on skimage; expected the photographs of {LIST}")
+    for split, found in zip(SPLITS, photographs(source), strict=True):
+        names = {photograph.name for photograph in found}
+        expected = {one.name for one in listed if one.split == split}
+        if names != expected:
+            other = sorted(names ^ expected)[0]
+            raise InputError(f"{source} and {LIST} differ in {split}/{other}.png; expected equal")
+
+
+def scored(folder: Path, source: str, data: list[str]) -> str:
+    """The table of a model folder, as Markdown.
+
+    Raises:
+        InputError: if scoring fails.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        table = Path(work) / "scores.md"
+        program = str(ROOT / "benchmarks" / "pretrained.py")
+        sets = ["--data", *data] if data else []
+        command = [sys.executable, program, "--checkpoint", str(folder), "--photographs", source]
+        if subprocess.run([*command, *sets, "--markdown", str(table)]).returncode:
+            raise InputError("scoring failed, as told above; expected it to end")
+        return table.read_text().replace(str(folder), "the built-in network")
+
+
+def card(run: Path, step: int, config: TrainConfig, scores: str, listed: list[Photograph]) -> str:
     """The text of the model card."""
-    photographs = read_list(LIST)
-    splits = [photograph.split for photograph in photographs]
-    # Metrics of a step that was taken twice, after a stop, count once.
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    logged = {line["step"]: line for line in lines if "pictures_per_second" in line}
-    crops = seconds = last = 0
-    for now in sorted(each for each in logged if each <= step):
-        batch = next(size for begin, _, size in reversed(config.data.stages()) if begin < now)
-        crops += batch * (now - last)
-        seconds += batch * (now - last) / logged[now]["pictures_per_second"]
-        last = now
+    splits = [photograph.split for photograph in listed]
+    stages = config.data.stages()
+    ends = [begin for begin, _, _ in stages[1:]] + [step]
+    crops = sum(
+        batch * max(0, min(step, end) - begin)
+        for (begin, _, batch), end in zip(stages, ends, strict=True)
+    )
     return _CARD.format(
-        parameters=parameters(model),
+        parameters=parameters(config.model),
         steps=step,
         crops=crops,
-        hours=seconds / 3600,
+        hours=hours(run, step, config),
+        after=" after those of the weights that it began with" if config.init_from else "",
         train=splits.count("train"),
         validation=splits.count("validation"),
+        dtype=_DTYPE,
         scores=scores.rstrip() + "\n",
-        credits=credits_text(photographs).rstrip(),
+        credits=credits_text(listed).rstrip(),
     )
+
+
+def hours(run: Path, step: int, config: TrainConfig) -> float:
+    """Hours of training until a step, by the pace in the metrics, those of stops left out."""
+    logged = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        if "pictures_per_second" in values:  # Of a step that was taken twice the last counts.
+            logged[values["step"]] = values["pictures_per_second"]
+    spent, last = 0.0, 0
+    for now in sorted(each for each in logged if each <= step):
+        batch = next(size for begin, _, size in reversed(config.data.stages()) if begin < now)
+        spent += batch * (now - last) / logged[now]
+        last = now
+    return spent / 3600
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ Range = tuple[float, float]
 class DropRanges:
     """What a layer of drops is drawn from; each drop becomes a streak during the exposure.
 
-    Raises:
-        InputError: if a value is impossible.
+    `RainConfig` refuses impossible values.
     """
 
     length: Range
@@ -156,10 +155,10 @@ class RainConfig:
         check_types(self, "data.rain.")
         weights = [getattr(self, kind) for kind in KINDS]
         check(
-            min(weights) >= 0 and sum(weights) > 0,
+            all(0 <= weight <= 1e4 for weight in weights) and sum(weights) > 0,
             "the mix of data.rain",
             weights,
-            "weights of 0 or more for light, fine, heavy and none, not all 0",
+            "weights from 0 to 10000 for light, fine, heavy and none, not all 0",
         )
         for field in dataclasses.fields(self):
             name, value = f"data.rain.{field.name.replace('_', '-')}", getattr(self, field.name)

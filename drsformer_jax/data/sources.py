@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-from drsformer_jax.config import DataConfig
+from drsformer_jax.config import DataConfig, RainConfig
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
 from drsformer_jax.data.folders import find_pairs
 from drsformer_jax.data.pairs import Cached, PairedFiles, Pairs, StoredPairs, Surviving, sizes_of
@@ -40,10 +41,12 @@ def open_training(config: DataConfig, seed: int) -> list[Source]:
     opened = []
     for name, weight in sources:
         pairs = open_pairs(name, "train", config, seed)
+        # Rain on a window is drawn once or so; its photographs are kept instead.
+        drawn = bool(config.window) and isinstance(pairs, SyntheticRain)
         if config.corrupt == "skip":
             pairs = Surviving(pairs)
         _check_small(name, pairs, config)
-        opened.append(Source(_kept(pairs, config, len(sources)), weight))
+        opened.append(Source(pairs if drawn else _kept(pairs, config, len(sources)), weight))
     return opened
 
 
@@ -72,7 +75,7 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Stor
         memory = config.cache_mib * 2**20 // max(1, len(config.sources)) if config.window else 0
         if split == "train":
             return SyntheticRain(train, config.rains, seed, config.rain, config.window, memory)
-        return SyntheticRain(validation, config.validation_rains, seed, config.rain)
+        return SyntheticRain(validation, config.validation_rains, seed, _rain_to_score(config.rain))
     found = find_dataset(source, config.data_dir)
     if found is not None:
         return open_dataset(*found, "train" if split == "train" else "test")
@@ -85,10 +88,18 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Stor
     )
 
 
+def _rain_to_score(rain: RainConfig) -> RainConfig:
+    """The mix without dry images, whose PSNR can be infinite."""
+    if not rain.light + rain.fine + rain.heavy:
+        raise InputError(
+            "the validation is synthetic and data.rain has none of light, fine and heavy; expected "
+            "some rain to score on"
+        )
+    return dataclasses.replace(rain, none=0.0)
+
+
 def _kept(pairs: StoredPairs, config: DataConfig, sources: int) -> Pairs:
     """Pairs that are decoded once, on disk or in their part of the memory."""
-    if isinstance(pairs, SyntheticRain) and config.window:
-        return pairs  # Each is drawn once or so; what it falls on is kept.
     if not config.cache_dir:
         return Cached(pairs, config.cache_mib * 2**20 // sources)
     path = Path(config.cache_dir) / f"{pairs.fingerprint()}.array_record"

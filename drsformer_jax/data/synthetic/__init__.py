@@ -1,6 +1,6 @@
 """Rain made on photographs, drawn by chance: training data without a dataset of pairs."""
 
-from drsformer_jax.data.synthetic.pairs import CleanPhotographs, SyntheticRain
+from drsformer_jax.data.synthetic.pairs import SyntheticRain
 from drsformer_jax.data.synthetic.photographs import PHOTOGRAPHS, Photograph, photographs
 from drsformer_jax.data.synthetic.scene import add_rain
 

@@ -71,7 +71,7 @@ def draw_streaks(streaks: Streaks, h: int, w: int, rng: np.random.Generator) -> 
     area = (h + margin) * (w + margin)
     count = rng.poisson(streaks.coverage * area / (streaks.length * 2 * streaks.width))
     x = rng.uniform(-margin / 2, w + margin / 2, count)
-    lean = streaks.angle + streaks.perspective * (2 * x / w - 1)
+    lean = streaks.angle + streaks.perspective * np.clip(2 * x / w - 1, -1, 1)
     drops = np.stack(
         [
             x,

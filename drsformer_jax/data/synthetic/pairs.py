@@ -17,7 +17,7 @@ from drsformer_jax.data.synthetic.photographs import Photograph
 from drsformer_jax.data.synthetic.scene import add_rain
 
 
-class CleanPhotographs:
+class _CleanPhotographs:
     """Photographs as pairs without rain: both sides are the one image. Can be pickled."""
 
     def __init__(self, photographs: Sequence[Photograph]) -> None:
@@ -41,8 +41,8 @@ class CleanPhotographs:
         files = [photograph.path.resolve() for photograph in self._photographs]
         return fingerprint((str(path), path.stat().st_mtime_ns) for path in files)
 
-    def __reduce__(self) -> tuple[type[CleanPhotographs], tuple[Sequence[Photograph]]]:
-        return CleanPhotographs, (self._photographs,)
+    def __reduce__(self) -> tuple[type[_CleanPhotographs], tuple[Sequence[Photograph]]]:
+        return _CleanPhotographs, (self._photographs,)
 
 
 class SyntheticRain:
@@ -70,7 +70,7 @@ class SyntheticRain:
         window: int = 0,
         memory: int = 0,
     ) -> None:
-        self._clean = CleanPhotographs(photographs)
+        self._clean = _CleanPhotographs(photographs)
         self._kept = Cached(self._clean, 2 * memory)  # It counts both sides of what is one image.
         self._rains = rains
         self._seed = seed

@@ -18,9 +18,11 @@ from drsformer_jax.data.synthetic.layers import (
     draw_streaks,
     smooth_field,
 )
+from drsformer_jax.errors import InputError
 
 _GAMMA = 2.2
 _LARGEST_LEAN = 45.0
+_LARGEST_JPEG = 65_500
 
 
 def add_rain(
@@ -44,6 +46,9 @@ def add_rain(
 
     Returns:
         (rainy, clean), each uint8 of shape (h, w, 3).
+
+    Raises:
+        InputError: if a side is too long for JPEG.
     """
     window = window or Window.whole(*photograph.shape[:2])
     kind = KINDS[rng.choice(len(KINDS), p=config.weights())]
@@ -184,6 +189,12 @@ def _photographed(
     image = _to_8_bits(rainy)
     if rng.random() < (config.fine_jpeg_share if fine else config.jpeg_share):
         quality = int(rng.integers(*config.jpeg_quality, endpoint=True))
+        height, width = image.shape[:2]
+        if max(height, width) > _LARGEST_JPEG:
+            raise InputError(
+                f"a photograph is {width}x{height}; expected sides of at most {_LARGEST_JPEG} for "
+                "JPEG, or a data.window"
+            )
         with io.BytesIO() as file:
             Image.fromarray(image).save(file, "JPEG", quality=quality)
             image = np.array(Image.open(file))

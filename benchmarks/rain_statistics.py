@@ -248,7 +248,7 @@ def summary(rains: Iterable[Rain]) -> dict[str, Any]:
         known = [value for value in values if not math.isnan(value)] or [math.nan]
         minimum[name], maximum[name] = min(known), max(known)
         medians[name] = statistics.median(map(abs, known) if name == "lean" else known)
-        if name in ("psnr", "added", "lean") and math.isfinite(max(known)):
+        if name in ("psnr", "added", "lean") and math.isfinite(min(known)):
             ranges[f"{name}_from_to"] = f"{min(known):.1f}..{max(known):.1f}"
     medians, minimum, maximum = (
         {name: value if math.isfinite(value) else None for name, value in each.items()}

@@ -68,7 +68,8 @@ def stored_as(params: Params, dtype: str) -> Params:
     Raises:
         InputError: if one is beyond the type.
     """
-    stored = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
+    with np.errstate(over="ignore"):  # It is told below.
+        stored = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
     if not all(np.isfinite(leaf.astype(np.float32)).all() for leaf in jax.tree.leaves(stored)):
         largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(params))
         raise InputError(f"a weight is {largest:g}; expected all to be within {dtype}")

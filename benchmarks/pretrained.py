@@ -34,7 +34,7 @@ from drsformer_jax.config import Protocol, RainConfig
 from drsformer_jax.data.folders import find_pairs, find_pictures
 from drsformer_jax.data.images import check_extension, read_picture, write_picture
 from drsformer_jax.data.pairs import Cached, Pair, PairedFiles, Pairs, sizes_of
-from drsformer_jax.data.sheets import contact_sheet
+from drsformer_jax.data.sheets import contact_sheet, spread
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.evaluation import Scores, mean, score
@@ -217,11 +217,6 @@ def real_images(folder: Path) -> list[np.ndarray]:
         top, left = (max(side - WINDOW, 0) // 2 for side in image.shape[:2])
         images.append(image[top : top + WINDOW, left : left + WINDOW])
     return images
-
-
-def spread(length: int, count: int) -> list[int]:
-    """At most `count` indices, spread evenly over a sequence."""
-    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
 
 
 def each(pairs: Pairs) -> Iterator[Pair]:

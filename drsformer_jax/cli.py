@@ -338,11 +338,8 @@ class ShowData:
             global_batch=self.crops,
         )
         pairs = open_pairs(self.source, "train", config, self.seed)
-        if self.source == "synthetic":
-            sheet = rain_sheet(config, self.pairs, self.seed)
-        else:
-            sheet = data_sheet(pairs, self.pairs, config, self.seed)
-        write_picture(self.out, sheet)
+        sheet = rain_sheet if self.source == "synthetic" else data_sheet
+        write_picture(self.out, sheet(pairs, self.pairs, config, self.seed))
         sizes = Counter(f"{width}x{height}" for height, width in sizes_of(pairs))
         common = ", ".join(f"{size} ({count})" for size, count in sizes.most_common(3))
         more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""

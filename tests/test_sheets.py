@@ -8,7 +8,7 @@ from drsformer_jax.config import KINDS, DataConfig, RainConfig
 from drsformer_jax.data.images import write_picture
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.sheets import contact_sheet, rain_sheet
-from drsformer_jax.data.sources import open_training
+from drsformer_jax.data.sources import open_pairs, open_training
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 
 
@@ -45,7 +45,7 @@ def test_rain_sheet_shows_each_kind_and_crops_of_the_mix(tmp_path):
     for name in ("a", "b", "c"):
         write_picture(tmp_path / f"{name}.png", noise(30, 40, ord(name)))
     config = DataConfig(photographs=str(tmp_path), crop_size=16, global_batch=3, rains=2)
-    sheet = rain_sheet(config, columns=2, seed=4)
+    sheet = rain_sheet(open_pairs("synthetic", "train", config, 4), 2, config, seed=4)
     train, _ = photographs(tmp_path)
     for kind in KINDS:
         rain = SyntheticRain(train, 1, 4, RainConfig.only(kind))

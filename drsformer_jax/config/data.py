@@ -49,8 +49,8 @@ class DataConfig:
     """Synthetic rains drawn for each validation photograph, always on the whole of it."""
     window: int = 0
     """Side in pixels of a random part of a photograph that each rain of training is drawn on, at
-    least the crop: each crop then has a rain of its own, and costs no more than its own pixels. 0
-    for the whole photograph."""
+    least the crop: each crop then has a rain of its own, and costs the pixels of its window alone.
+    0 for the whole photograph."""
     rain: RainConfig = field(default_factory=RainConfig)
     """The mix of synthetic rain and its ranges."""
     crop_size: int = 128

@@ -14,6 +14,23 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Range = tuple[float, float]
 """Least and greatest value; drawn uniformly between them, where nothing else is said."""
 
+_LIMITS: dict[str, tuple[float, float]] = {
+    "lean": (0, 45),
+    "lean_of_layers": (0, 20),
+    "heavy_lean_of_layers": (0, 20),
+    "perspective": (0, 20),
+    "fine_layers": (1, 10),
+    "fine_length": (1, 1000),
+    "fine_blur": (0, 100),
+    "fine_density": (0.001, 1),
+    "fine_scale": (0.1, 10),
+    "fog_density": (0, 10),
+    "heavy_layers": (1, 10),
+    "jpeg_quality": (1, 100),
+}
+"""What numbers and ranges of `RainConfig` lie within; all others, which are shares or light, within
+0 and 1."""
+
 
 @dataclass(frozen=True)
 class DropRanges:
@@ -162,38 +179,15 @@ class RainConfig:
         )
         for field in dataclasses.fields(self):
             name, value = f"data.rain.{field.name.replace('_', '-')}", getattr(self, field.name)
+            least, most = _LIMITS.get(field.name, (0, 1))
             if isinstance(value, DropRanges):
                 value.check(name)
-            elif name.endswith("-share"):
-                check(0 <= value <= 1, name, value, "0 to 1")
+            elif isinstance(value, tuple):
+                check_range(name, value, least, most)
+            elif field.name not in KINDS:
+                check(least <= value <= most, name, value, f"{least} to {most}")
         shares = self.linear_share + self.opaque_share
         check(shares <= 1, "data.rain.linear-share and opaque-share together", shares, "at most 1")
-        for name, least, most in (
-            ("lean", 0, 45),
-            ("lean_of_layers", 0, 20),
-            ("heavy_lean_of_layers", 0, 20),
-            ("perspective", 0, 20),
-            ("veil", 0, 1),
-            ("noise", 0, 1),
-        ):
-            value = getattr(self, name)
-            flag = f"data.rain.{name.replace('_', '-')}"
-            check(least <= value <= most, flag, value, f"{least} to {most}")
-        ranges: tuple[tuple[str, float, float], ...] = (
-            ("unevenness", 0, 1),
-            ("fine_layers", 1, 10),
-            ("fine_length", 1, 1000),
-            ("fine_blur", 0, 100),
-            ("fine_density", 0.001, 1),
-            ("fine_contrast", 0, 1),
-            ("fine_scale", 0.1, 10),
-            ("fog_density", 0, 10),
-            ("fog_light", 0, 1),
-            ("heavy_layers", 1, 10),
-            ("jpeg_quality", 1, 100),
-        )
-        for name, low, high in ranges:
-            check_range(f"data.rain.{name.replace('_', '-')}", getattr(self, name), low, high)
 
     @classmethod
     def only(cls, kind: Kind) -> RainConfig:

@@ -184,17 +184,19 @@ def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     write_bytes(path, _encoded(picture, format_name, options))
 
 
-def encode_picture(picture: np.ndarray, extension: str) -> bytes:
+def encode_picture(picture: np.ndarray, extension: str, **options: Any) -> bytes:
     """Gives the content of the file that `write_picture` writes.
 
     Args:
         picture: uint8 of shape (h, w, 3), RGB.
         extension: .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.
+        **options: of Pillow's writer, such as quality, in place of those of `write_picture`.
 
     Raises:
         InputError: as `write_picture`.
     """
-    return _encoded(picture, *encoding(Path(f"picture{extension}"), *picture.shape[:2]))
+    format_name, usual = encoding(Path(f"picture{extension}"), *picture.shape[:2])
+    return _encoded(picture, format_name, {**usual, **options})
 
 
 def _encoded(picture: np.ndarray, format_name: str, options: dict[str, Any]) -> bytes:

@@ -64,18 +64,18 @@ def data_sheet(pairs: Pairs, rows: int, config: DataConfig, seed: int) -> np.nda
     Raises:
         InputError: if a pair cannot be read.
     """
-    indices = np.linspace(0, len(pairs) - 1, min(rows, len(pairs))).astype(int)
-    shown = [pairs[int(index)] for index in indices]
+    shown = [pairs[index] for index in spread(len(pairs), rows)]
     whole = contact_sheet([(pair["rainy"], pair["clean"]) for pair in shown], ("rainy", "clean"))
     return contact_sheet([(whole,), (_crops(pairs, config, seed),)])
 
 
-def rain_sheet(config: DataConfig, columns: int, seed: int) -> np.ndarray:
+def rain_sheet(pairs: Pairs, columns: int, config: DataConfig, seed: int) -> np.ndarray:
     """Draws each kind of synthetic rain, and the crops that training makes of their mix.
 
     Args:
-        config: the photographs and the crops; the first global batch of them is shown.
+        pairs: the mix.
         columns: pairs of each kind, one a photograph at most.
+        config: the photographs and the crops; the first global batch of them is shown.
         seed: of everything.
 
     Returns:
@@ -88,12 +88,15 @@ def rain_sheet(config: DataConfig, columns: int, seed: int) -> np.ndarray:
     rows = []
     for kind in KINDS:
         rain = SyntheticRain(train, 1, seed, RainConfig.only(kind), _RAIN_SIDE)
-        spread = np.linspace(0, len(train) - 1, min(columns, len(train))).astype(int)
-        shown = [rain[int(index)] for index in spread]
+        shown = [rain[index] for index in spread(len(train), columns)]
         images = [image for pair in shown for image in (pair["rainy"], pair["clean"])]
         rows.append((contact_sheet([images], (f"{kind}, clean", "") * len(shown)),))
-    mixed = SyntheticRain(train, config.rains, seed, config.rain, config.window)
-    return contact_sheet([*rows, (_crops(mixed, config, seed),)])
+    return contact_sheet([*rows, (_crops(pairs, config, seed),)])
+
+
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` indices, spread evenly over a sequence."""
+    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
 
 
 def _crops(pairs: Pairs, config: DataConfig, seed: int) -> np.ndarray:

@@ -103,7 +103,6 @@ def _stamp(layer: np.ndarray, drops: np.ndarray, *, hard: bool) -> None:
     columns = np.floor(x + dy * np.tan(lean)).astype(np.int32)
     columns = columns + np.arange(-reach_x, reach_x + 1, dtype=np.int32)
     dx = columns.astype(np.float32) + np.float32(0.5) - x
-    # The mean position along a row decides on the fading, which changes little across a streak.
     along = dx * np.sin(lean) + dy * np.cos(lean)
     across = dx * np.cos(lean) - dy * np.sin(lean)
     if hard:

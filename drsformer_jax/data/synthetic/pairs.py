@@ -82,7 +82,10 @@ class SyntheticRain:
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a pair, as its photograph tells without being decoded."""
-        height, width = self._clean.size(index % len(self._clean))
+        return self._part(*self._clean.size(index % len(self._clean)))
+
+    def _part(self, height: int, width: int) -> tuple[int, int]:
+        """Size of what is drawn on of a photograph."""
         side = self._window or max(height, width)
         return min(side, height), min(side, width)
 
@@ -99,7 +102,7 @@ class SyntheticRain:
         name = photograph["name"]
         rng = np.random.default_rng([self._seed, zlib.crc32(os.fsencode(name)), rain])
         height, width = photograph["clean"].shape[:2]
-        h, w = self.size(index)
+        h, w = self._part(height, width)
         top, left = (int(rng.integers(free + 1)) for free in (height - h, width - w))
         window = Window(top, left, h, w, height, width)
         part = photograph["clean"][top : top + h, left : left + w]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 
 import numpy as np
-from PIL import Image
 
 from drsformer_jax.config import KINDS, DropRanges, RainConfig
+from drsformer_jax.data.images import decode_picture, encode_picture
 from drsformer_jax.data.synthetic.layers import (
     FarRain,
     Streaks,
@@ -18,11 +17,9 @@ from drsformer_jax.data.synthetic.layers import (
     draw_streaks,
     smooth_field,
 )
-from drsformer_jax.errors import InputError
 
 _GAMMA = 2.2
 _LARGEST_LEAN = 45.0
-_LARGEST_JPEG = 65_500
 
 
 def add_rain(
@@ -189,15 +186,8 @@ def _photographed(
     image = _to_8_bits(rainy)
     if rng.random() < (config.fine_jpeg_share if fine else config.jpeg_share):
         quality = int(rng.integers(*config.jpeg_quality, endpoint=True))
-        height, width = image.shape[:2]
-        if max(height, width) > _LARGEST_JPEG:
-            raise InputError(
-                f"a photograph is {width}x{height}; expected sides of at most {_LARGEST_JPEG} for "
-                "JPEG, or a data.window"
-            )
-        with io.BytesIO() as file:
-            Image.fromarray(image).save(file, "JPEG", quality=quality)
-            image = np.array(Image.open(file))
+        content = encode_picture(image, ".jpg", quality=quality, subsampling="4:2:0")
+        image = decode_picture(content, "synthetic rain")
     return image
 
 

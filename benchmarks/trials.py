@@ -26,6 +26,7 @@ from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.config_file import load_config
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import check_writable, write_text
+from drsformer_jax.reporting import read_metrics
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "pretrained.py"
@@ -36,7 +37,6 @@ ARMS: Mapping[str, ModelConfig] = {
     "msfn": dataclasses.replace(_GDFN, dim=12, feed_forward="msfn"),
     "wide": dataclasses.replace(_GDFN, dim=24, blocks=(1, 1, 1, 1)),
     "front": dataclasses.replace(_GDFN, dim=24, blocks=(2, 1, 1, 1), expansion=2.0),
-    "wider": dataclasses.replace(_GDFN, dim=32, blocks=(1, 1, 1, 1), expansion=2.0),
 }
 """The networks that are compared, by the names of their folders."""
 AVERAGE = 0.99
@@ -115,9 +115,8 @@ def trained(model: ModelConfig, steps: int, folder: Path, flags: Sequence[str]) 
     command = [sys.executable, str(ROOT / "train.py"), *options(model, steps, folder), *flags]
     if subprocess.run(command).returncode:
         raise InputError(f"training of {folder.name} failed, as told above; expected it to end")
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
     scores: dict[str, float] = {}
-    for values in map(json.loads, lines):
+    for values in read_metrics(folder / "metrics.jsonl"):
         scores |= {key.rpartition("/")[2]: values[key] for key in values if "validation/" in key}
     return scores
 

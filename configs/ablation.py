@@ -9,7 +9,8 @@ channels are `--model.expansion` times the channels in all of them, so their siz
 command continues where it was stopped. `--data.train DIR --data.validation DIR` takes other pairs,
 `--config configs/rain200h.py` all of the paper's recipe, which was not tried.
 
-For a CPU: 30 minutes on 2 cores of an AMD EPYC that other work kept busy. So short a training of so
+For a CPU: 30 minutes on 2 cores of an AMD EPYC that other work kept busy, on an earlier edition of
+the synthetic rain. So short a training of so
 small a network says little about the paper's, and chance moves it: GDFN was 1.13 dB above FN with
 one seed and 0.49 dB with another.
 """

@@ -253,3 +253,12 @@ def test_wrong_input_gives_one_line_and_makes_nothing(run, built, place, command
     refused(run(*shlex.split(command)), message)
     assert not (place / "x.png").exists()
     assert sorted(path for path in place.iterdir() if path.name != "compiled") == before
+
+
+def test_wrong_flag_is_one_plain_line_where_output_is_ascii(run):
+    ascii_only = {**run.environment, "PYTHONIOENCODING": "ascii"}
+    flags = ("--config", "config.py", "--data.rain.light", "-1")
+    result = run("train", *flags, environment=ascii_only)
+    refused(result, r"^error: .*the mix of data\.rain is \[-1\.0, 0\.4, 0\.2, 0\.05\]; expected")
+    assert "---" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -185,15 +186,18 @@ def equations(program):
             yield from equations(inner)
 
 
-def test_remat_reaches_every_stage():
+def equations_with(**fields):
+    """Every equation of a network with these fields."""
+    config = dataclasses.replace(COMPACT, **fields)
     x = jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")
+    program = jax.make_jaxpr(functools.partial(apply, config))(abstract_params(config), x)
+    return list(equations(program.jaxpr))
+
+
+def test_remat_reaches_every_stage():
     found = {}
     for remat in (False, True):
-        config = dataclasses.replace(COMPACT, remat=remat)
-        program = jax.make_jaxpr(lambda params, x, config=config: apply(config, params, x))(
-            abstract_params(config), x
-        )
-        names = [equation.primitive.name for equation in equations(program.jaxpr)]
+        names = [equation.primitive.name for equation in equations_with(remat=remat)]
         found[remat] = names.count("checkpoint") + names.count("remat2") + names.count("remat")
     # Seven stages of blocks, and a mixture of experts at either end.
     assert found == {False: 0, True: 9}
@@ -212,16 +216,10 @@ def mixture_of_experts(config: ModelConfig) -> nnx.Module:
 
 
 def test_unroll_reaches_every_stage():
-    x = jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")
     found = {}
     for unroll in (False, True):
-        config = dataclasses.replace(COMPACT, unroll=unroll)
-        program = jax.make_jaxpr(lambda params, x, config=config: apply(config, params, x))(
-            abstract_params(config), x
-        )
-        scans = [each for each in equations(program.jaxpr) if each.primitive.name == "scan"]
+        scans = [each for each in equations_with(unroll=unroll) if each.primitive.name == "scan"]
         found[unroll] = sum(each.params["unroll"] < each.params["length"] for each in scans)
-    # Seven stages of blocks, of which those with one block have nothing to unroll, and 2 mixtures.
     assert found[True] == 0 < found[False]
 
 

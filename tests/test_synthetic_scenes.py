@@ -17,6 +17,7 @@ from drsformer_jax.config import KINDS, DropRanges, RainConfig
 from drsformer_jax.data.images import read_picture
 from drsformer_jax.data.synthetic import Photograph, SyntheticRain, add_rain, photographs
 from drsformer_jax.data.synthetic.layers import Window
+from drsformer_jax.errors import InputError
 
 RAINY = [kind for kind in KINDS if kind != "none"]
 UNCHANGED = {"overcast_share": 0.0, "fog_share": 0.0}
@@ -507,3 +508,9 @@ def test_rain_of_each_kind_is_as_strong_as_the_benchmark(shared, kind, monkeypat
     real, ours = (np.median([rain[:4] for rain in each], axis=0) for each in (real, ours))
     assert ours[0] == pytest.approx(real[0], abs=2)
     np.testing.assert_allclose(ours[1:], real[1:], rtol=0.3)
+
+
+def test_photograph_with_a_side_too_long_for_jpeg_is_told_in_one_line():
+    jpeg = dataclasses.replace(of("light"), jpeg_share=1)
+    with pytest.raises(InputError, match=r"is 65501x1; expected sides of at most 65500 in JPEG"):
+        add_rain(np.zeros((1, 65_501, 3), np.uint8), np.random.default_rng(0), jpeg)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from drsformer_jax.config import TrainConfig
 from drsformer_jax.data.synthetic import photographs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import write_text
+from drsformer_jax.reporting import read_metrics
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "drsformer_jax" / "pretrained"
@@ -173,11 +173,12 @@ def card(run: Path, step: int, config: TrainConfig, scores: str, listed: list[Ph
 
 def hours(run: Path, step: int, config: TrainConfig) -> float:
     """Hours of training until a step, by the pace in the metrics, those of stops left out."""
-    logged = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        values = json.loads(line)
-        if "pictures_per_second" in values:  # Of a step that was taken twice the last counts.
-            logged[values["step"]] = values["pictures_per_second"]
+    # Of a step that was taken twice the last counts.
+    logged = {
+        values["step"]: values["pictures_per_second"]
+        for values in read_metrics(run / "metrics.jsonl")
+        if "pictures_per_second" in values
+    }
     spent, last = 0.0, 0
     for now in sorted(each for each in logged if each <= step):
         batch = next(size for begin, _, size in reversed(config.data.stages()) if begin < now)

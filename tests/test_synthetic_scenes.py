@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import math
 
 import numpy as np
 import pytest
 import rain_statistics
 from PIL import Image
-from rain_statistics import statistics_of
 
 from drsformer_jax.config import KINDS, DropRanges, RainConfig
 from drsformer_jax.data.images import read_picture
-from drsformer_jax.data.synthetic import Photograph, SyntheticRain, add_rain, photographs
+from drsformer_jax.data.synthetic import add_rain, photographs
 from drsformer_jax.data.synthetic.layers import Window
 from drsformer_jax.errors import InputError
 
@@ -352,73 +350,6 @@ def test_hard_streaks_of_heavy_rain_have_their_share(share):
     assert (min(alike) > 0.9) if share else (max(alike) < 0.3)
 
 
-def leans(kind: str, count: int, size: tuple[int, int] = (160, 160), **changes: object) -> list:
-    config = of(kind, **PLAIN, linear_share=0.0, opaque_share=0.0, **changes)
-    pairs = [add_rain(grey(0, size), np.random.default_rng(s), config) for s in range(count)]
-    return [rain_statistics.streaks(rainy.mean(2) - clean.mean(2))[0] for rainy, clean in pairs]
-
-
-def test_wind_leans_by_its_deviation_and_at_most_by_45_degrees():
-    calm = {"perspective": 0.0, "lean_of_layers": 0.0}
-    found = leans("light", 40, **calm)
-    assert np.std(found) == pytest.approx(14, rel=0.25)
-    assert abs(np.mean(found)) < 5
-    assert np.abs(leans("light", 4, lean=0.0, **calm)).max() < 1
-    stormy = np.abs(leans("light", 12, lean=45.0, **calm))
-    assert 43 < stormy.max() < 47
-
-
-@pytest.mark.parametrize(
-    ("kind", "layer", "spread"),
-    [
-        ("light", "light_near", ""),
-        ("light", "light_distant", "lean_of_layers"),
-        ("fine", "fine_drops", ""),
-        ("fine", "fine_contrast", "lean_of_layers"),
-        ("heavy", "heavy_drops", "heavy_lean_of_layers"),
-    ],
-)
-def test_nearest_drops_lean_as_the_wind_and_other_layers_about_it(kind, layer, spread):
-    drops = DropRanges((30, 30), (1, 1), (0.1, 0.1), (0.3, 0.3))
-    alone = {layer: (0.3, 0.3) if layer == "fine_contrast" else drops}
-    steady = {"perspective": 0.0, "fine_layers": (1, 1), "heavy_layers": (1, 1)}
-    spreads = {
-        "lean_of_layers": 1.0,
-        "heavy_lean_of_layers": 1.0,
-        **({spread: 12.0} if spread else {}),
-    }
-    found = leans(kind, 24, **{**WITHOUT_STREAKS, **alone, **steady, **spreads}, lean=0.0)
-    assert np.std(found) == pytest.approx(12 if spread else 0, abs=3.5 if spread else 0.7)
-
-
-def test_perspective_makes_leans_differ_between_left_and_right():
-    differences = []
-    for perspective, seed in itertools.product((0.0, 20.0), range(8)):
-        config = of("light", **PLAIN, lean=0.0, perspective=perspective, lean_of_layers=0.0)
-        rainy = rained(grey(0, (200, 400)), config, seed)[0].mean(2)
-        left, _, right = (
-            rain_statistics.streaks(part)[0] for part in np.split(rainy, (130, 270), axis=1)
-        )
-        differences.append(right - left)
-    even, turned = np.split(np.array(differences), 2)
-    assert np.abs(even).max() < 4
-    # From the middle of one third to that of another: 4/3 of up to 20 degrees.
-    assert 10 < np.abs(turned).max() < 30
-    assert turned.min() < -3 < 3 < turned.max()
-
-
-def test_windows_show_their_part_of_the_perspective():
-    config = of("light", **PLAIN, lean=0.0, perspective=20.0, lean_of_layers=0.0)
-    found = []
-    for left in (0, 300, 600):
-        window = Window(50, left, 150, 150, 300, 750)
-        rainy = rained(grey(0, (150, 150)), config, 1, window)[0].mean(2)
-        found.append(rain_statistics.streaks(rainy)[0])
-    assert abs(found[1]) < 3
-    assert found[0] == pytest.approx(-found[2], abs=4)
-    assert abs(found[0]) > 5
-
-
 @pytest.mark.parametrize("kind", RAINY)
 def test_noise_is_on_the_rainy_side_alone(kind, part):
     strengths = []
@@ -453,61 +384,6 @@ def test_the_rainy_side_alone_goes_through_jpeg(kind, part):
     assert 0.5 < np.abs(after - before).mean() < 15
     other, _ = rained(part, of(kind, **{**PLAIN, "jpeg_quality": (95, 95), share: 1.0}))
     assert np.abs(other - before).mean() < np.abs(after - before).mean()
-
-
-@pytest.fixture(scope="module", params=RAINY)
-def strengths(request):
-    """PSNR, mean added level and shares of pixels above 8 and 30, of 48 windows of a kind."""
-    train, validation = photographs("skimage")
-    rain = SyntheticRain([*train, *validation], 8, 0, of(request.param), 192, memory=2**27)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rain_statistics, "streaks", lambda layer: (math.nan,) * 3)
-        found = [statistics_of(rain[i]["rainy"], rain[i]["clean"]) for i in range(len(rain))]
-    return request.param, np.array([rain[:4] for rain in found])
-
-
-BOUNDS = {
-    "light": ((23, 27), (4.5, 9), (12, 20), (3.5, 8)),
-    "fine": ((26, 30.5), (4, 8), (19, 35), (0.7, 4)),
-    "heavy": ((12, 16.5), (24, 45), (55, 80), (32, 55)),
-}
-"""Medians of PSNR in dB, mean added levels, percent of pixels above 8 and 30 levels."""
-ENDS = {
-    "light": ((17, 37), (0.5, 25), (1.5, 95), (0.2, 22)),
-    "fine": ((18, 42), (0.5, 20), (0.3, 90), (0, 22)),
-    "heavy": ((4.5, 28), (4, 130), (12, 99), (3, 96)),
-}
-"""What all of the images are within."""
-
-
-def test_rain_of_each_kind_is_as_strong_as_it_is_to_be(strengths):
-    kind, found = strengths
-    for middle, bounds in zip(np.median(found, axis=0), BOUNDS[kind], strict=True):
-        assert bounds[0] < middle < bounds[1]
-    for values, bounds in zip(found.T, ENDS[kind], strict=True):
-        assert bounds[0] <= values.min()
-        assert values.max() <= bounds[1]
-
-
-REAL = {"light": "Rain100L", "heavy": "Rain200H"}
-
-
-@pytest.mark.parametrize("kind", REAL)
-def test_rain_of_each_kind_is_as_strong_as_the_benchmark(shared, kind, monkeypatch):
-    monkeypatch.setattr(rain_statistics, "streaks", lambda layer: (math.nan,) * 3)
-    rainy = sorted((shared / "data" / REAL[kind]).glob("*/input/*"))
-    rainy = rainy[::2] if kind == "light" else rainy
-    real = [
-        statistics_of(read_picture(path), read_picture(path.parents[1] / "target" / path.name))
-        for path in rainy
-    ]
-    photos = (shared / "data" / "Rain100L" / "train" / "target").iterdir()
-    rain = SyntheticRain([Photograph(path) for path in sorted(photos)[::2]], 4, 5, of(kind))
-    ours = [statistics_of(rain[index]["rainy"], rain[index]["clean"]) for index in range(len(rain))]
-    assert (len(real), len(ours)) == ({"light": 28, "heavy": 6}[kind], 80)
-    real, ours = (np.median([rain[:4] for rain in each], axis=0) for each in (real, ours))
-    assert ours[0] == pytest.approx(real[0], abs=2)
-    np.testing.assert_allclose(ours[1:], real[1:], rtol=0.3)
 
 
 def test_photograph_with_a_side_too_long_for_jpeg_is_told_in_one_line():

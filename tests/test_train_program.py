@@ -101,7 +101,8 @@ def test_average_is_what_is_restored_with_and_goes_on_after_a_stop(run, trained,
     assert (straight / "checkpoints" / "4" / "ema").is_dir()
     plain = checkpoint.load(trained[0], 4)[1]
     assert not equal(average, plain), "the run without an average ends with other parameters"
-    shutil.rmtree(straight / "checkpoints" / "4" / "ema")  # As a kill while it is deleted leaves it.
+    # As a kill while it is deleted leaves it.
+    shutil.rmtree(straight / "checkpoints" / "4" / "ema")
     refused(
         run("drsformer", "derain", "pairs/input/0.png", "x.png", "--checkpoint", straight),
         "checkpoint 4 of .* cannot be read",

@@ -32,7 +32,7 @@ from drsformer_jax.checkpoint import Run, check_architecture
 from drsformer_jax.compile_cache import use_compile_cache
 from drsformer_jax.complexity import training_operations
 from drsformer_jax.config import TrainConfig
-from drsformer_jax.config_file import changes, changes_learning, load_config
+from drsformer_jax.config.file import changes, changes_learning, load_config
 from drsformer_jax.data.pairs import Pairs
 from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
 from drsformer_jax.data.sources import Source, open_training, open_validation

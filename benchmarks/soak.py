@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from drsformer_jax.checkpoint import Run
-from drsformer_jax.config_file import read_config
+from drsformer_jax.config.file import read_config
 from drsformer_jax.data.images import write_picture
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors

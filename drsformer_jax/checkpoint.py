@@ -29,7 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
 from drsformer_jax.config import ModelConfig, TrainConfig
-from drsformer_jax.config_file import from_dict, read_config, to_dict, write_config
+from drsformer_jax.config.file import from_dict, read_config, to_dict, write_config
 from drsformer_jax.errors import InputError, reason
 from drsformer_jax.files import write_text
 from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types

@@ -18,7 +18,7 @@ from PIL import Image
 
 from drsformer_jax.complexity import multiply_accumulates, parameters
 from drsformer_jax.config import TrainConfig
-from drsformer_jax.config_file import to_dict
+from drsformer_jax.config.file import to_dict
 from drsformer_jax.curves import curve
 from drsformer_jax.evaluation import Scores, mean
 from drsformer_jax.files import write_text

@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from drsformer_jax.config import ModelConfig
-from drsformer_jax.config_file import read_config, write_config
+from drsformer_jax.config.file import read_config, write_config
 from drsformer_jax.convert import mismatches, network_from_torch, state_dict
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import new_folder

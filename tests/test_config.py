@@ -18,7 +18,7 @@ from drsformer_jax.config import (
     RainConfig,
     TrainConfig,
 )
-from drsformer_jax.config_file import read_config, to_dict, write_config
+from drsformer_jax.config.file import read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
 
 

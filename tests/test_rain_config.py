@@ -12,7 +12,7 @@ import pytest
 from test_config import drops
 
 from drsformer_jax.config import KINDS, DataConfig, DropRanges, RainConfig, TrainConfig
-from drsformer_jax.config_file import changes, from_dict, read_config, to_dict, write_config
+from drsformer_jax.config.file import changes, from_dict, read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
 
 

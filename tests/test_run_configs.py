@@ -23,7 +23,7 @@ from test_training import OFFICIAL_RATES
 from drsformer_jax import published
 from drsformer_jax.complexity import parameters
 from drsformer_jax.config import PRESETS, OptimConfig, TrainConfig
-from drsformer_jax.config_file import read_config, to_dict
+from drsformer_jax.config.file import read_config, to_dict
 from drsformer_jax.data.layouts import DATASETS
 from drsformer_jax.nn.functional import abstract_params
 from drsformer_jax.optim import learning_rate
@@ -176,7 +176,7 @@ STAND_IN = """
 import json, sys, time
 from pathlib import Path
 from drsformer_jax.complexity import parameters
-from drsformer_jax.config_file import to_dict, write_config
+from drsformer_jax.config.file import to_dict, write_config
 sys.path[0] = {root!r}
 from train import parse_command
 

@@ -12,7 +12,7 @@ import pytest
 from programs import refused
 
 from drsformer_jax import checkpoint
-from drsformer_jax.config_file import read_config
+from drsformer_jax.config.file import read_config
 from drsformer_jax.errors import InputError
 
 pytestmark = pytest.mark.endurance

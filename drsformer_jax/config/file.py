@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from drsformer_jax.config import TrainConfig
+from drsformer_jax.config.train import TrainConfig
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
 

@@ -27,9 +27,9 @@ from timing import Table, machine, seconds
 
 from drsformer_jax import weights
 from drsformer_jax.config import PRESETS
-from drsformer_jax.data.images import read_picture, write_picture
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
+from drsformer_jax.images.pixels import read_picture, write_picture
 from drsformer_jax.nn.functional import init_params
 from drsformer_jax.restore import Restorer
 

@@ -22,11 +22,11 @@ from timing import Table
 
 from drsformer_jax.config import KINDS, DataConfig, RainConfig
 from drsformer_jax.data.folders import find_pairs
-from drsformer_jax.data.images import decode_picture
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.rain import build
 from drsformer_jax.data.sources import open_training
 from drsformer_jax.errors import one_line_errors
+from drsformer_jax.images.pixels import decode_picture
 
 BATCH = 8
 CROP = 128

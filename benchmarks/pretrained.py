@@ -32,13 +32,13 @@ from timing import Table, machine, seconds
 
 from drsformer_jax.config import Protocol, RainConfig
 from drsformer_jax.data.folders import find_pairs, find_pictures
-from drsformer_jax.data.images import check_extension, read_picture, write_picture
 from drsformer_jax.data.pairs import Cached, Pair, PairedFiles, Pairs, sizes_of
 from drsformer_jax.data.sheets import contact_sheet, spread
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.evaluation import Scores, mean, score
 from drsformer_jax.files import check_writable, write_text
+from drsformer_jax.images.pixels import check_extension, read_picture, write_picture
 from drsformer_jax.reporting import finite
 from drsformer_jax.restore import Restorer
 

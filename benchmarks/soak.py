@@ -28,10 +28,10 @@ import numpy as np
 
 from drsformer_jax.checkpoint import Run
 from drsformer_jax.config.file import read_config
-from drsformer_jax.data.images import write_picture
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import write_text
+from drsformer_jax.images.pixels import write_picture
 from drsformer_jax.reporting import read_metrics
 from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training import TrainState, abstract_state

@@ -20,16 +20,16 @@ from tqdm import tqdm
 
 from drsformer_jax.buckets import Size
 from drsformer_jax.data.folders import find_pictures
-from drsformer_jax.data.images import (
+from drsformer_jax.data.sheets import contact_sheet
+from drsformer_jax.errors import InputError
+from drsformer_jax.images.photo import Photo, read_photo, write_photo
+from drsformer_jax.images.pixels import (
     EXTENSIONS,
     check_extension,
     picture_size,
     to_8_bits,
     write_picture,
 )
-from drsformer_jax.data.photo import Photo, read_photo, write_photo
-from drsformer_jax.data.sheets import contact_sheet
-from drsformer_jax.errors import InputError
 from drsformer_jax.restore import Restorer
 
 

@@ -78,8 +78,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two pairs of one size, and a configuration that trains on them."""
     from programs import CONFIG
 
-    from drsformer_jax.data.images import write_picture
     from drsformer_jax.data.synthetic import SyntheticRain, photographs
+    from drsformer_jax.images.pixels import write_picture
 
     folder = tmp_path_factory.mktemp("programs")
     rain = SyntheticRain(photographs("skimage")[0], 1, 0)

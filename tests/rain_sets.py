@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drsformer_jax.data.images import write_picture
+from drsformer_jax.images.pixels import write_picture
 
 
 def pair(number: int, height: int = 24, width: int = 32) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from drsformer_jax.data.images import write_picture
 from drsformer_jax.data.layouts import RawPair
+from drsformer_jax.images.pixels import write_picture
 
 NORAIN = ["rain200l", "rain200h", "rain100l"]
 PUBLISHED = [*NORAIN, "did_data", "ddn_data", "spa_data"]

@@ -11,8 +11,8 @@ import pytest
 from drsformer_jax.config import RainConfig
 from drsformer_jax.data.checks import problems
 from drsformer_jax.data.folders import find_pairs, read_pair
-from drsformer_jax.data.images import read_picture
 from drsformer_jax.data.synthetic import SyntheticRain, add_rain, photographs
+from drsformer_jax.images.pixels import read_picture
 
 SETS = {"Rain100L": ("train", "test"), "Rain200H": ("train", "test"), "Rain200L": ("test",)}
 ADDED = dataclasses.replace(

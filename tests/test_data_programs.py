@@ -12,7 +12,7 @@ import pytest
 from programs import refused
 from rain_sets import write_pairs, write_splits
 
-from drsformer_jax.data.images import read_picture
+from drsformer_jax.images.pixels import read_picture
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,11 @@ from drsformer_jax.data.datasets import (
     open_dataset,
     summary,
 )
-from drsformer_jax.data.images import read_picture, write_picture
 from drsformer_jax.data.pairs import sizes_of
 from drsformer_jax.data.rain import build
 from drsformer_jax.data.verification import verify
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import read_picture, write_picture
 
 
 @pytest.fixture(scope="module")

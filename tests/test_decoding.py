@@ -17,8 +17,9 @@ import pytest
 from picture_files import SRGB, UPRIGHT, chunk, noise, phone
 from PIL import Image, ImageOps
 
-from drsformer_jax.data import decoding, images
 from drsformer_jax.errors import InputError
+from drsformer_jax.images import decoding
+from drsformer_jax.images import pixels as images
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -16,8 +16,8 @@ import pytest
 
 from drsformer_jax import complexity, metrics, weights
 from drsformer_jax.convert import params_to_torch
-from drsformer_jax.data.images import read_picture, write_picture
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import read_picture, write_picture
 from drsformer_jax.restore import Restorer
 from drsformer_jax.tensor_files import write_pth
 

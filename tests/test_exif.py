@@ -25,7 +25,7 @@ from picture_files import (
 from PIL import Image
 from PIL.ExifTags import IFD
 
-from drsformer_jax.data.photo import Photo, read_photo, write_photo
+from drsformer_jax.images.photo import Photo, read_photo, write_photo
 
 
 @pytest.mark.parametrize("target", METADATA)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from drsformer_jax.data import folders
-from drsformer_jax.data.images import write_picture
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import write_picture
 
 
 def noise(h: int, w: int, seed: int = 0) -> np.ndarray:

@@ -25,7 +25,7 @@ from photograph_packages import (
     write_list,
 )
 
-from drsformer_jax.data.images import read_picture
+from drsformer_jax.images.pixels import read_picture
 
 ROOT = Path(__file__).parents[1]
 

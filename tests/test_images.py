@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drsformer_jax.data import images
 from drsformer_jax.data.folders import find_pictures
-from drsformer_jax.data.photo import Photo, write_photo
 from drsformer_jax.errors import InputError
+from drsformer_jax.images import pixels as images
+from drsformer_jax.images.photo import Photo, write_photo
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF"]
 LOSSLESS = [".png", ".webp", ".bmp", ".tif", ".tiff"]
@@ -317,7 +317,7 @@ def test_broken_camera_data_neither_spoils_nor_warns(tmp_path):
     path.write_bytes(encoded(smooth(8, 8), "JPEG", exif=exif.tobytes()[:-20]))
     (tmp_path / "b.jpg").write_bytes(encoded(smooth(8, 8), "JPEG", exif=b"Exif\0\0nonsense"))
     program = (
-        "import sys; from drsformer_jax.data.images import read_picture\n"
+        "import sys; from drsformer_jax.images.pixels import read_picture\n"
         "for path in sys.argv[1:]: print(read_picture(path).shape)"
     )
     run = subprocess.run(

@@ -22,8 +22,8 @@ from picture_files import (
 )
 from PIL import Image
 
-from drsformer_jax.data.photo import Photo, read_photo, write_photo
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.photo import Photo, read_photo, write_photo
 
 
 @st.composite
@@ -186,8 +186,8 @@ def test_failing_halfway_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
     def fail(*_: object, **__: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr("drsformer_jax.data.photo._chunk", fail)
-    monkeypatch.setattr("drsformer_jax.data.exif.pack", fail)
+    monkeypatch.setattr("drsformer_jax.images.photo._chunk", fail)
+    monkeypatch.setattr("drsformer_jax.images.exif.pack", fail)
     with pytest.raises(OSError, match="no space"):
         write_photo(tmp_path / name, replace(photo, rgb=photo.rgb[::-1]))
     assert (tmp_path / name).read_bytes() == before

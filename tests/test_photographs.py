@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from drsformer_jax.data.images import read_picture
 from drsformer_jax.data.synthetic import PHOTOGRAPHS, photographs
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import read_picture
 
 
 def touched(folder, *names):

@@ -7,8 +7,8 @@ import pytest
 from picture_files import encoded, noise
 from PIL import PngImagePlugin
 
-from drsformer_jax.data import images
 from drsformer_jax.errors import InputError
+from drsformer_jax.images import pixels as images
 
 
 @pytest.mark.parametrize("extension", [".png", ".jpg", ".webp", ".bmp", ".tif"])

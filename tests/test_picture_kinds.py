@@ -10,9 +10,9 @@ import tifffile
 from picture_files import GREY, KINDS, SRGB, chunk, encoded, noise, phone, refused
 from PIL import Image
 
-from drsformer_jax.data.images import EXTENSIONS, picture_size, read_picture
-from drsformer_jax.data.photo import Photo, read_photo, write_photo
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.photo import Photo, read_photo, write_photo
+from drsformer_jax.images.pixels import EXTENSIONS, picture_size, read_picture
 
 
 def test_palettes_become_rgb_and_keep_their_transparency(tmp_path):

@@ -19,7 +19,7 @@ from pretrained import System
 from drsformer_jax import weights
 from drsformer_jax.config import KINDS
 from drsformer_jax.data.folders import find_pairs, read_pair
-from drsformer_jax.data.images import picture_size, read_picture, write_picture
+from drsformer_jax.images.pixels import picture_size, read_picture, write_picture
 from drsformer_jax.metrics import psnr, ssim
 from drsformer_jax.restore import Restorer
 

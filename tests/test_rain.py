@@ -17,11 +17,11 @@ from tensorflow_datasets.core import shuffle
 from drsformer_jax.config import RainConfig
 from drsformer_jax.data import rain
 from drsformer_jax.data.datasets import DatasetPairs, find_dataset, summary
-from drsformer_jax.data.images import read_picture, write_picture
 from drsformer_jax.data.rain import Rain, build
 from drsformer_jax.data.synthetic import Photograph, SyntheticRain
 from drsformer_jax.data.verification import verify
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import read_picture, write_picture
 
 SKIP = {name: tfds.decode.SkipDecoding() for name in ("rainy", "clean")}
 COUNTS = {

@@ -12,8 +12,8 @@ import rain_statistics
 from rain_sets import write_pairs
 from rain_statistics import Rain, statistics_of, summary
 
-from drsformer_jax.data.images import write_picture
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import write_picture
 
 SIZE = (240, 320)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from drsformer_jax.config import KINDS, DataConfig, RainConfig
-from drsformer_jax.data.images import write_picture
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.sheets import contact_sheet, rain_sheet
 from drsformer_jax.data.sources import open_pairs, open_training
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
+from drsformer_jax.images.pixels import write_picture
 
 
 def noise(h: int, w: int, seed: int = 0) -> np.ndarray:

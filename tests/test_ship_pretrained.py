@@ -11,8 +11,8 @@ import ship_pretrained
 from gather_photographs import LIST, read_list
 
 from drsformer_jax import weights
-from drsformer_jax.data.images import write_picture
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import write_picture
 
 SPLIT_OF = {"a": "train", "b": "train", "c": "validation"}
 

@@ -8,13 +8,13 @@ import pytest
 from rain_sets import pair, write_pairs
 
 from drsformer_jax.config import DataConfig, RainConfig
-from drsformer_jax.data.images import write_picture
 from drsformer_jax.data.pairs import Cached, PairedFiles, Share, Surviving, sizes_of
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.rain import build
 from drsformer_jax.data.raw_records import RawRecords
 from drsformer_jax.data.sources import open_pairs, open_training, open_validation
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import write_picture
 
 
 class Listed(list):

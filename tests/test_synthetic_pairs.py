@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from drsformer_jax.config import KINDS, DataConfig, RainConfig
-from drsformer_jax.data.images import read_picture, write_picture
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.sources import open_pairs, open_training
 from drsformer_jax.data.synthetic import Photograph, SyntheticRain, photographs
 from drsformer_jax.data.synthetic import pairs as pairs_module
+from drsformer_jax.images.pixels import read_picture, write_picture
 
 ROOT = Path(__file__).parents[1]
 SKIMAGE = [each for part in photographs("skimage") for each in part]

@@ -12,10 +12,10 @@ import rain_statistics
 from PIL import Image
 
 from drsformer_jax.config import KINDS, DropRanges, RainConfig
-from drsformer_jax.data.images import read_picture
 from drsformer_jax.data.synthetic import add_rain, photographs
 from drsformer_jax.data.synthetic.layers import Window
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import read_picture
 
 RAINY = [kind for kind in KINDS if kind != "none"]
 UNCHANGED = {"overcast_share": 0.0, "fog_share": 0.0}

@@ -10,8 +10,8 @@ import rain_statistics
 from rain_statistics import statistics_of
 
 from drsformer_jax.config import RainConfig
-from drsformer_jax.data.images import read_picture
 from drsformer_jax.data.synthetic import Photograph, SyntheticRain, photographs
+from drsformer_jax.images.pixels import read_picture
 
 
 @pytest.fixture(scope="module", params=("light", "fine", "heavy"))

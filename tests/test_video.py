@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drsformer_jax.data import video
 from drsformer_jax.errors import InputError
+from drsformer_jax.images import video
 
 FFMPEG = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
 NTSC = Fraction(30000, 1001)
@@ -357,7 +357,7 @@ def test_sound_that_the_target_cannot_hold_is_told_in_one_line(tmp_path, started
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from drsformer_jax.data import video
+from drsformer_jax.images import video
 
 video.find_ffmpeg = lambda: sys.argv[1]
 calls = []

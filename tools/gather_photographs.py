@@ -30,9 +30,9 @@ import numpy as np
 from containers import QtResources, largest_jpeg
 from PIL import Image
 
-from drsformer_jax.data.images import decode_picture, encode_picture
 from drsformer_jax.errors import InputError, one_line_errors, reason
 from drsformer_jax.files import check_writable, write_bytes, write_text
+from drsformer_jax.images.pixels import decode_picture, encode_picture
 
 LIST = Path(__file__).with_name("photographs.csv")
 SPLITS = ("train", "validation")

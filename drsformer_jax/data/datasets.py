@@ -16,9 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from drsformer_jax.data.folders import check_sizes
-from drsformer_jax.data.images import content_size, decode_picture
 from drsformer_jax.data.pairs import Pair, fingerprint
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import content_size, decode_picture
 
 if TYPE_CHECKING:
     import grain

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from drsformer_jax.data.images import EXTENSIONS, picture_size, read_picture
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import EXTENSIONS, picture_size, read_picture
 
 
 def find_pictures(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:

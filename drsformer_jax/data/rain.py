@@ -28,12 +28,12 @@ from drsformer_jax.config import RainConfig
 from drsformer_jax.data import layouts
 from drsformer_jax.data.datasets import in_threads, pixel_digest
 from drsformer_jax.data.folders import check_sizes
-from drsformer_jax.data.images import decode_picture, encode_picture, picture_file, read_picture
 from drsformer_jax.data.layouts import RawPair
 from drsformer_jax.data.pairs import Pair
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import check_writable
+from drsformer_jax.images.pixels import decode_picture, encode_picture, picture_file, read_picture
 
 _VERSION = "1.0.0"
 _Examples = Iterator[tuple[int, dict[str, Any]]]

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from drsformer_jax.config import RainConfig
-from drsformer_jax.data.images import picture_size, read_picture
 from drsformer_jax.data.pairs import Cached, Pair, fingerprint
 from drsformer_jax.data.synthetic.layers import Window
 from drsformer_jax.data.synthetic.photographs import Photograph
 from drsformer_jax.data.synthetic.scene import add_rain
+from drsformer_jax.images.pixels import picture_size, read_picture
 
 
 class _CleanPhotographs:

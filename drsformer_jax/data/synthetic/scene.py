@@ -8,7 +8,6 @@ import math
 import numpy as np
 
 from drsformer_jax.config import KINDS, DropRanges, RainConfig
-from drsformer_jax.data.images import decode_picture, encode_picture
 from drsformer_jax.data.synthetic.layers import (
     FarRain,
     Streaks,
@@ -17,6 +16,7 @@ from drsformer_jax.data.synthetic.layers import (
     draw_streaks,
     smooth_field,
 )
+from drsformer_jax.images.pixels import decode_picture, encode_picture
 
 _GAMMA = 2.2
 _LARGEST_LEAN = 45.0

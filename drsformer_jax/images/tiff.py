@@ -12,8 +12,8 @@ from typing import BinaryIO
 import imagecodecs
 import numpy as np
 
-from drsformer_jax.data import exif
-from drsformer_jax.data.images import check_size
+from drsformer_jax.images import exif
+from drsformer_jax.images.pixels import check_size
 
 
 def deep_pixels(data: bytes, directory: exif.Directory) -> np.ndarray | None:

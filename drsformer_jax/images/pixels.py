@@ -25,10 +25,10 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 
-from drsformer_jax.data.decoding import fast_pixels, is_plain_png
-from drsformer_jax.data.exif import ORIENTATION
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_bytes
+from drsformer_jax.images.decoding import fast_pixels, is_plain_png
+from drsformer_jax.images.exif import ORIENTATION
 
 # Pillow warns of odd metadata (resolution, camera data), none of which is used here. A filter set
 # once, unlike `warnings.catch_warnings`, leaves nothing to restore and so is safe with threads.

@@ -18,8 +18,10 @@ import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile
 
-from drsformer_jax.data import exif, tiff
-from drsformer_jax.data.images import (
+from drsformer_jax.errors import InputError
+from drsformer_jax.files import write_bytes
+from drsformer_jax.images import exif, tiff
+from drsformer_jax.images.pixels import (
     UPRIGHT,
     encoding,
     format_of,
@@ -29,8 +31,6 @@ from drsformer_jax.data.images import (
     refuse_32_bits,
     to_8_bits,
 )
-from drsformer_jax.errors import InputError
-from drsformer_jax.files import write_bytes
 
 _PNG_HEAD = 33  # bytes of the signature and the first chunk, which tells size and depth
 _PNG_DEPTH = 24  # where the depth stands in it

@@ -28,9 +28,9 @@ import numpy as np
 from timing import Table, machine, picture_size, race, ready, size_text
 
 from drsformer_jax.config import PRESETS, ModelConfig
-from drsformer_jax.convert import params_to_torch
 from drsformer_jax.errors import InputError, one_line_errors, reason
 from drsformer_jax.nn.functional import Params, apply, init_params
+from drsformer_jax.weights.convert import params_to_torch
 
 try:
     import torch

@@ -12,8 +12,7 @@ Importing the package loads none of its parts; they are
 
 - `drsformer_jax.config`: every setting, and the published variants of the network;
 - `drsformer_jax.nn`: the network;
-- `drsformer_jax.convert`: official PyTorch parameters to ours and back;
-- `drsformer_jax.weights`: networks on disk in every form;
+- `drsformer_jax.weights`: networks on disk in every form, official PyTorch ones too;
 - `drsformer_jax.metrics`: PSNR and SSIM in the protocols of published results;
 - `drsformer_jax.restore`: a rainy picture in, the picture without rain out;
 - `drsformer_jax.data`, `training`, `checkpoint`, `evaluation`: the parts of train.py and eval.py.

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from drsformer_jax import weights
 from drsformer_jax.complexity import parameters
 from drsformer_jax.config import DataConfig, DType
-from drsformer_jax.convert import describe, params_to_torch
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, summary
 from drsformer_jax.data.pairs import sizes_of
 from drsformer_jax.derain import plan_jobs, restore_files
@@ -25,7 +24,8 @@ from drsformer_jax.flags import parse
 from drsformer_jax.images.pixels import check_extension, write_picture
 from drsformer_jax.images.video import VIDEO_EXTENSIONS, restore_video
 from drsformer_jax.restore import Restorer
-from drsformer_jax.tensor_files import write_pth, write_safetensors
+from drsformer_jax.weights import describe, params_to_torch
+from drsformer_jax.weights.tensor_files import write_pth, write_safetensors
 
 _BATCH = 8
 _FRAMES = 4

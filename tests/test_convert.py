@@ -12,7 +12,9 @@ from flax import nnx
 from recipe import FORWARD, Golden, load_small
 
 from drsformer_jax.config import PRESETS, ModelConfig
-from drsformer_jax.convert import (
+from drsformer_jax.errors import InputError
+from drsformer_jax.nn.functional import abstract_params, init_params
+from drsformer_jax.weights.convert import (
     describe,
     from_torch,
     infer_config,
@@ -20,8 +22,6 @@ from drsformer_jax.convert import (
     params_to_torch,
     to_torch,
 )
-from drsformer_jax.errors import InputError
-from drsformer_jax.nn.functional import abstract_params, init_params
 
 SMALL = ModelConfig(dim=8, blocks=(1, 2, 1, 1), heads=(1, 2, 1, 2))
 CUSTOM = {

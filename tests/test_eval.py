@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from drsformer_jax import complexity, metrics, weights
-from drsformer_jax.convert import params_to_torch
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.pixels import read_picture, write_picture
 from drsformer_jax.restore import Restorer
-from drsformer_jax.tensor_files import write_pth
+from drsformer_jax.weights.convert import params_to_torch
+from drsformer_jax.weights.tensor_files import write_pth
 
 ROOT = Path(__file__).parents[1]
 RAINY = {"rainy_psnr", "rainy_ssim", "gain"}

@@ -15,9 +15,9 @@ from steps import Placed
 
 from drsformer_jax import weights
 from drsformer_jax.config import PRESETS, MeshConfig, TrainConfig
-from drsformer_jax.convert import from_torch, params_from_torch, params_to_torch
 from drsformer_jax.nn.functional import apply
 from drsformer_jax.training import TrainState
+from drsformer_jax.weights.convert import from_torch, params_from_torch, params_to_torch
 
 pytestmark = pytest.mark.golden
 

@@ -19,7 +19,7 @@ import pytest
 from torch_files import call, number, passed, pickled_tuple, saved, tensor, text, zipped
 
 from drsformer_jax.errors import InputError
-from drsformer_jax.tensor_files import read_tensors, write_pth, write_safetensors
+from drsformer_jax.weights.tensor_files import read_tensors, write_pth, write_safetensors
 
 PROTOCOLS = (2, 3, 4, 5)
 FOUR = np.arange(4, dtype=np.float32).tobytes()

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from recipe import load_small, relative_error
 
-from drsformer_jax.convert import params_from_torch
 from drsformer_jax.nn.functional import apply
 from drsformer_jax.ops.depthwise import average_pool
 from drsformer_jax.ops.masking import inside, zero_outside
+from drsformer_jax.weights.convert import params_from_torch
 
 BUCKET, SIZE = (40, 48), (24, 32)
 run = jax.jit(apply, static_argnums=0)

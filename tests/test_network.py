@@ -17,12 +17,12 @@ from flax import nnx
 from recipe import FORWARD, Golden, load_small, relative_error
 
 from drsformer_jax.config import PRESETS, ModelConfig
-from drsformer_jax.convert import params_from_torch, params_to_torch
 from drsformer_jax.nn.drsformer import Block
 from drsformer_jax.nn.experts import ExpertCompensator
 from drsformer_jax.nn.functional import abstract_params, apply, build, init_params
 from drsformer_jax.nn.linear import draw
 from drsformer_jax.nn.stack import Stack
+from drsformer_jax.weights.convert import params_from_torch, params_to_torch
 
 ROOT = Path(__file__).parents[1]
 COMPACT = ModelConfig(dim=4, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1))

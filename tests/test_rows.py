@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from recipe import load_small, relative_error
 
-from drsformer_jax.convert import params_from_torch
 from drsformer_jax.nn.functional import apply
 from drsformer_jax.nn.rows import AT_ONCE, Rows, Shards, Strips
 from drsformer_jax.ops.masking import inside, rows_between
 from drsformer_jax.sharding import over_rows
+from drsformer_jax.weights.convert import params_from_torch
 
 # From 48 columns on, CPUs compute the feed-forward network and the attention's sums in strips.
 HEIGHT, WIDTH = 128, 48

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 from drsformer_jax.errors import InputError
-from drsformer_jax.tensor_files import read_tensors, write_pth, write_safetensors
+from drsformer_jax.weights.tensor_files import read_tensors, write_pth, write_safetensors
 
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
 DTYPES += ["int64", "int32", "int16", "int8", "uint8", "bool"]

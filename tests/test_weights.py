@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from drsformer_jax import weights
-from drsformer_jax.convert import params_to_torch
 from drsformer_jax.errors import InputError
-from drsformer_jax.tensor_files import read_tensors, write_pth, write_safetensors
+from drsformer_jax.weights.convert import params_to_torch
+from drsformer_jax.weights.tensor_files import read_tensors, write_pth, write_safetensors
 
 
 def assert_equal(found, expected):

@@ -15,10 +15,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from drsformer_jax import torch_pickle
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import replacing
-from drsformer_jax.torch_pickle import Storage, shown
+from drsformer_jax.weights import torch_pickle
+from drsformer_jax.weights.torch_pickle import Storage, shown
 
 _SAFETENSORS = {
     "F32": np.dtype(np.float32),

@@ -13,11 +13,11 @@ from flax import traverse_util
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.config.file import read_config, write_config
-from drsformer_jax.convert import mismatches, network_from_torch, state_dict
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import new_folder
 from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
-from drsformer_jax.tensor_files import read_tensors, write_safetensors
+from drsformer_jax.weights.convert import mismatches, network_from_torch, state_dict
+from drsformer_jax.weights.tensor_files import read_tensors, write_safetensors
 
 _PARAMS = "params.safetensors"
 

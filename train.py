@@ -27,8 +27,7 @@ from clu.parameter_overview import get_parameter_overview
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from drsformer_jax import processes, weights
-from drsformer_jax.checkpoint import Run, check_architecture
+from drsformer_jax import weights
 from drsformer_jax.compile_cache import use_compile_cache
 from drsformer_jax.complexity import training_operations
 from drsformer_jax.config import TrainConfig
@@ -40,15 +39,22 @@ from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.evaluation import mean, shared_scores
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import parse
-from drsformer_jax.hardware import peak_flops
 from drsformer_jax.nn.functional import use_wide_types
-from drsformer_jax.processes import Stop
-from drsformer_jax.profiling import Profile
-from drsformer_jax.reporting import MetricsWriter, Progress
 from drsformer_jax.restore import Restorer
 from drsformer_jax.results import sheet, write_results
 from drsformer_jax.sharding import batch_sharding, check_batches, gathered, make_mesh
-from drsformer_jax.training import TrainState, abstract_state, compiled_step, placed_state
+from drsformer_jax.training import (
+    TrainState,
+    abstract_state,
+    compiled_step,
+    placed_state,
+    processes,
+)
+from drsformer_jax.training.checkpoint import Run, check_architecture
+from drsformer_jax.training.hardware import peak_flops
+from drsformer_jax.training.processes import Stop
+from drsformer_jax.training.profiling import Profile
+from drsformer_jax.training.reporting import MetricsWriter, Progress
 
 
 @dataclass(frozen=True)

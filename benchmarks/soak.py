@@ -26,15 +26,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from drsformer_jax.checkpoint import Run
 from drsformer_jax.config.file import read_config
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import write_text
 from drsformer_jax.images.pixels import write_picture
-from drsformer_jax.reporting import read_metrics
 from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training import TrainState, abstract_state
+from drsformer_jax.training.checkpoint import Run
+from drsformer_jax.training.reporting import read_metrics
 
 ROOT = Path(__file__).parents[1]
 LEARNED = re.compile("step|loss|grad_norm|learning_rate|nonfinite_steps|validation/.*")

@@ -26,7 +26,7 @@ from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.config.file import load_config
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import check_writable, write_text
-from drsformer_jax.reporting import read_metrics
+from drsformer_jax.training.reporting import read_metrics
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "pretrained.py"

@@ -13,8 +13,8 @@ from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.evaluation import Scores
 from drsformer_jax.images.pixels import write_picture
 from drsformer_jax.report import Shown, write_report
-from drsformer_jax.reporting import read_metrics
 from drsformer_jax.restore import Restorer
+from drsformer_jax.training.reporting import read_metrics
 
 _PICTURES = 8
 _ON_SHEET = 4

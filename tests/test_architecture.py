@@ -17,17 +17,14 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "types": set(),
     "config": set(),
-    "processes": set(),
     "ops": set(),
     "metrics": {"config"},
     "sharding": {"config"},
     "nn": {"config", "ops"},
     "images": set(),
     "data": {"config", "sharding", "images"},
-    "optim": {"config"},
-    "training": {"config", "nn", "optim", "metrics", "sharding"},
-    "checkpoint": {"config", "nn", "sharding", "training"},
-    "weights": {"config", "nn", "checkpoint"},
+    "training": {"config", "nn", "metrics", "sharding"},
+    "weights": {"config", "nn", "training"},
     "complexity": {"config", "nn"},
     "published": {"config"},
     "buckets": {"config"},
@@ -38,18 +35,15 @@ ALLOWED: dict[str, set[str]] = {
         *{"config", "nn", "sharding", "images", "weights"},
         *{"buckets", "tiles", "memory", "compile_cache"},
     },
-    "evaluation": {"config", "metrics", "restore", "data", "processes"},
+    "evaluation": {"config", "metrics", "restore", "data", "training"},
     "curves": set(),
     "report": {"config", "complexity", "curves", "evaluation"},
-    "hardware": set(),
-    "reporting": {"hardware"},
-    "results": {"config", "data", "images", "evaluation", "report", "reporting", "restore"},
+    "results": {"config", "data", "images", "evaluation", "report", "training", "restore"},
     "derain": {"data", "images", "buckets", "restore"},
-    "profiling": set(),
     "flags": set(),
 }
 """Parts in order, and what each may import beside itself, `errors`, `files` and `types`."""
-ALONE = {"reporting", "flags"}
+ALONE = {"flags"}
 """Parts that need no arrays of the package."""
 EVERYTHING = {"cli", "__init__"}
 """What joins the parts: imports any of them, and is imported by none."""
@@ -137,7 +131,7 @@ def test_walk_sees_an_import_upwards(source, module):
         ("from drsformer_jax.images.pixels import read", "data.pairs"),
         ("from drsformer_jax.images import pixels", "data.pairs"),
         ("from .norm import LayerNorm", "nn.drsformer"),
-        ("import drsformer_jax.errors", "reporting"),
+        ("import drsformer_jax.errors", "flags"),
         ("import numpy\nfrom jax import numpy as jnp", "ops.pixels"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from programs import refused
 
-from drsformer_jax import checkpoint
+from drsformer_jax.training import checkpoint
 
 pytestmark = pytest.mark.endurance
 

@@ -8,7 +8,7 @@ import jax
 import psutil
 import pytest
 
-from drsformer_jax.hardware import memory_mib, peak_flops
+from drsformer_jax.training.hardware import memory_mib, peak_flops
 
 MIB = 2**20
 

@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
-from drsformer_jax.checkpoint import Run
 from drsformer_jax.config import MeshConfig
 from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training import abstract_state
+from drsformer_jax.training.checkpoint import Run
 
 pytestmark = pytest.mark.endurance
 

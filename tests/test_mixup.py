@@ -11,7 +11,7 @@ from steps import Placed
 
 from drsformer_jax.config import DataConfig, TrainConfig
 from drsformer_jax.nn.functional import apply
-from drsformer_jax.training import mixup
+from drsformer_jax.training.step import mixup
 
 VALUES = np.array([1.0, 10.0, 100.0, 1000.0])
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from programs import UNOPTIMISED, refused
 
-from drsformer_jax import checkpoint
+from drsformer_jax.training import checkpoint
 
 pytestmark = pytest.mark.endurance
 

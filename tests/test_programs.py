@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 from programs import refused
 
-from drsformer_jax import checkpoint, metrics, weights
+from drsformer_jax import metrics, weights
 from drsformer_jax.data.folders import find_pictures
 from drsformer_jax.images.pixels import read_picture, write_picture
+from drsformer_jax.training import checkpoint
 
 
 def test_training_ends_with_what_was_gained(trained):

@@ -24,7 +24,7 @@ from drsformer_jax.config import DataConfig, TrainConfig
 from drsformer_jax.curves import curve
 from drsformer_jax.evaluation import Scores
 from drsformer_jax.report import Shown, write_report
-from drsformer_jax.reporting import read_metrics
+from drsformer_jax.training.reporting import read_metrics
 
 CONFIG = TrainConfig(model=SMALL, data=DataConfig(global_batch=7), steps=200)
 HOSTILE = "<script>alert('1')</script>\"&\udce4{title}.png"

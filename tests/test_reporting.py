@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from drsformer_jax import reporting
-from drsformer_jax.reporting import MetricsWriter, Progress
+from drsformer_jax.training import reporting
+from drsformer_jax.training.reporting import MetricsWriter, Progress
 
 VALUES = {"loss": 0.25, "learning_rate": 3e-4}
 

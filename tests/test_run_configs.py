@@ -26,7 +26,7 @@ from drsformer_jax.config import PRESETS, OptimConfig, TrainConfig
 from drsformer_jax.config.file import read_config, to_dict
 from drsformer_jax.data.layouts import DATASETS
 from drsformer_jax.nn.functional import abstract_params
-from drsformer_jax.optim import learning_rate
+from drsformer_jax.training.optim import learning_rate
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs"

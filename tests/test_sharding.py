@@ -33,7 +33,7 @@ from drsformer_jax.sharding import (
     make_mesh,
     state_sharding,
 )
-from drsformer_jax.training import abstract_state, parts
+from drsformer_jax.training.step import abstract_state, parts
 
 BATCH, SIDE, STEPS = 16, 16, 5
 WHOLE = MeshConfig(1)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from programs import refused
 
-from drsformer_jax import checkpoint
 from drsformer_jax.config.file import read_config
 from drsformer_jax.errors import InputError
+from drsformer_jax.training import checkpoint
 
 pytestmark = pytest.mark.endurance
 

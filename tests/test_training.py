@@ -16,9 +16,9 @@ from steps import Placed
 
 from drsformer_jax.config import MeshConfig, OptimConfig, TrainConfig
 from drsformer_jax.nn.functional import Params, init_params
-from drsformer_jax.optim import learning_rate, transformation
 from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training import TrainState, abstract_state, compiled_step
+from drsformer_jax.training.optim import learning_rate, transformation
 from drsformer_jax.weights.convert import params_from_torch, params_to_torch
 
 COMPACT = TrainConfig(model=dataclasses.replace(SMALL, dim=2))

@@ -39,7 +39,7 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> tuple[ModelCo
             f"{path} does not exist; expected a run, a model folder, a .pth or a .safetensors file"
         )
     if path.is_dir() and not (path / _PARAMS).exists():
-        from drsformer_jax import checkpoint  # Orbax takes seconds to import.
+        from drsformer_jax.training import checkpoint  # Orbax takes seconds to import.
 
         return checkpoint.load(path, step)
     if step is not None:

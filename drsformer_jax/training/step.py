@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.nn.functional import Params, abstract_params, apply, init_params
 from drsformer_jax.nn.rows import AT_ONCE, Shards
-from drsformer_jax.optim import learning_rate, transformation
 from drsformer_jax.sharding import (
     averaged_over_shards,
     batch_sharding,
@@ -21,6 +20,7 @@ from drsformer_jax.sharding import (
     replicated,
     state_sharding,
 )
+from drsformer_jax.training.optim import learning_rate, transformation
 from drsformer_jax.types import Array
 
 

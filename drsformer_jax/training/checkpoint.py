@@ -33,7 +33,7 @@ from drsformer_jax.config.file import from_dict, read_config, to_dict, write_con
 from drsformer_jax.errors import InputError, reason
 from drsformer_jax.files import write_text
 from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
-from drsformer_jax.training import TrainState
+from drsformer_jax.training.step import TrainState
 
 _SCORES = "validation.json"
 _LOCK = ".lock"

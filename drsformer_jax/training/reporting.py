@@ -19,7 +19,7 @@ from tensorboardX.summary import image, scalar
 from tqdm import tqdm
 
 from drsformer_jax.files import write_text
-from drsformer_jax.hardware import memory_mib
+from drsformer_jax.training.hardware import memory_mib
 
 _LONG_WAIT = 0.1  # Of the time; less is not worth a look.
 

@@ -29,7 +29,7 @@ from drsformer_jax.files import write_text
 from drsformer_jax.flags import parse
 from drsformer_jax.images.pixels import read_picture, write_picture
 from drsformer_jax.published import Dataset, System
-from drsformer_jax.restore import Restorer
+from drsformer_jax.restoring import Restorer
 from drsformer_jax.training.reporting import finite
 
 _COLUMNS = {

@@ -15,12 +15,12 @@ import numpy as np
 from timing import Table
 
 from drsformer_jax import weights
-from drsformer_jax.buckets import bucket_on_ladder, padded
 from drsformer_jax.config.train import Protocol
 from drsformer_jax.data.folders import find_pairs, read_pair
 from drsformer_jax.errors import one_line_errors
 from drsformer_jax.metrics import psnr
-from drsformer_jax.restore import Restorer
+from drsformer_jax.restoring import Restorer
+from drsformer_jax.restoring.buckets import bucket_on_ladder, padded
 
 TILES = ((96, 0), (96, 32), (128, 32), (192, 64), (256, 64))
 PROTOCOL: Protocol = "rain200_spa"

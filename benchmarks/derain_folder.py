@@ -31,7 +31,7 @@ from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.images.pixels import read_picture, write_picture
 from drsformer_jax.nn.functional import init_params
-from drsformer_jax.restore import Restorer
+from drsformer_jax.restoring import Restorer
 
 ROOT = Path(__file__).parents[1]
 PICTURES = 20

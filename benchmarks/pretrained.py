@@ -39,7 +39,7 @@ from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.evaluation import Scores, mean, score
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.images.pixels import check_extension, read_picture, write_picture
-from drsformer_jax.restore import Restorer
+from drsformer_jax.restoring import Restorer
 from drsformer_jax.training.reporting import finite
 
 PROTOCOL: Protocol = "rain200_spa"

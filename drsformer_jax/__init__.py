@@ -14,7 +14,7 @@ Importing the package loads none of its parts; they are
 - `drsformer_jax.nn`: the network;
 - `drsformer_jax.weights`: networks on disk in every form, official PyTorch ones too;
 - `drsformer_jax.metrics`: PSNR and SSIM in the protocols of published results;
-- `drsformer_jax.restore`: a rainy picture in, the picture without rain out;
+- `drsformer_jax.restoring`: a rainy picture in, the picture without rain out;
 - `drsformer_jax.data`, `training`, `checkpoint`, `evaluation`: the parts of train.py and eval.py.
 """
 
@@ -24,11 +24,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from drsformer_jax.restore import Restorer
+    from drsformer_jax.restoring import Restorer
 
 
 def load(path: str | os.PathLike[str], step: int | None = None, **options: Any) -> Restorer:
-    """Reads a network and returns what restores pictures with it; see `restore.Restorer.load`.
+    """Reads a network and returns what restores pictures with it; see `restoring.Restorer.load`.
 
     Args:
         path: a training run, a converted folder, or an official `.pth` or `.safetensors` file.
@@ -38,6 +38,6 @@ def load(path: str | os.PathLike[str], step: int | None = None, **options: Any) 
     Raises:
         InputError: if there is no network, or not that step of it.
     """
-    from drsformer_jax.restore import Restorer
+    from drsformer_jax.restoring import Restorer
 
     return Restorer.load(path, step, **options)

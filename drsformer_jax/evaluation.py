@@ -13,7 +13,7 @@ import numpy as np
 from drsformer_jax import metrics
 from drsformer_jax.config import Protocol
 from drsformer_jax.data.pairs import Pair, Pairs, Share, sizes_of
-from drsformer_jax.restore import Restorer
+from drsformer_jax.restoring import Restorer
 from drsformer_jax.training.processes import in_order
 
 

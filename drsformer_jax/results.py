@@ -13,7 +13,7 @@ from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.evaluation import Scores
 from drsformer_jax.images.pixels import write_picture
 from drsformer_jax.report import Shown, write_report
-from drsformer_jax.restore import Restorer
+from drsformer_jax.restoring import Restorer
 from drsformer_jax.training.reporting import read_metrics
 
 _PICTURES = 8

@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 from programs import UNOPTIMISED
 
 # The parts whose signatures name shapes, before anything imports them.
-CHECKED = ("metrics", "nn", "ops", "restore", "training.step")
+CHECKED = ("metrics", "nn", "ops", "restoring.restorer", "training.step")
 install_import_hook([f"drsformer_jax.{part}" for part in CHECKED], "typechecker.check")
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drsformer_jax.buckets import MOST_PROGRAMS, bucket_on_ladder, padded, plan_buckets
+from drsformer_jax.restoring.buckets import MOST_PROGRAMS, bucket_on_ladder, padded, plan_buckets
 
 SIDES = st.integers(1, 1024)
 

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from drsformer_jax.derain import Job, plan_jobs, restore_files
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.photo import Photo, read_photo, write_photo
 from drsformer_jax.images.pixels import picture_size, read_picture, to_8_bits, write_picture
-from drsformer_jax.memory import forward_bytes
-from drsformer_jax.restore import Restorer
+from drsformer_jax.restoring import Restorer
+from drsformer_jax.restoring.files import Job, plan_jobs, restore_files
+from drsformer_jax.restoring.memory import forward_bytes
 
 
 def noise(h: int, w: int, dtype: type = np.uint8) -> np.ndarray:

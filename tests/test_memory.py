@@ -9,10 +9,10 @@ import numpy as np
 import psutil
 import pytest
 
-from drsformer_jax import memory
 from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.nn.functional import abstract_params, apply
 from drsformer_jax.nn.rows import AT_ONCE, Rows, Strips
+from drsformer_jax.restoring import memory
 
 SMALL = dataclasses.replace(PRESETS["tiny"], blocks=(1, 1, 1, 1))
 VARIANTS = {

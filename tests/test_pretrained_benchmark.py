@@ -21,7 +21,7 @@ from drsformer_jax.config import KINDS
 from drsformer_jax.data.folders import find_pairs, read_pair
 from drsformer_jax.images.pixels import picture_size, read_picture, write_picture
 from drsformer_jax.metrics import psnr, ssim
-from drsformer_jax.restore import Restorer
+from drsformer_jax.restoring import Restorer
 
 H, W = 40, 48
 """One size for all images: one program."""

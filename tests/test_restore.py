@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import drsformer_jax
-from drsformer_jax import restore
 from drsformer_jax.errors import InputError
-from drsformer_jax.memory import forward_bytes, strips_bytes
 from drsformer_jax.nn.functional import apply
 from drsformer_jax.nn.rows import AT_ONCE, Shards, Strips
-from drsformer_jax.restore import Restorer
+from drsformer_jax.restoring import Restorer
+from drsformer_jax.restoring.memory import forward_bytes, strips_bytes
+from drsformer_jax.restoring.restorer import _restore
 
 TWENTY = [(9 + 3 * i, 80 - 2 * i) for i in range(20)]
 
@@ -53,9 +53,9 @@ def assert_differ_by_rounding(found: np.ndarray, expected: np.ndarray, levels: i
 def test_twenty_pictures_of_twenty_sizes_take_three_compilations(network):
     restorer = Restorer(*network)
     restorer.plan(TWENTY)
-    before = restore._restore._cache_size()
+    before = _restore._cache_size()
     restored = [restorer(noise(*size)) for size in TWENTY]
-    assert restore._restore._cache_size() - before <= 3
+    assert _restore._cache_size() - before <= 3
     assert len(restorer.programs) <= 3
     assert sum(restorer.programs.values()) == 20
     for size, picture in list(zip(TWENTY, restored, strict=True))[::12]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drsformer_jax.errors import InputError
-from drsformer_jax.tiles import Tiling
+from drsformer_jax.restoring.tiles import Tiling
 
 
 @settings(max_examples=60, deadline=None)

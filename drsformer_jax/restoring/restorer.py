@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from drsformer_jax import weights
-from drsformer_jax.buckets import Size, bucket_on_ladder, padded, plan_buckets
-from drsformer_jax.compile_cache import use_compile_cache
 from drsformer_jax.config import SIZE_MULTIPLE, DType, ModelConfig
 from drsformer_jax.errors import InputError, reason
 from drsformer_jax.images.pixels import to_8_bits
-from drsformer_jax.memory import available_bytes, forward_bytes, strips_bytes
 from drsformer_jax.nn.functional import Params, apply, use_wide_types
 from drsformer_jax.nn.rows import AT_ONCE, MOST_REACH, Rows, Shards, Strips
+from drsformer_jax.restoring.buckets import Size, bucket_on_ladder, padded, plan_buckets
+from drsformer_jax.restoring.compile_cache import use_compile_cache
+from drsformer_jax.restoring.memory import available_bytes, forward_bytes, strips_bytes
+from drsformer_jax.restoring.tiles import Tiling
 from drsformer_jax.sharding import over_rows, replicated, rows_mesh
-from drsformer_jax.tiles import Tiling
 from drsformer_jax.types import Array
 
 _KINDS = (np.uint8, np.uint16)

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from drsformer_jax.buckets import Size
 from drsformer_jax.data.folders import find_pictures
 from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.errors import InputError
@@ -30,7 +29,8 @@ from drsformer_jax.images.pixels import (
     to_8_bits,
     write_picture,
 )
-from drsformer_jax.restore import Restorer
+from drsformer_jax.restoring import Restorer
+from drsformer_jax.restoring.buckets import Size
 
 
 @dataclass(frozen=True)

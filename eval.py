@@ -18,18 +18,18 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from drsformer_jax import complexity, evaluation, published
 from drsformer_jax.config import ModelConfig, Protocol
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
 from drsformer_jax.data.folders import find_pairs_in, read_pair
 from drsformer_jax.data.pairs import PairedFiles, Pairs, sizes_of
 from drsformer_jax.errors import InputError, one_line_errors
-from drsformer_jax.evaluation import Scores
 from drsformer_jax.files import write_text
 from drsformer_jax.flags import parse
 from drsformer_jax.images.pixels import read_picture, write_picture
-from drsformer_jax.published import Dataset, System
 from drsformer_jax.restoring import Restorer
+from drsformer_jax.scoring import complexity, evaluation, published
+from drsformer_jax.scoring.evaluation import Scores
+from drsformer_jax.scoring.published import Dataset, System
 from drsformer_jax.training.reporting import finite
 
 _COLUMNS = {

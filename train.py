@@ -28,20 +28,20 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from drsformer_jax import weights
-from drsformer_jax.complexity import training_operations
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.config.file import changes, changes_learning, load_config
 from drsformer_jax.data.pairs import Pairs
 from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
 from drsformer_jax.data.sources import Source, open_training, open_validation
 from drsformer_jax.errors import InputError, one_line_errors
-from drsformer_jax.evaluation import mean, shared_scores
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import parse
 from drsformer_jax.nn.functional import use_wide_types
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.compile_cache import use_compile_cache
 from drsformer_jax.results import sheet, write_results
+from drsformer_jax.scoring.complexity import training_operations
+from drsformer_jax.scoring.evaluation import mean, shared_scores
 from drsformer_jax.sharding import batch_sharding, check_batches, gathered, make_mesh
 from drsformer_jax.training import (
     TrainState,

@@ -36,10 +36,10 @@ from drsformer_jax.data.pairs import Cached, Pair, PairedFiles, Pairs, sizes_of
 from drsformer_jax.data.sheets import contact_sheet, spread
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
-from drsformer_jax.evaluation import Scores, mean, score
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.images.pixels import check_extension, read_picture, write_picture
 from drsformer_jax.restoring import Restorer
+from drsformer_jax.scoring.evaluation import Scores, mean, score
 from drsformer_jax.training.reporting import finite
 
 PROTOCOL: Protocol = "rain200_spa"

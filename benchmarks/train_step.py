@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from timing import Table, compiled, machine, race, temporaries
 
-from drsformer_jax.complexity import training_operations
 from drsformer_jax.config import PRESETS, DataConfig, MeshConfig, ModelConfig, TrainConfig
 from drsformer_jax.errors import one_line_errors
+from drsformer_jax.scoring.complexity import training_operations
 from drsformer_jax.sharding import batch_sharding, make_mesh, place
 from drsformer_jax.training import abstract_state, compiled_step, placed_state
 from drsformer_jax.training.hardware import peak_flops

@@ -21,11 +21,11 @@ from pathlib import Path
 from timing import Table, machine, seconds
 from train_step import prepared
 
-from drsformer_jax.complexity import parameters
 from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.config.file import load_config
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import check_writable, write_text
+from drsformer_jax.scoring.complexity import parameters
 from drsformer_jax.training.reporting import read_metrics
 
 ROOT = Path(__file__).parents[1]

@@ -176,7 +176,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def _lines(results: Mapping[str, Result]) -> Iterator[str]:
-    file = importlib.resources.files("drsformer_jax") / "published_results.json"
+    file = importlib.resources.files("drsformer_jax.scoring") / "published_results.json"
     published = json.loads(file.read_text("utf-8"))["ablation"]
     config = results["fn"].config
     yield (

@@ -14,7 +14,6 @@ import tyro
 from tqdm import tqdm
 
 from drsformer_jax import weights
-from drsformer_jax.complexity import parameters
 from drsformer_jax.config import DataConfig, DType
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, summary
 from drsformer_jax.data.pairs import sizes_of
@@ -24,6 +23,7 @@ from drsformer_jax.images.pixels import check_extension, write_picture
 from drsformer_jax.images.video import VIDEO_EXTENSIONS, restore_video
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.files import plan_jobs, restore_files
+from drsformer_jax.scoring.complexity import parameters
 from drsformer_jax.weights import describe, params_to_torch
 from drsformer_jax.weights.tensor_files import write_pth, write_safetensors
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from drsformer_jax.complexity import multiply_accumulates, parameters
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.config.file import to_dict
 from drsformer_jax.curves import curve
-from drsformer_jax.evaluation import Scores, mean
 from drsformer_jax.files import write_text
+from drsformer_jax.scoring.complexity import multiply_accumulates, parameters
+from drsformer_jax.scoring.evaluation import Scores, mean
 
 _CURVES = {
     "loss": "Loss",

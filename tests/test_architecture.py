@@ -25,13 +25,11 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config", "sharding", "images"},
     "training": {"config", "nn", "metrics", "sharding"},
     "weights": {"config", "nn", "training"},
-    "complexity": {"config", "nn"},
-    "published": {"config"},
     "restoring": {"config", "data", "images", "nn", "ops", "sharding", "weights"},
-    "evaluation": {"config", "metrics", "restoring", "data", "training"},
+    "scoring": {"config", "data", "metrics", "nn", "restoring", "training"},
     "curves": set(),
-    "report": {"config", "complexity", "curves", "evaluation"},
-    "results": {"config", "data", "images", "evaluation", "report", "training", "restoring"},
+    "report": {"config", "curves", "scoring"},
+    "results": {"config", "data", "images", "scoring", "report", "training", "restoring"},
     "flags": set(),
 }
 """Parts in order, and what each may import beside itself, `errors`, `files` and `types`."""

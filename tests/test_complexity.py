@@ -9,10 +9,10 @@ import jax
 import pytest
 import recipe
 
-from drsformer_jax.complexity import multiply_accumulates, parameters
 from drsformer_jax.config import PRESETS
 from drsformer_jax.errors import InputError
 from drsformer_jax.nn.functional import abstract_params
+from drsformer_jax.scoring.complexity import multiply_accumulates, parameters
 
 # Blocks of 10 C^2 + 27 C: qkv 3 C^2, its 3x3 depthwise 27 C, q k^T and (softmax) v with one head
 # C^2 each, projection C^2, feed-forward network twice C * 2 C.

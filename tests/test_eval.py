@@ -14,10 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from drsformer_jax import complexity, metrics, weights
+from drsformer_jax import metrics, weights
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.pixels import read_picture, write_picture
 from drsformer_jax.restoring import Restorer
+from drsformer_jax.scoring import complexity
 from drsformer_jax.weights.convert import params_to_torch
 from drsformer_jax.weights.tensor_files import write_pth
 

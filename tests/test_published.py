@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from drsformer_jax import published
 from drsformer_jax.errors import InputError
+from drsformer_jax.scoring import published
 
 DID = published.DATASETS["DID-Data"]
 

@@ -19,11 +19,11 @@ import scipy.ndimage
 from PIL import Image
 from recipe import SMALL
 
-from drsformer_jax.complexity import parameters
 from drsformer_jax.config import DataConfig, TrainConfig
 from drsformer_jax.curves import curve
-from drsformer_jax.evaluation import Scores
 from drsformer_jax.report import Shown, write_report
+from drsformer_jax.scoring.complexity import parameters
+from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.training.reporting import read_metrics
 
 CONFIG = TrainConfig(model=SMALL, data=DataConfig(global_batch=7), steps=200)

@@ -20,12 +20,12 @@ import pytest
 from programs import Programs, refused
 from test_training import OFFICIAL_RATES
 
-from drsformer_jax import published
-from drsformer_jax.complexity import parameters
 from drsformer_jax.config import PRESETS, OptimConfig, TrainConfig
 from drsformer_jax.config.file import read_config, to_dict
 from drsformer_jax.data.layouts import DATASETS
 from drsformer_jax.nn.functional import abstract_params
+from drsformer_jax.scoring import published
+from drsformer_jax.scoring.complexity import parameters
 from drsformer_jax.training.optim import learning_rate
 
 ROOT = Path(__file__).parents[1]
@@ -175,7 +175,7 @@ def test_protocol_is_that_of_the_benchmark(name, benchmark):
 STAND_IN = """
 import json, sys, time
 from pathlib import Path
-from drsformer_jax.complexity import parameters
+from drsformer_jax.scoring.complexity import parameters
 from drsformer_jax.config.file import to_dict, write_config
 sys.path[0] = {root!r}
 from train import parse_command

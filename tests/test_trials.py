@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trials
 
-from drsformer_jax.complexity import parameters
+from drsformer_jax.scoring.complexity import parameters
 from train import parse_command
 
 

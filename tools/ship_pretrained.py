@@ -17,11 +17,11 @@ from pathlib import Path
 from gather_photographs import LIST, SPLITS, Photograph, credits_text, read_list
 
 from drsformer_jax import weights
-from drsformer_jax.complexity import parameters
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.data.synthetic import photographs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import write_text
+from drsformer_jax.scoring.complexity import parameters
 from drsformer_jax.training.checkpoint import Run
 from drsformer_jax.training.reporting import read_metrics
 

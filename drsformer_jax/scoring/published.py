@@ -127,7 +127,7 @@ def table(dataset: Dataset, systems: Sequence[System], pairs: int) -> str:
 @functools.cache
 def figures() -> Mapping[str, Any]:
     """All of `published_results.json`."""
-    file = importlib.resources.files("drsformer_jax") / "published_results.json"
+    file = importlib.resources.files("drsformer_jax.scoring") / "published_results.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
 

@@ -37,9 +37,9 @@ from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import parse
 from drsformer_jax.nn.functional import use_wide_types
+from drsformer_jax.report.results import sheet, write_results
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.compile_cache import use_compile_cache
-from drsformer_jax.results import sheet, write_results
 from drsformer_jax.scoring.complexity import training_operations
 from drsformer_jax.scoring.evaluation import mean, shared_scores
 from drsformer_jax.sharding import batch_sharding, check_batches, gathered, make_mesh

@@ -27,9 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"config", "nn", "training"},
     "restoring": {"config", "data", "images", "nn", "ops", "sharding", "weights"},
     "scoring": {"config", "data", "metrics", "nn", "restoring", "training"},
-    "curves": set(),
-    "report": {"config", "curves", "scoring"},
-    "results": {"config", "data", "images", "scoring", "report", "training", "restoring"},
+    "report": {"config", "data", "images", "restoring", "scoring", "training"},
     "flags": set(),
 }
 """Parts in order, and what each may import beside itself, `errors`, `files` and `types`."""

@@ -20,8 +20,8 @@ from PIL import Image
 from recipe import SMALL
 
 from drsformer_jax.config import DataConfig, TrainConfig
-from drsformer_jax.curves import curve
-from drsformer_jax.report import Shown, write_report
+from drsformer_jax.report.curves import curve
+from drsformer_jax.report.page import Shown, write_report
 from drsformer_jax.scoring.complexity import parameters
 from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.training.reporting import read_metrics

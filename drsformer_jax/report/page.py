@@ -18,8 +18,8 @@ from PIL import Image
 
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.config.file import to_dict
-from drsformer_jax.curves import curve
 from drsformer_jax.files import write_text
+from drsformer_jax.report.curves import curve
 from drsformer_jax.scoring.complexity import multiply_accumulates, parameters
 from drsformer_jax.scoring.evaluation import Scores, mean
 

@@ -11,7 +11,7 @@ from drsformer_jax.config import TrainConfig
 from drsformer_jax.data.pairs import Pair, Pairs
 from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.images.pixels import write_picture
-from drsformer_jax.report import Shown, write_report
+from drsformer_jax.report.page import Shown, write_report
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.training.reporting import read_metrics

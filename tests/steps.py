@@ -12,6 +12,22 @@ from drsformer_jax.nn.functional import Params
 from drsformer_jax.sharding import batch_sharding, make_mesh, place
 from drsformer_jax.training import TrainState, abstract_state, compiled_step, placed_state
 
+OFFICIAL_RATES = {
+    0: 0.0003,
+    1: 0.0003,
+    1000: 0.0003,
+    91999: 0.0003,
+    92000: 0.0003,
+    92001: 0.00029999999998294764,
+    100000: 0.00029890997667765903,
+    150000: 0.00024621181964914194,
+    196000: 0.00015049999999999997,
+    250000: 4.1642927395569646e-05,
+    299000: 1.0170520271840574e-06,
+    299999: 1.0000000170523493e-06,
+    300000: 1e-06,
+}
+
 
 class Placed:
     """A configuration on a mesh; one device where the configuration leaves the number open."""

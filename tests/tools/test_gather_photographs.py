@@ -27,7 +27,7 @@ from photograph_packages import (
 
 from drsformer_jax.images.pixels import read_picture
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from drsformer_jax.nn.linear import draw
 from drsformer_jax.nn.stack import Stack
 from drsformer_jax.weights.convert import params_from_torch, params_to_torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMPACT = ModelConfig(dim=4, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1))
 BARE = dataclasses.replace(COMPACT, encoder_level0="none", refinement="none")
 

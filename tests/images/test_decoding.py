@@ -21,7 +21,7 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.images import decoding
 from drsformer_jax.images import pixels as images
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 END = chunk(b"IEND", b"")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import pytest
 from programs import Programs, refused
-from test_training import OFFICIAL_RATES
+from steps import OFFICIAL_RATES
 
 from drsformer_jax.config import PRESETS, OptimConfig, TrainConfig
 from drsformer_jax.config.file import read_config, to_dict
@@ -28,7 +28,7 @@ from drsformer_jax.scoring import published
 from drsformer_jax.scoring.complexity import parameters
 from drsformer_jax.training.optim import learning_rate
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs"
 PAPER = {
     "rain200l": ("drsformer_no_mefc", "Rain200L"),

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 import pytest
-from test_config import drops
+from synthetic_rain import drops
 
 from drsformer_jax.config import KINDS, DataConfig, DropRanges, RainConfig, TrainConfig
 from drsformer_jax.config.file import changes, from_dict, read_config, to_dict, write_config
@@ -96,7 +96,7 @@ def test_impossible_range_of_rain_in_a_file_is_refused_in_one_line():
 @pytest.fixture
 def parsed(monkeypatch, tmp_path):
     """What train.py makes of flags over a configuration of defaults."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
     path = tmp_path / "defaults.py"
     path.write_text("from drsformer_jax.config import TrainConfig as get_config")
     parse_command = importlib.import_module("train").parse_command

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import rain_statistics
-from test_synthetic_scenes import PLAIN, WITHOUT_STREAKS, grey, of, rained
+from synthetic_rain import PLAIN, WITHOUT_STREAKS, grey, of, rained
 
 from drsformer_jax.config import DropRanges
 from drsformer_jax.data.synthetic import add_rain

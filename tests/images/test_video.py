@@ -377,7 +377,7 @@ def test_a_killed_process_leaves_the_target_as_it_was(tmp_path):
     source, target = grey_clip(tmp_path / "a.mp4"), tmp_path / "out" / "b.mp4"
     status = subprocess.run(
         [sys.executable, "-c", KILLED, FFMPEG, source, target],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         check=False,
     ).returncode
     assert status == -signal.SIGKILL

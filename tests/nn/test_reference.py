@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 
 from golden import reference  # noqa: E402  (it imports torch)
 
-GOLDEN = Path(__file__).parent / "golden"
-OFFICIAL = Path(__file__).parents[1].parent / "shared" / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
+OFFICIAL = Path(__file__).parents[2].parent / "shared" / "golden"
 FORWARD = ("drsformer", "no_mefc", "restormer", "dfn", "fn", "dense", "bias", "bias_free")
 DRSFORMER: dict[str, Any] = {
     "dim": 48,

@@ -6,12 +6,12 @@ import dataclasses
 import math
 
 import pytest
+from synthetic_rain import drops
 
 from drsformer_jax.config import (
     PRESETS,
     RESTORMER_PATCHES,
     DataConfig,
-    DropRanges,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -20,12 +20,6 @@ from drsformer_jax.config import (
 )
 from drsformer_jax.config.file import read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
-
-
-def drops(layer: str, **changes: object) -> dict[str, DropRanges]:
-    """The default ranges of a layer of rain with some changed."""
-    return {layer: dataclasses.replace(getattr(RainConfig(), layer), **changes)}
-
 
 IMPOSSIBLE = [
     (RainConfig, {"fine_density": (0.0, 0.01)}, "data.rain.fine-density is (0.0, 0.01)"),

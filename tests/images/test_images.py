@@ -324,7 +324,7 @@ def test_broken_camera_data_neither_spoils_nor_warns(tmp_path):
         [sys.executable, "-c", program, path, tmp_path / "b.jpg"],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     assert (run.stdout, run.stderr) == ("(8, 8, 3)\n(8, 8, 3)\n", "")
 

@@ -11,7 +11,7 @@ from photograph_packages import ROWS, write_list
 
 from drsformer_jax.errors import InputError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT.parent / "shared" / "data"
 PHOTOGRAPHS = read_list(LIST)
 

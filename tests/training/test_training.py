@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from recipe import SMALL, Golden, load_small, relative_error
-from steps import Placed
+from steps import OFFICIAL_RATES, Placed
 
 from drsformer_jax.config import MeshConfig, OptimConfig, TrainConfig
 from drsformer_jax.nn.functional import Params, init_params
@@ -22,24 +22,9 @@ from drsformer_jax.training.optim import learning_rate, transformation
 from drsformer_jax.weights.convert import params_from_torch, params_to_torch
 
 COMPACT = TrainConfig(model=dataclasses.replace(SMALL, dim=2))
+
+
 # The official schedule at a few numbers of updates done.
-OFFICIAL_RATES = {
-    0: 0.0003,
-    1: 0.0003,
-    1000: 0.0003,
-    91999: 0.0003,
-    92000: 0.0003,
-    92001: 0.00029999999998294764,
-    100000: 0.00029890997667765903,
-    150000: 0.00024621181964914194,
-    196000: 0.00015049999999999997,
-    250000: 4.1642927395569646e-05,
-    299000: 1.0170520271840574e-06,
-    299999: 1.0000000170523493e-06,
-    300000: 1e-06,
-}
-
-
 @pytest.fixture(scope="module")
 def golden() -> Golden:
     return load_small("train")

@@ -384,7 +384,7 @@ def test_page_is_the_same_whatever_the_user_has_set_and_drawing_is_quiet(tmp_pat
     result = subprocess.run(
         [sys.executable, "-c", program, str(Path(__file__).parent)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )

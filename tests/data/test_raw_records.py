@@ -165,7 +165,7 @@ def test_another_process_reads_what_was_pickled(path, tmp_path):
         [sys.executable, "-c", program, tmp_path / "a.pickle"],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     total = Noise(SIZES)[3]["clean"].sum()
     assert (run.stdout, run.stderr) == (f"{total} {total} {len(SIZES)}\n", "")

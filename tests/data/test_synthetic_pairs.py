@@ -23,7 +23,7 @@ from drsformer_jax.data.synthetic import Photograph, SyntheticRain, photographs
 from drsformer_jax.data.synthetic import pairs as pairs_module
 from drsformer_jax.images.pixels import read_picture, write_picture
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SKIMAGE = [each for part in photographs("skimage") for each in part]
 UNCHANGED = RainConfig(overcast_share=0.0, fog_share=0.0)
 """Leaves the target as it is."""

@@ -22,7 +22,7 @@ from drsformer_jax.scoring import complexity
 from drsformer_jax.weights.convert import params_to_torch
 from drsformer_jax.weights.tensor_files import write_pth
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RAINY = {"rainy_psnr", "rainy_ssim", "gain"}
 
 

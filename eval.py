@@ -1,6 +1,6 @@
-"""Scores restored pictures: python eval.py --checkpoint RUN --input DIR --target DIR.
+"""Scores restored images: python eval.py --checkpoint RUN --input DIR --target DIR.
 
-Or, for pictures that any program made: python eval.py --restored DIR --target DIR.
+Or, for images that any program made: python eval.py --restored DIR --target DIR.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from drsformer_jax.data.pairs import PairedFiles, Pairs, sizes_of
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import write_text
 from drsformer_jax.flags import parse
-from drsformer_jax.images.pixels import read_picture, write_picture
+from drsformer_jax.images.pixels import read_image, write_image
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.scoring import complexity, evaluation, published
 from drsformer_jax.scoring.evaluation import Scores
@@ -44,29 +44,29 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Command:
-    r"""Scores pictures against clean ones: those that a checkpoint restores, or any program's.
+    r"""Scores images against clean ones: those that a checkpoint restores, or any program's.
 
     Files belong together if their names are equal but for the extension, or by --match.
     """
 
     checkpoint: Path | None = None
-    """What restores the rainy pictures: folder of a training run, or a file of weights."""
+    """What restores the rainy images: folder of a training run, or a file of weights."""
     restored: Path | None = None
-    """Folder of pictures that were restored before, in place of --checkpoint."""
+    """Folder of images that were restored before, in place of --checkpoint."""
     input: Path | None = None
-    """Folder of rainy pictures; with --restored it may be left out."""
+    """Folder of rainy images; with --restored it may be left out."""
     target: Path | None = None
-    """Folder of clean pictures."""
+    """Folder of clean images."""
     data: Path | None = None
     """Folder that holds input/ and target/, in place of the two flags. Or, with --checkpoint, a
-    data set that `drsformer build-data` built: rain200l, or a part of it such as rain13k:test100;
+    dataset that `drsformer build-data` built: rain200l, or a part of it such as rain13k:test100;
     its test split where no part is named."""
     data_dir: Path | None = None
-    """Folder of the data sets that were built; that of TFDS where it is not given."""
+    """Folder of the datasets that were built; that of TFDS where it is not given."""
     match: str | None = None
     r"""Regular expression searched in names without extension; its first group, or all that it
     matches, must be equal in files that belong together: '\d+' pairs norain-1.png with 1.png.
-    Several rainy or restored pictures may share a clean one."""
+    Several rainy or restored images may share a clean one."""
     dataset: str | None = None
     """Benchmark whose protocol to score by, and whose published figures to show: Rain200L,
     Rain200H, DID-Data, DDN-Data, SPA-Data, Rain100L, Rain100H, Test100, Test1200 or Test2800."""
@@ -76,7 +76,7 @@ class Command:
     step: int | None = None
     """Checkpoint of a run to take; the best one where it is not given."""
     save: Path | None = None
-    """Folder for the pictures that the checkpoint restores, as PNG."""
+    """Folder for the images that the checkpoint restores, as PNG."""
     output: Path | None = None
     """Folder for scores.json and scores.csv. Where it is not given: evaluation/NAME in the run's
     folder, NAME being the dataset or protocol; evaluation/WHAT/NAME in the current folder for
@@ -85,15 +85,15 @@ class Command:
 
 @dataclass(frozen=True)
 class Work:
-    """Pictures to score, and how."""
+    """Images to score, and how."""
 
     kind: Literal["checkpoint", "restored"]
     path: Path
-    """The checkpoint, or the folder of restored pictures."""
+    """The checkpoint, or the folder of restored images."""
     width: int
     """Characters of the longest name, as far as names are known before."""
     results: Iterator[tuple[str, np.ndarray, Scores]]
-    """Name, restored picture and scores of each; computed as they are asked for."""
+    """Name, restored image and scores of each; computed as they are asked for."""
     columns: Sequence[str]
     """Which scores there are."""
     network: ModelConfig | None = None
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def score(command: Command) -> None:
-    """Scores, prints a row a picture, compares with what was published, and writes the scores."""
+    """Scores, prints a row an image, compares with what was published, and writes the scores."""
     dataset = None if command.dataset is None else published.dataset(command.dataset)
     protocol = protocol_of(command, dataset)
     work = prepare(command, protocol)
@@ -123,14 +123,14 @@ def score(command: Command) -> None:
         document["complexity"] = network = size_of(work.network)
         print(
             f"{network['parameters']:,} parameters, {network['multiply_accumulates'] / 1e9:.2f} G "
-            "multiply-accumulates for a picture of 256x256"
+            "multiply-accumulates for an image of 256x256"
         )
     if dataset is not None:
         systems = published.compare(dataset, measured(work, average), len(scores))
         document["dataset"] = {**dataclasses.asdict(dataset), "scored_pairs": len(scores)}
         document["systems"] = [finite(dataclasses.asdict(system)) for system in systems]
         print("\n" + published.table(dataset, systems, len(scores)) + "\n")
-    rows = [{"picture": name, **values(each, work.columns)} for name, each in scores]
+    rows = [{"image": name, **values(each, work.columns)} for name, each in scores]
     write_scores(output, document, rows)
     print(f"scores are in {output / 'scores.json'} and {output / 'scores.csv'}")
 
@@ -148,7 +148,7 @@ def protocol_of(command: Command, dataset: Dataset | None) -> Protocol:
 
 
 def prepare(command: Command, protocol: Protocol) -> Work:
-    """Finds the pictures and what restores them; refuses flags that do not go together."""
+    """Finds the images and what restores them; refuses flags that do not go together."""
     if command.checkpoint is not None and command.restored is not None:
         raise InputError("--checkpoint and --restored are both given; expected one of them")
     if command.checkpoint is not None:
@@ -159,7 +159,7 @@ def prepare(command: Command, protocol: Protocol) -> Work:
 
 
 def prepare_checkpoint(command: Command, checkpoint: Path, protocol: Protocol) -> Work:
-    """Finds the rainy pictures and reads the network that is to restore them."""
+    """Finds the rainy images and reads the network that is to restore them."""
     pairs, width = pairs_of(command)
     sizes_of(pairs)  # Refuses pairs of two sizes before the network is read.
     restorer = Restorer.load(checkpoint, command.step)
@@ -171,11 +171,11 @@ def prepare_checkpoint(command: Command, checkpoint: Path, protocol: Protocol) -
 
 
 def pairs_of(command: Command) -> tuple[Pairs, int]:
-    """The pairs to restore and score, of a data set or of folders; and their names' width."""
-    found = data_set(command)
+    """The pairs to restore and score, of a dataset or of folders; and their names' width."""
+    found = built_dataset(command)
     if found is not None:
         if command.match is not None:
-            raise InputError(f"--match is {command.match} beside a data set; expected folders")
+            raise InputError(f"--match is {command.match} beside a dataset; expected folders")
         if command.input is not None or command.target is not None:
             raise InputError("--data is given beside --input or --target; expected it alone")
         return open_dataset(*found, "test"), 0
@@ -184,21 +184,19 @@ def pairs_of(command: Command) -> tuple[Pairs, int]:
         raise InputError("--input is missing; expected it, or --data with input/ and target/")
     for folder in (input_dir, target_dir):
         if command.save is not None and command.save.resolve() == folder.resolve():
-            raise InputError(
-                f"--save is {folder}, whose pictures are read; expected another folder"
-            )
+            raise InputError(f"--save is {folder}, whose images are read; expected another folder")
     listed = find_pairs_in(input_dir, target_dir, command.match)
     return PairedFiles(listed), max(len(name) for name, *_ in listed)
 
 
 def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work:
-    """Finds pictures that were restored before, and the rainy ones if their folder is known."""
+    """Finds images that were restored before, and the rainy ones if their folder is known."""
     for flag, value in (("--save", command.save), ("--step", command.step)):
         if value is not None:
             raise InputError(f"{flag} is {value} beside --restored; expected --checkpoint for it")
-    if data_set(command) is not None:
+    if built_dataset(command) is not None:
         raise InputError(
-            f"--data is {command.data}, a data set, beside --restored; expected folders"
+            f"--data is {command.data}, a dataset, beside --restored; expected folders"
         )
     input_dir, target_dir = folders_of(command)
     pairs = find_pairs_in(folder, target_dir, command.match)
@@ -210,7 +208,7 @@ def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work
     def results() -> Iterator[tuple[str, np.ndarray, Scores]]:
         for name, path, target_path in pairs:
             restored, clean = read_pair(path, target_path)
-            rainy = read_picture(rainy_paths[name]) if rainy_paths else None
+            rainy = read_image(rainy_paths[name]) if rainy_paths else None
             yield name, restored, evaluation.score(rainy, restored, clean, protocol)
 
     columns = tuple(_COLUMNS) if rainy_paths else ("restored_psnr", "restored_ssim")
@@ -218,22 +216,22 @@ def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work
     return Work("restored", folder, width, results(), columns)
 
 
-def data_set(command: Command) -> tuple[Path, str] | None:
-    """The data set that --data names, and the part of it."""
+def built_dataset(command: Command) -> tuple[Path, str] | None:
+    """The dataset that --data names, and the part of it."""
     if command.data is None:
         return None
     return find_dataset(str(command.data), str(command.data_dir or ""))
 
 
 def folders_of(command: Command) -> tuple[Path | None, Path]:
-    """The folders of rainy and of clean pictures."""
+    """The folders of rainy and of clean images."""
     if command.data is not None:
         if command.input is not None or command.target is not None:
             raise InputError("--data is given beside --input or --target; expected it alone")
         if not command.data.is_dir():
             place = command.data_dir or default_data_dir()
             raise InputError(
-                f"--data is {command.data}, no folder and no data set in {place}; expected one of "
+                f"--data is {command.data}, no folder and no dataset in {place}; expected one of "
                 "them"
             )
         return command.data / "input", command.data / "target"
@@ -250,17 +248,17 @@ def default_output(work: Work, name: str) -> Path:
 
 
 def run(work: Work, save: Path | None) -> tuple[list[tuple[str, Scores]], Scores]:
-    """Prints a row a picture and their mean; returns both."""
+    """Prints a row an image and their mean; returns both."""
     width = max(16, work.width)
     headings = " ".join(f"{_COLUMNS[column][0]:>13}" for column in work.columns)
-    print(f"{'picture':{width}} {headings}")
+    print(f"{'image':{width}} {headings}")
     scores: list[tuple[str, Scores]] = []
     for name, restored, each in work.results:
         scores.append((name, each))
         print(row(name, each, work.columns, width), flush=True)
         if save is not None:
-            # Without loss, also where the rainy picture is a JPEG.
-            write_picture(save / Path(name).with_suffix(".png"), restored)
+            # Without loss, also where the rainy image is a JPEG.
+            write_image(save / Path(name).with_suffix(".png"), restored)
     average = evaluation.mean([each for _, each in scores])
     print(row(f"mean of {len(scores)}", average, work.columns, width))
     return scores, average
@@ -273,7 +271,7 @@ def row(name: str, scores: Scores, columns: Sequence[str], width: int) -> str:
 
 
 def size_of(network: ModelConfig) -> dict[str, int]:
-    """Parameters, and multiply-accumulates for a picture of 256x256."""
+    """Parameters, and multiply-accumulates for an image of 256x256."""
     return {
         "parameters": complexity.parameters(network),
         "multiply_accumulates": complexity.multiply_accumulates(network),
@@ -301,12 +299,12 @@ def values(scores: Scores, columns: Sequence[str]) -> dict[str, float | None]:
 def write_scores(
     folder: Path, document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes scores.json (everything) and scores.csv (a row a picture)."""
+    """Writes scores.json (everything) and scores.csv (a row an image)."""
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    text = json.dumps({**document, "pictures": rows}, indent=2, allow_nan=False) + "\n"
+    text = json.dumps({**document, "images": rows}, indent=2, allow_nan=False) + "\n"
     write_text(folder / "scores.json", text)
     write_text(folder / "scores.csv", table.getvalue())
 

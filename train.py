@@ -64,7 +64,7 @@ class Command:
     config: Path
     """Python file whose get_config() returns the TrainConfig; the fields below override it."""
     workdir: Path
-    """Folder of the run: checkpoints, metrics, pictures. Processes on several machines share it."""
+    """Folder of the run: checkpoints, metrics, images. Processes on several machines share it."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     allow_changes: bool = False
     """Continue a run with another configuration than the one that it was started with."""
@@ -186,11 +186,11 @@ def take_steps(training: Training, state: TrainState, sources: Sequence[Source])
         for step in range(start + 1, config.steps + 1):
             profile.before(step)
             asked = time.monotonic()
-            batch, pictures = next(stream)
+            batch, images = next(stream)
             waited = time.monotonic() - asked
-            state, metrics = step_of(state, pictures)
+            state, metrics = step_of(state, images)
             profile.after(step, metrics)
-            crops, side = pictures["rainy"].shape[:2]
+            crops, side = images["rainy"].shape[:2]
             progress.update(
                 crops, training_operations(config.model, crops, side), waited, batch["skipped"]
             )
@@ -243,7 +243,7 @@ def checked(
             found = f"the {name} of step {step} is {values[name]}; the batch was {describe(names)}"
             if values["nonfinite_steps"] > config.optim.nonfinite_steps:
                 raise InputError(f"{found}; expected a finite number")
-            # In each process, which knows its own pictures alone.
+            # In each process, which knows its own images alone.
             tqdm.write(f"warning: {found}; nothing is learned from it")
             break
     return values
@@ -268,7 +268,7 @@ def validate(training: Training, state: TrainState) -> None:
     # Last: what has a score is not scored again.
     training.run.score(step, config.protocol, result.restored_psnr, result.restored_ssim)
     if processes.is_first():
-        training.writer.picture(step, "validation", sheet(restorer, [pairs[0]]))
+        training.writer.image(step, "validation", sheet(restorer, [pairs[0]]))
     say(
         f"step {step}: validation PSNR {result.restored_psnr:.2f} dB, SSIM "
         f"{result.restored_ssim:.4f} ({config.protocol}), rainy {result.rainy_psnr:.2f} dB"
@@ -276,7 +276,7 @@ def validate(training: Training, state: TrainState) -> None:
 
 
 def report(training: Training, started: float) -> None:
-    """Scores the best checkpoint, draws pictures and says what was gained."""
+    """Scores the best checkpoint, draws images and says what was gained."""
     config, run, pairs = training.config, training.run, training.validation
     best = run.best_step()
     assert best is not None
@@ -290,7 +290,7 @@ def report(training: Training, started: float) -> None:
     write_results(folder, config, best, restorer, pairs, scores)
     result = mean(scores)
     print(
-        f"{folder / 'report.html'} shows the run; pictures are in {folder / 'validation'} and "
+        f"{folder / 'report.html'} shows the run; images are in {folder / 'validation'} and "
         f"{folder / 'comparison.png'}; scored by protocol {config.protocol}"
     )
     print(

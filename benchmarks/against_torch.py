@@ -25,7 +25,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Table, machine, picture_size, race, ready, size_text
+from timing import Table, image_size, machine, race, ready, size_text
 
 from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.errors import InputError, one_line_errors, reason
@@ -46,9 +46,9 @@ DTYPES = ("float32", "bfloat16")
 WAYS = ("eager", "channels last", "compiled", "compiled channels last")
 CLOSE = {"float32": 5e-3, "bfloat16": 5e-2}
 """Relative L2 between ours and PyTorch's: the choice of scores is discontinuous, and rounding
-decides on the place of close ones. On the default picture ours is within 5e-8 of the result in
+decides on the place of close ones. On the default image ours is within 5e-8 of the result in
 float64, and PyTorch's, where one such score goes the other way, within 1.2e-3. `--verify` holds
-PyTorch's network to 1e-5 on a picture without close scores."""
+PyTorch's network to 1e-5 on an image without close scores."""
 CLOSE_GRADIENTS = {"float32": 1e-2, "bfloat16": 0.5}
 """Likewise of all gradients together; a sum over pixels has little left of bfloat16's 8 bits."""
 SETTLED = 0.2
@@ -65,7 +65,7 @@ class Program(NamedTuple):
     run: Callable[[], Any]
     """Ends when the result is there."""
     array: Callable[[Any], np.ndarray]
-    """Makes a result comparable: pictures as b h w c, or all gradients in one vector."""
+    """Makes a result comparable: images as b h w c, or all gradients in one vector."""
 
 
 def main() -> None:
@@ -73,9 +73,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=NETWORKS, default=NETWORKS[0], help="(%(default)s)")
     parser.add_argument(
-        "--size", type=picture_size, default=(256, 256), metavar="WxH", help="(256x256)"
+        "--size", type=image_size, default=(256, 256), metavar="WxH", help="(256x256)"
     )
-    parser.add_argument("--batch", type=int, default=1, help="pictures (default 1)")
+    parser.add_argument("--batch", type=int, default=1, help="images (default 1)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="(all)")
     parser.add_argument(
         "--ways", nargs="+", choices=WAYS, default=WAYS, help="of PyTorch, such as 'eager' (all)"

@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with one_line_errors():
         bounds = json.loads(BOUNDS.read_text())
-        rows = [*ratios_to_torch(), folder_of_pictures()]
+        rows = [*ratios_to_torch(), folder_of_images()]
         if arguments.write_bounds:
             for row in rows:
                 bounds["cpu"] |= bounds_of([row], row.keys() - {"key"})
@@ -64,13 +64,13 @@ def ratios_to_torch() -> list[Row]:
     return [row]
 
 
-def folder_of_pictures() -> Row:
-    """What a folder of pictures of many sizes takes."""
+def folder_of_images() -> Row:
+    """What a folder of images of many sizes takes."""
     first, second = figures("derain_folder.py")
     return {
         "key": "derain_folder",
         "sizes_compiled": first["sizes_compiled"],
-        "second_first_picture_s": second["first_picture_s"],
+        "second_first_image_s": second["first_image_s"],
     }
 
 

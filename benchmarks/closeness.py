@@ -1,4 +1,4 @@
-"""How near tiles, buckets and bfloat16 come to pictures restored whole in float32, on real pairs.
+"""How near tiles, buckets and bfloat16 come to images restored whole in float32, on real pairs.
 
 python benchmarks/closeness.py --checkpoint RUN --data DIR [--json closeness.json]
 """
@@ -27,7 +27,7 @@ PROTOCOL: Protocol = "rain200_spa"
 
 
 def main() -> None:
-    """Prints PSNR to the whole picture's result, and what it changes in PSNR to the clean one."""
+    """Prints PSNR to the whole image's result, and what it changes in PSNR to the clean one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="any network")
     parser.add_argument("--data", type=Path, required=True, help="folder of input/ and target/")
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Restores all pictures each way."""
+    """Restores all images each way."""
     config, params = weights.load(arguments.checkpoint)
     config = dataclasses.replace(config, dtype="float32")
     halved = dataclasses.replace(config, dtype="bfloat16")
@@ -58,8 +58,8 @@ def compare(arguments: argparse.Namespace) -> None:
     whole = [ways["whole"](rainy) for rainy, _ in pairs]
     scores = [psnr(ours, clean, PROTOCOL) for ours, (_, clean) in zip(whole, pairs, strict=True)]
     table = Table(
-        f"{len(pairs)} pictures, luma PSNR in dB by {PROTOCOL}: to the clean picture and what that "
-        "changes, and to the whole pictures' results (mean and worst of those that differ)",
+        f"{len(pairs)} images, luma PSNR in dB by {PROTOCOL}: to the clean image and what that "
+        "changes, and to the whole images' results (mean and worst of those that differ)",
         {
             "way": "<24",
             "to_clean": "8.3f",

@@ -1,4 +1,4 @@
-"""Times `drsformer derain` on a folder of pictures of many sizes, in processes as users have it.
+"""Times `drsformer derain` on a folder of images of many sizes, in processes as users have it.
 
 python benchmarks/derain_folder.py [--checkpoint RUN] [--runs 3] [--json F.json]
 
@@ -29,17 +29,17 @@ from drsformer_jax import weights
 from drsformer_jax.config import PRESETS
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
-from drsformer_jax.images.pixels import read_picture, write_picture
+from drsformer_jax.images.pixels import read_image, write_image
 from drsformer_jax.nn.functional import init_params
 from drsformer_jax.restoring import Restorer
 
 ROOT = Path(__file__).parents[1]
-PICTURES = 20
+IMAGES = 20
 LARGEST = (768, 1024)
 SMALLEST = (192, 256)
 MOST_PROGRAMS = 3
 SOON = 10
-"""Seconds to the first picture of the second process that we aim at, for `tiny` on a CPU."""
+"""Seconds to the first image of the second process that we aim at, for `tiny` on a CPU."""
 
 
 class Attempt(NamedTuple):
@@ -65,10 +65,10 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
-    """Makes the pictures, starts the processes in turn, and compares."""
+    """Makes the images, starts the processes in turn, and compares."""
     # What the processes compile need not be compiled here.
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    write_pictures(folder / "rainy")
+    write_images(folder / "rainy")
     checkpoint = arguments.checkpoint
     if checkpoint is None:
         checkpoint, config = folder / "model", PRESETS["tiny"]
@@ -84,14 +84,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         computing.append(compute(restorer, folder / "rainy"))
     alone = statistics.median(computing)
     table = Table(
-        f"drsformer derain, {PICTURES} sizes up to {LARGEST[1]}x{LARGEST[0]}; {machine()}; median "
+        f"drsformer derain, {IMAGES} sizes up to {LARGEST[1]}x{LARGEST[0]}; {machine()}; median "
         f"of {arguments.runs} runs; the network alone takes {alone:.1f} s",
         {
             "process": "<26",
             "sizes_compiled": "14d",
-            "first_picture_s": "15.1f",
+            "first_image_s": "15.1f",
             "seconds": "8.1f",
-            "pictures_per_s": "10.2f",
+            "images_per_s": "10.2f",
             "not_computing": "13.0%",
         },
     )
@@ -100,24 +100,24 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         table.add(
             process=name,
             sizes_compiled=max(attempt.programs for attempt in found),
-            first_picture_s=statistics.median(attempt.first for attempt in found),
+            first_image_s=statistics.median(attempt.first for attempt in found),
             seconds=spent,
-            pictures_per_s=PICTURES / spent,
+            images_per_s=IMAGES / spent,
             not_computing=1 - alone / spent,
         )
     print(
-        f"aims: {MOST_PROGRAMS} sizes compiled at most; the second process's first picture within "
+        f"aims: {MOST_PROGRAMS} sizes compiled at most; the second process's first image within "
         f"{SOON} s, for the tiny network on a CPU"
     )
     table.write(arguments.json)
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     """Writes rain on parts of photographs, each of another size, as PNG and JPEG in turn."""
     random = np.random.default_rng(0)
-    rain = SyntheticRain([each for part in photographs("skimage") for each in part], PICTURES, 0)
+    rain = SyntheticRain([each for part in photographs("skimage") for each in part], IMAGES, 0)
     sizes = [LARGEST]
-    while len(sizes) < PICTURES:
+    while len(sizes) < IMAGES:
         size = tuple(random.integers(SMALLEST, LARGEST, endpoint=True).tolist())
         if size not in sizes:
             sizes.append(size)
@@ -126,7 +126,7 @@ def write_pictures(folder: Path) -> None:
         missing = max(0, height - rainy.shape[0]), max(0, width - rainy.shape[1])
         rainy = np.pad(rainy, ((0, missing[0]), (0, missing[1]), (0, 0)), "symmetric")
         path = folder / f"{index:02d}{('.png', '.jpg')[index % 2]}"
-        write_picture(path, rainy[:height, :width])
+        write_image(path, rainy[:height, :width])
 
 
 def derain(checkpoint: Path, folder: Path) -> Attempt:
@@ -149,20 +149,20 @@ def derain(checkpoint: Path, folder: Path) -> Attempt:
             time.sleep(0.02)
         spent = time.perf_counter() - start
         told = re.search(r"restored (\d+) .*sizes compiled: (\d+)", process.stdout.read())
-    if process.returncode or first is None or not told or int(told[1]) != PICTURES:
+    if process.returncode or first is None or not told or int(told[1]) != IMAGES:
         raise InputError(
-            f"drsformer derain ended with status {process.returncode}; expected {PICTURES} results"
+            f"drsformer derain ended with status {process.returncode}; expected {IMAGES} results"
         )
     return Attempt(int(told[2]), spent, first)
 
 
 def compute(restorer: Restorer, folder: Path) -> float:
-    """Seconds that the network takes for all pictures, already read and compiled."""
-    pictures = [read_picture(path) for path in sorted(folder.iterdir())]
-    restorer.plan(picture.shape[:2] for picture in pictures)
-    for picture in {restorer.bucket(each.shape[:2]): each for each in pictures}.values():
-        restorer(picture)
-    return sum(seconds(functools.partial(restorer, each)) for each in pictures)
+    """Seconds that the network takes for all images, already read and compiled."""
+    images = [read_image(path) for path in sorted(folder.iterdir())]
+    restorer.plan(image.shape[:2] for image in images)
+    for image in {restorer.bucket(each.shape[:2]): each for each in images}.values():
+        restorer(image)
+    return sum(seconds(functools.partial(restorer, each)) for each in images)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def median(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def bilateral(image: np.ndarray, sigma_color: float, sigma_spatial: float) -> np.ndarray:
-    """Mean of near pixels of like colour; sigmas are of light, 1 being white, and in pixels."""
+    """Mean of near pixels of like color; sigmas are of light, 1 being white, and in pixels."""
     # By default the borders are blurred with black.
     return _to_8_bits(
         restoration.denoise_bilateral(

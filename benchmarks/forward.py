@@ -1,4 +1,4 @@
-"""Times restoring pictures: what a network, a size, a batch and a type cost.
+"""Times restoring images: what a network, a size, a batch and a type cost.
 
 python benchmarks/forward.py [--presets drsformer] [--sizes 256x256 1024x768] [--json F.json]
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Table, compiled, machine, picture_size, race, ready, size_text, temporaries
+from timing import Table, compiled, image_size, machine, race, ready, size_text, temporaries
 
 from drsformer_jax.config import PRESETS
 from drsformer_jax.errors import one_line_errors
@@ -28,9 +28,9 @@ def main() -> None:
         "--presets", nargs="+", choices=PRESETS, default=["tiny", "drsformer"], help="(%(default)s)"
     )
     parser.add_argument(
-        "--sizes", nargs="+", type=picture_size, default=[(128, 128)], help="WxH (128x128)"
+        "--sizes", nargs="+", type=image_size, default=[(128, 128)], help="WxH (128x128)"
     )
-    parser.add_argument("--batches", nargs="+", type=int, default=[1], help="pictures (1)")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1], help="images (1)")
     parser.add_argument(
         "--dtypes", nargs="+", default=["float32", "bfloat16"], help="(%(default)s)"
     )

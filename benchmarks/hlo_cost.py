@@ -1,7 +1,7 @@
 """What a compiled program moves and computes, its loops counted as often as they run.
 
 XLA's own `cost_analysis` counts the body of a loop once, whatever the number of its trips, and a
-network whose stages are scanned consists of loops. This reads the text of the optimised program
+network whose stages are scanned consists of loops. This reads the text of the optimized program
 instead: every instruction that a loop runs is counted as many times as the loop runs, by the rules
 of that analysis (an arithmetic operation for each element; bytes of what an instruction reads and
 writes, of a fusion only what enters and leaves it, of a slice only the slice). With loops counted

@@ -26,12 +26,12 @@ from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.rain import build
 from drsformer_jax.data.sources import open_training
 from drsformer_jax.errors import one_line_errors
-from drsformer_jax.images.pixels import decode_picture
+from drsformer_jax.images.pixels import decode_image
 
 BATCH = 8
 CROP = 128
 DECODING = 70
-"""Pairs of PNG pictures of 481x321 a second that we aim at, on one core."""
+"""Pairs of PNG images of 481x321 a second that we aim at, on one core."""
 DECODED = 900
 """The same for pairs that were decoded once."""
 RAIN = 256
@@ -127,17 +127,17 @@ def all_ways(data: Path, folder: Path, cores: int, photographs: str) -> dict[str
         global_batch=BATCH,
         cache_mib=0,
     )
-    data_set = dataclasses.replace(files, train="paired_folder")
+    dataset = dataclasses.replace(files, train="paired_folder")
     ways = {
         "decoding alone, Pillow": decoding(contents, pillow),
-        "decoding alone": decoding(contents, lambda content: decode_picture(content, "")),
+        "decoding alone": decoding(contents, lambda content: decode_image(content, "")),
         "files, decoded each time": pipeline(files),
-        "data set, decoded each time": pipeline(data_set),
-        "data set, decoded once into memory": pipeline(
-            dataclasses.replace(data_set, cache_mib=2**20)
+        "dataset, decoded each time": pipeline(dataset),
+        "dataset, decoded once into memory": pipeline(
+            dataclasses.replace(dataset, cache_mib=2**20)
         ),
-        "data set, decoded once into raw ArrayRecord": pipeline(
-            dataclasses.replace(data_set, cache_dir=str(folder / "decoded"))
+        "dataset, decoded once into raw ArrayRecord": pipeline(
+            dataclasses.replace(dataset, cache_dir=str(folder / "decoded"))
         ),
     }
     for kind in KINDS:
@@ -151,13 +151,13 @@ def all_ways(data: Path, folder: Path, cores: int, photographs: str) -> dict[str
         )
         ways[f"rain drawn on {RAIN}x{RAIN}, {kind}"] = pipeline(rain)
     if cores > 1:
-        workers = dataclasses.replace(data_set, workers=cores)
-        ways[f"data set, decoded each time, {cores} workers"] = pipeline(workers)
+        workers = dataclasses.replace(dataset, workers=cores)
+        ways[f"dataset, decoded each time, {cores} workers"] = pipeline(workers)
     return ways
 
 
 def pillow(content: bytes) -> np.ndarray:
-    """The pixels of a picture."""
+    """The pixels of an image."""
     return np.array(Image.open(io.BytesIO(content)).convert("RGB"))
 
 

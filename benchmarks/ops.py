@@ -38,7 +38,7 @@ from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
 
 Way = Callable[..., jax.Array]
 LEVELS = ((64, 192), (256, 48), (256, 96), (128, 96), (32, 384))
-"""Side and channels of the network's levels for a picture of 256x256; the first is the default."""
+"""Side and channels of the network's levels for an image of 256x256; the first is the default."""
 EXPANSION = 2.66
 HOPELESS = 20
 """Times the fastest: what takes longer is not repeated."""
@@ -123,7 +123,7 @@ def cases(
 ) -> Iterator[tuple[str, dict, tuple]]:
     """The name of an operation, its ways by name, and their arguments, at one level's shape.
 
-    Pictures are of `dtype`, parameters and scores of float32, as in the network.
+    Images are of `dtype`, parameters and scores of float32, as in the network.
     """
     hidden = int(channels * EXPANSION)
     x, wide = (draw(1, side, side, size).astype(dtype) for size in (channels, 2 * hidden))

@@ -31,13 +31,13 @@ from filters import FILTERS, Restore, best_setting
 from timing import Table, machine, seconds
 
 from drsformer_jax.config import Protocol, RainConfig
-from drsformer_jax.data.folders import find_pairs, find_pictures
+from drsformer_jax.data.folders import find_images, find_pairs
 from drsformer_jax.data.pairs import Cached, Pair, PairedFiles, Pairs, sizes_of
 from drsformer_jax.data.sheets import contact_sheet, spread
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import check_writable, write_text
-from drsformer_jax.images.pixels import check_extension, read_picture, write_picture
+from drsformer_jax.images.pixels import check_extension, read_image, write_image
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.scoring.evaluation import Scores, mean, score
 from drsformer_jax.training.reporting import finite
@@ -150,7 +150,7 @@ def compare(arguments: argparse.Namespace) -> None:
     if arguments.markdown:
         write_text(arguments.markdown, markdown(rows, sets))
     if arguments.sheet:
-        write_picture(arguments.sheet, sheet(networks or systems, sets, real))
+        write_image(arguments.sheet, sheet(networks or systems, sets, real))
 
 
 def open_sets(arguments: Sequence[str]) -> dict[str, Pairs]:
@@ -210,10 +210,10 @@ def open_scenes(source: str, count: int) -> dict[str, Pairs]:
 
 def real_images(folder: Path) -> list[np.ndarray]:
     """Reads the middle of some images of a folder, each uint8 (h, w, 3)."""
-    paths = find_pictures(folder)
+    paths = find_images(folder)
     images = []
     for index in spread(len(paths), _REAL_ON_SHEET):
-        image = read_picture(paths[index])
+        image = read_image(paths[index])
         top, left = (max(side - WINDOW, 0) // 2 for side in image.shape[:2])
         images.append(image[top : top + WINDOW, left : left + WINDOW])
     return images

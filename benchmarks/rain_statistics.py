@@ -61,9 +61,9 @@ class Rain(NamedTuple):
     lean: float
     """Degrees of the streaks from the vertical, positive towards the lower right, from -90 to 90;
     NaN as above."""
-    colour: float
+    color: float
     """Greatest deviation of a channel's mean A from that of the three, as a share of it, over
-    pixels of which no channel is at 255: 0 for grey. NaN where there the mean A is 0 or less."""
+    pixels of which no channel is at 255: 0 for gray. NaN where there the mean A is 0 or less."""
     blacks: float
     """2nd percentile of the rainy image's mean over the channels, in levels."""
 
@@ -100,7 +100,7 @@ def statistics_of(rainy: np.ndarray, clean: np.ndarray) -> Rain:
         half_length=half_length,
         half_width=half_width,
         lean=lean,
-        colour=float(abs(by_channel / mean - 1).max()) if mean > 0 else math.nan,
+        color=float(abs(by_channel / mean - 1).max()) if mean > 0 else math.nan,
         blacks=float(np.percentile(rainy.mean(2), 2)),
     )
 
@@ -224,13 +224,13 @@ def compare(arguments: argparse.Namespace) -> None:
             "half_width": "6.2f",
             "lean": "5.1f",
             "lean_from_to": ">10",
-            "colour": "6.3f",
+            "color": "6.3f",
             "blacks": "5.0f",
         },
     )
     for name, parts in sources.items():
         places = [(pairs, index) for pairs in parts for index in range(len(pairs))]
-        # Spread over the source, for neighbours are often alike.
+        # Spread over the source, for neighbors are often alike.
         chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
         found = (pairs[index] for pairs, index in (places[which] for which in chosen))
         measured = [statistics_of(pair["rainy"], pair["clean"]) for pair in found]

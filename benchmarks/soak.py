@@ -30,7 +30,7 @@ from drsformer_jax.config.file import read_config
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import write_text
-from drsformer_jax.images.pixels import write_picture
+from drsformer_jax.images.pixels import write_image
 from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training import TrainState, abstract_state
 from drsformer_jax.training.checkpoint import Run
@@ -89,7 +89,7 @@ def soak(arguments: argparse.Namespace) -> None:
         write_text(arguments.json, json.dumps(figures, indent=2) + "\n")
     if found:
         raise InputError(f"{len(found)} differences, the first: {found[0]}; expected none")
-    print("parameters, average, optimiser state, metrics and scores are equal, bit for bit")
+    print("parameters, average, optimizer state, metrics and scores are equal, bit for bit")
     if arguments.steps < SETTLED:
         print(f"memory has not settled in {arguments.steps} steps, and is not judged")
     elif memory["growth"] > arguments.growth / 100:
@@ -115,8 +115,8 @@ def write_pairs(folder: Path) -> None:
     rain = SyntheticRain(photographs("skimage")[1], 1, 0)
     for index in range(2):
         pair = rain[index]
-        for part, picture in (("input", pair["rainy"]), ("target", pair["clean"])):
-            write_picture(folder / part / f"{index}.png", picture[100:164, 100:164])
+        for part, image in (("input", pair["rainy"]), ("target", pair["clean"])):
+            write_image(folder / part / f"{index}.png", image[100:164, 100:164])
 
 
 class Attempt:

@@ -72,7 +72,7 @@ def size_text(height: int, width: int) -> str:
     return f"{width}x{height}"
 
 
-def picture_size(text: str) -> tuple[int, int]:
+def image_size(text: str) -> tuple[int, int]:
     """(height, width) of a size as `size_text` writes it; for argparse."""
     width, height = map(int, text.split("x"))
     return height, width

@@ -121,7 +121,7 @@ class Block(nn.Module):
 
 
 class Gate(nn.Module):
-    """Weights of the experts in each step, from the mean of the picture."""
+    """Weights of the experts in each step, from the mean of the image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ class DRSformer(nn.Module):
         self.output = conv(2 * dim, 3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Removes rain from pictures in [0, 1], whose sides are multiples of 8."""
+        """Removes rain from images in [0, 1], whose sides are multiples of 8."""
         level1 = self.encoder_level1(self.encoder_level0(self.patch_embed.proj(x)))
         level2 = self.encoder_level2(self.down1_2(level1))
         level3 = self.encoder_level3(self.down2_3(level2))

@@ -74,7 +74,7 @@ class Work:
     what: str
     """forward, train, a stage's name or an op's."""
     batch: int
-    """Pictures a chip."""
+    """Images a chip."""
     height: int
     width: int
     preset: str = "drsformer"
@@ -82,7 +82,7 @@ class Work:
     topology: str = "v5e:2x4"
     chips: int = 1
     strips: int = 0
-    """Rows of the strips that pictures are computed in; 0 for all at once."""
+    """Rows of the strips that images are computed in; 0 for all at once."""
 
     @property
     def key(self) -> str:
@@ -130,7 +130,7 @@ def placed(tree: Any, mesh: Mesh) -> Any:
 
 
 def forward(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Restoring pictures."""
+    """Restoring images."""
     x = jax.ShapeDtypeStruct((work.batch, work.height, work.width, 3), jnp.float32)
     arguments = placed((abstract_params(work.config), x), mesh)
     rows = Strips(height=work.strips) if work.strips else AT_ONCE
@@ -141,8 +141,8 @@ def train(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The training program's step; its state and batch lie on all chips as in training."""
     config = TrainConfig(model=work.config)
     shape = (work.batch * work.chips, work.height, work.width, 3)
-    pictures = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
-    batch = {"rainy": pictures, "clean": pictures}
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
+    batch = {"rainy": images, "clean": images}
     return compiled_step(config, mesh), (abstract_state(config, mesh), batch)
 
 
@@ -176,7 +176,7 @@ def operation(name: str, channels: int, gradients: bool) -> Build:
     kind, side = parts[1], int(parts[2] or 3)
 
     def build(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        def picture(channels: int) -> jax.ShapeDtypeStruct:
+        def image(channels: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((work.batch, work.height, work.width, channels), work.dtype)
 
         def weights(*shape: int) -> jax.ShapeDtypeStruct:
@@ -185,20 +185,20 @@ def operation(name: str, channels: int, gradients: bool) -> Build:
         run, arguments = {
             "depthwise": (
                 lambda kernel, x: depthwise_conv(x, kernel),
-                (weights(side, side, channels), picture(channels)),
+                (weights(side, side, channels), image(channels)),
             ),
             "dilated": (
                 lambda kernel, x: depthwise_conv(x, kernel, 2),
-                (weights(side, side, channels), picture(channels)),
+                (weights(side, side, channels), image(channels)),
             ),
             "paired": (
                 lambda kernel, x: paired_conv([x[0]], [x[1]], kernel),
-                (weights(side, side, 2, channels), (picture(channels), picture(channels))),
+                (weights(side, side, 2, channels), (image(channels), image(channels))),
             ),
-            "pool": (lambda _, x: average_pool(x, side), (weights(), picture(channels))),
+            "pool": (lambda _, x: average_pool(x, side), (weights(), image(channels))),
             "linear": (
                 lambda kernel, x: linear(x, kernel),
-                (weights(channels, channels), picture(channels)),
+                (weights(channels, channels), image(channels)),
             ),
         }[kind]
         return jax.jit(_gradient(run) if gradients else run), placed(arguments, mesh)
@@ -341,7 +341,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", help="stages or operations, such as dilated7")
     parser.add_argument("--suite", action="store_true", help="all rows that have targets")
     parser.add_argument("--preset", choices=PRESETS, default="drsformer")
-    parser.add_argument("--batch", type=int, default=1, help="pictures a chip")
+    parser.add_argument("--batch", type=int, default=1, help="images a chip")
     parser.add_argument("--height", type=int, default=256)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")

@@ -192,7 +192,7 @@ def _lines(results: Mapping[str, Result]) -> Iterator[str]:
             f"{feed_forward:12}  {attention:9}  {row.parameters:>10}  {row.psnr:5.2f}  "
             f"{row.ssim:6.4f}  {row.psnr - results['fn'].psnr:+5.2f}"
         )
-        if attention == "topk":  # Of dense attention the paper shows pictures alone.
+        if attention == "topk":  # Of dense attention the paper shows images alone.
             paper = published[feed_forward.upper()]
             line += (
                 f"    {paper['psnr']:14.2f}  {paper['ssim']:6.4f}  "
@@ -200,7 +200,7 @@ def _lines(results: Mapping[str, Result]) -> Iterator[str]:
             )
         yield line
     gain = results["msfn"].psnr - results["msfn_dense"].psnr
-    yield f"top-k instead of dense attention: {gain:+.2f} dB; the paper has pictures, no figures"
+    yield f"top-k instead of dense attention: {gain:+.2f} dB; the paper has images, no figures"
     yield "One run of each: with another seed the differences are others."
 
 

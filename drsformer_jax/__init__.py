@@ -14,7 +14,7 @@ Importing the package loads none of its parts; they are
 - `drsformer_jax.nn`: the network;
 - `drsformer_jax.weights`: networks on disk in every form, official PyTorch ones too;
 - `drsformer_jax.metrics`: PSNR and SSIM in the protocols of published results;
-- `drsformer_jax.restoring`: a rainy picture in, the picture without rain out;
+- `drsformer_jax.restoring`: a rainy image in, the image without rain out;
 - `drsformer_jax.data`, `training`, `checkpoint`, `evaluation`: the parts of train.py and eval.py.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def load(path: str | os.PathLike[str], step: int | None = None, **options: Any) -> Restorer:
-    """Reads a network and returns what restores pictures with it; see `restoring.Restorer.load`.
+    """Reads a network and returns what restores images with it; see `restoring.Restorer.load`.
 
     Args:
         path: a training run, a converted folder, or an official `.pth` or `.safetensors` file.

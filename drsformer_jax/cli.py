@@ -19,7 +19,7 @@ from drsformer_jax.data.datasets import default_data_dir, find_dataset, summary
 from drsformer_jax.data.pairs import sizes_of
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.flags import parse
-from drsformer_jax.images.pixels import check_extension, write_picture
+from drsformer_jax.images.pixels import check_extension, write_image
 from drsformer_jax.images.video import VIDEO_EXTENSIONS, restore_video
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.files import plan_jobs, restore_files
@@ -34,54 +34,54 @@ _FRAMES = 4
 
 @dataclass(frozen=True)
 class Derain:
-    """Removes rain from pictures, folders of pictures, or a video."""
+    """Removes rain from images, folders of images, or a video."""
 
     paths: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT [INPUT ...] OUTPUT")
     ]
-    """Pictures (PNG, JPEG, WebP, BMP, TIFF), folders with subfolders, or patterns such as
-    'photos/**/*.jpg'; last the folder where the results go under the same names. Or one picture or
+    """Images (PNG, JPEG, WebP, BMP, TIFF), folders with subfolders, or patterns such as
+    'photos/**/*.jpg'; last the folder where the results go under the same names. Or one image or
     video, and the file for the result."""
     checkpoint: Path
     """A training run, a converted folder, or an official .pth or .safetensors file."""
     step: int | None = None
     """Checkpoint of a training run; the best one where it is not given."""
     format: Literal["png", "jpg", "webp", "bmp", "tif"] | None = None
-    """Format of the results; that of each picture where it is not given."""
+    """Format of the results; that of each image where it is not given."""
     quality: int | None = None
     """Quality of JPEG and lossy WebP, 1 to 100; JPEG 95 and lossless WebP where it is not given."""
     crf: int | None = None
     """Constant rate factor of a video, 0 to 51 (.webm to 63), less is better; 16 (.webm 18) where
     it is not given."""
     background: tuple[int, int, int] = (255, 255, 255)
-    """Colour (R G B) under transparent pictures where the format has no transparency."""
+    """Color (R G B) under transparent images where the format has no transparency."""
     compare: Path | None = None
-    """Folder for pictures that show rainy and restored side by side."""
+    """Folder for images that show rainy and restored side by side."""
     dtype: DType | None = None
     """What the network computes in; as it was trained where it is not given. bfloat16 is faster on
-    accelerators and changes pictures by a little."""
+    accelerators and changes images by a little."""
     batch: int | None = None
-    """Pictures of like sizes that are computed together, as far as memory goes; where it is not
+    """Images of like sizes that are computed together, as far as memory goes; where it is not
     given 8, on CPUs 1."""
     tile: int | Literal["auto"] = "auto"
-    """How pictures are computed: auto, at once or in strips, whatever memory is enough for, with
+    """How images are computed: auto, at once or in strips, whatever memory is enough for, with
     one result; 0, at once always; or in tiles of this side in pixels, a multiple of 8, which are an
     approximation."""
     overlap: int | None = None
-    """Pixels that neighbouring tiles share; 64, or half of a smaller tile, where not given. Goes
+    """Pixels that neighboring tiles share; 64, or half of a smaller tile, where not given. Goes
     with --tile."""
     workers: int = min(4, os.cpu_count() or 1)
-    """Threads; while one picture is computed, others are read and written."""
+    """Threads; while one image is computed, others are read and written."""
     overwrite: bool = False
     """Write over results that are there."""
     resume: bool = False
-    """Skip pictures whose results are there."""
+    """Skip images whose results are there."""
 
     def run(self) -> None:
-        """Restores the pictures; one that cannot be read is reported and the rest goes on.
+        """Restores the images; one that cannot be read is reported and the rest goes on.
 
         Raises:
-            InputError: if a flag, a folder, the picture or the checkpoint is wrong, or pictures
+            InputError: if a flag, a folder, the image or the checkpoint is wrong, or images
                 failed.
         """
         if len(self.paths) < 2:
@@ -92,16 +92,16 @@ class Derain:
         if any(path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file() for path in inputs):
             self._restore_video(inputs, output)
         else:
-            self._restore_pictures(inputs, output)
+            self._restore_images(inputs, output)
 
-    def _restore_pictures(self, inputs: list[Path], output: Path) -> None:
-        self._check_unused("pictures", "crf")
+    def _restore_images(self, inputs: list[Path], output: Path) -> None:
+        self._check_unused("images", "crf")
         _check(self.quality in (None, *range(1, 101)), "--quality", self.quality, "1 to 100")
         _check(self.workers >= 1, "--workers", self.workers, "at least 1")
         _check(self.batch is None or self.batch >= 1, "--batch", self.batch, "at least 1")
-        colour = "three numbers from 0 to 255"
+        color = "three numbers from 0 to 255"
         fits = all(0 <= value <= 255 for value in self.background)
-        _check(fits, "--background", self.background, colour)
+        _check(fits, "--background", self.background, color)
         extension = None if self.format is None else f".{self.format}"
         jobs = plan_jobs(inputs, output, extension=extension, compare=self.compare)
         if not self.resume:
@@ -118,12 +118,12 @@ class Derain:
         )
         there = f", {summary.skipped} were there already" if summary.skipped else ""
         print(
-            f"restored {summary.restored} of {len(jobs)} pictures into {output} in "
+            f"restored {summary.restored} of {len(jobs)} images into {output} in "
             f"{summary.seconds:.1f} s{there}; sizes compiled: {summary.programs}, pixels added by "
             f"padding and overlaps: {summary.waste:.0%}"
         )
         if summary.failed:
-            raise InputError(f"{summary.failed} of {len(jobs)} pictures failed; expected none to")
+            raise InputError(f"{summary.failed} of {len(jobs)} images failed; expected none to")
 
     def _restore_video(self, inputs: list[Path], output: Path) -> None:
         flags = ("format", "quality", "background", "compare", "workers", "batch")
@@ -223,29 +223,29 @@ class Convert:
 
 @dataclass(frozen=True)
 class BuildData:
-    """Builds a rain data set that training and scoring read, from files that were downloaded."""
+    """Builds a rain dataset that training and scoring read, from files that were downloaded."""
 
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """rain200l, rain200h, did_data, ddn_data, spa_data, rain100l, rain13k, paired_folder for pairs
-    of your own, or synthetic; with --verify any data set that was built."""
+    of your own, or synthetic; with --verify any dataset that was built."""
     manual_dir: Path | None = None
     """Folder that the files were unpacked into; run without it to see what it should hold. Of
     synthetic a folder of photographs; those of scikit-image where it is not given."""
     data_dir: Path | None = None
-    """Folder of all data sets; that of TFDS (TFDS_DATA_DIR, or ~/tensorflow_datasets) where it is
+    """Folder of all datasets; that of TFDS (TFDS_DATA_DIR, or ~/tensorflow_datasets) where it is
     not given."""
     save_as: str | None = None
     """Another name for a paired_folder, so that there may be several."""
     allow_partial: bool = False
-    """Build what is there of a data set that is not whole, and note the difference."""
+    """Build what is there of a dataset that is not whole, and note the difference."""
     verify: bool = False
-    """Read every pair of a data set that was built, and check it."""
+    """Read every pair of a dataset that was built, and check it."""
 
     def run(self) -> None:
         """Builds or checks, and says how many pairs there are.
 
         Raises:
-            InputError: if the data set or its files are wrong, or checks find something.
+            InputError: if the dataset or its files are wrong, or checks find something.
         """
         if self.verify:
             self._verify()
@@ -280,9 +280,9 @@ class BuildData:
         found = find_dataset(self.dataset, str(self.data_dir or ""))
         if found is None:
             place = self.data_dir or default_data_dir()
-            raise InputError(f"{self.dataset} is no data set in {place}; expected one that is")
+            raise InputError(f"{self.dataset} is no dataset in {place}; expected one that is")
         folder, part = found
-        _check(not part, "the data set", self.dataset, "one without a part, since all is checked")
+        _check(not part, "the dataset", self.dataset, "one without a part, since all is checked")
         problems = 0
         for line in verify(folder):
             tqdm.write(line)
@@ -295,15 +295,15 @@ class BuildData:
 
 @dataclass(frozen=True)
 class ShowData:
-    """Draws pairs of a data set, and crops as training makes them, on one sheet."""
+    """Draws pairs of a dataset, and crops as training makes them, on one sheet."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """A data set that was built (rain200l, or a part: rain200l:test), a folder that holds input/
+    """A dataset that was built (rain200l, or a part: rain200l:test), a folder that holds input/
     and target/, or synthetic, of which each kind of rain is shown."""
     out: Path
-    """The picture to write, such as sheet.png."""
+    """The image to write, such as sheet.png."""
     data_dir: Path | None = None
-    """Folder of the data sets; that of TFDS where it is not given."""
+    """Folder of the datasets; that of TFDS where it is not given."""
     photographs: str = "skimage"
     """What synthetic rain falls on: a folder of images, or those of scikit-image."""
     pairs: int = 4
@@ -319,7 +319,7 @@ class ShowData:
         """Draws the sheet and says what there is.
 
         Raises:
-            InputError: if there is no such data, or a flag or a picture is wrong.
+            InputError: if there is no such data, or a flag or an image is wrong.
         """
         from drsformer_jax.data.sheets import data_sheet, rain_sheet
         from drsformer_jax.data.sources import open_pairs
@@ -339,7 +339,7 @@ class ShowData:
         )
         pairs = open_pairs(self.source, "train", config, self.seed)
         sheet = rain_sheet if self.source == "synthetic" else data_sheet
-        write_picture(self.out, sheet(pairs, self.pairs, config, self.seed))
+        write_image(self.out, sheet(pairs, self.pairs, config, self.seed))
         sizes = Counter(f"{width}x{height}" for height, width in sizes_of(pairs))
         common = ", ".join(f"{size} ({count})" for size, count in sizes.most_common(3))
         more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""

@@ -1,9 +1,9 @@
 """Where arrays lie: the mesh of devices, and states and batches on it.
 
-The mesh has three axes. `data` and `fsdp` share the pictures of a batch; of `fsdp` each device
-keeps only its part of the parameters and the optimiser state between steps (as in "ZeRO: Memory
+The mesh has three axes. `data` and `fsdp` share the images of a batch; of `fsdp` each device
+keeps only its part of the parameters and the optimizer state between steps (as in "ZeRO: Memory
 Optimizations Toward Training Trillion Parameter Models", SC 2020; within a step it has all
-parameters); `rows` shares the rows of each picture. What is computed is the same on every mesh, up
+parameters); `rows` shares the rows of each image. What is computed is the same on every mesh, up
 to the order of sums.
 """
 
@@ -21,8 +21,8 @@ from drsformer_jax.config import SIZE_MULTIPLE, DataConfig, MeshConfig
 from drsformer_jax.errors import InputError
 
 _AXES = ("data", "fsdp", "rows")
-_PICTURES = ("data", "fsdp")
-"""Axes that share the pictures of a batch."""
+_IMAGES = ("data", "fsdp")
+"""Axes that share the images of a batch."""
 _STACK = "layers"
 """Name of the modules whose parameters are stacked along a first axis and scanned."""
 
@@ -78,8 +78,8 @@ def check_batches(config: DataConfig, mesh: Mesh) -> None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Pictures (b, h, w, 3), cut along the batch over `data` and `fsdp` and along `rows`."""
-    return NamedSharding(mesh, PartitionSpec(_PICTURES, "rows"))
+    """Images (b, h, w, 3), cut along the batch over `data` and `fsdp` and along `rows`."""
+    return NamedSharding(mesh, PartitionSpec(_IMAGES, "rows"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -116,18 +116,18 @@ def _cut(shape: tuple[int, ...], first: int, shards: int) -> PartitionSpec:
 def averaged_over_shards(
     gradient: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]], mesh: Mesh
 ) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]:
-    """Lets each device work on its own pictures, or rows of them, and averages what they find.
+    """Lets each device work on its own images, or rows of them, and averages what they find.
 
-    The compiler is not asked to share this work: it cannot share loops over pictures.
+    The compiler is not asked to share this work: it cannot share loops over images.
 
     Args:
-        gradient: of whole parameters and some pictures and their targets, (n, h, w, 3): their mean
+        gradient: of whole parameters and some images and their targets, (n, h, w, 3): their mean
             loss, and its gradient. Where devices share `rows` it is given those of one device, and
             the gradient is that of the sum of all these devices' losses.
         mesh: the devices.
 
     Returns:
-        The same function of parameters that lie on the mesh and all pictures; its gradient lies as
+        The same function of parameters that lie on the mesh and all images; its gradient lies as
         the parameters do.
     """
 
@@ -146,17 +146,15 @@ def averaged_over_shards(
             own = jax.lax.psum_scatter(leaf, "fsdp", scatter_dimension=axis, tiled=True)
             return jax.lax.psum(own, ("data", "rows")) / mesh.size
 
-        def of_own_pictures(
-            params: Any, rainy: jax.Array, clean: jax.Array
-        ) -> tuple[jax.Array, Any]:
+        def of_own_images(params: Any, rainy: jax.Array, clean: jax.Array) -> tuple[jax.Array, Any]:
             loss, grads = gradient(jax.tree.map(whole, params, specs), rainy, clean)
             return jax.lax.pmean(loss, _AXES), jax.tree.map(average, grads, specs)
 
-        pictures = PartitionSpec(_PICTURES, "rows")
+        images = PartitionSpec(_IMAGES, "rows")
         return jax.shard_map(
-            of_own_pictures,
+            of_own_images,
             mesh=mesh,
-            in_specs=(specs, pictures, pictures),
+            in_specs=(specs, images, images),
             out_specs=(PartitionSpec(), specs),
             check_vma=False,
         )(params, rainy, clean)
@@ -165,26 +163,26 @@ def averaged_over_shards(
 
 
 def rows_mesh(count: int) -> Mesh:
-    """Devices of this process that share the rows of pictures."""
+    """Devices of this process that share the rows of images."""
     return Mesh(np.array(jax.local_devices()[:count]), ("rows",), axis_types=(AxisType.Auto,))
 
 
 def over_rows(network: Callable[..., jax.Array], count: int) -> Callable[..., jax.Array]:
-    """Lets devices of this process share the rows of pictures, (b, h, w, 3).
+    """Lets devices of this process share the rows of images, (b, h, w, 3).
 
     Args:
-        network: of parameters, some rows of pictures, and whatever else each device reads whole; it
+        network: of parameters, some rows of images, and whatever else each device reads whole; it
             computes with `nn.rows.Shards`.
         count: the devices.
     """
-    pictures, whole = PartitionSpec(None, "rows"), PartitionSpec()
+    images, whole = PartitionSpec(None, "rows"), PartitionSpec()
 
     def shared(params: Any, rainy: jax.Array, *others: jax.Array) -> jax.Array:
         return jax.shard_map(
             network,
             mesh=rows_mesh(count),
-            in_specs=(whole, pictures, *[whole for _ in others]),
-            out_specs=pictures,
+            in_specs=(whole, images, *[whole for _ in others]),
+            out_specs=images,
             check_vma=False,
         )(params, rainy, *others)
 

@@ -1,8 +1,8 @@
 """Array annotations, and the letters that name their axes everywhere in the package.
 
-b  pictures of a batch          c  channels of a level      m  attention heads
-h  rows of a picture            f  hidden channels          d  channels of a head (query)
-w  columns of a picture         k  side of a kernel         e  channels of a head (key)
+b  images of a batch          c  channels of a level      m  attention heads
+h  rows of an image            f  hidden channels          d  channels of a head (query)
+w  columns of an image         k  side of a kernel         e  channels of a head (key)
 s  steps of the mixture         x  experts of the mixture   p  pixels, h * w
                                 o  channels that come out of a linear map
 """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import jax
 import pytest
 from jaxtyping import install_import_hook
-from programs import UNOPTIMISED
+from programs import UNOPTIMIZED
 
 # The parts whose signatures name shapes, before anything imports them.
 CHECKED = ("metrics", "nn", "ops", "restoring.restorer", "training.step")
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 def pytest_configure(config: pytest.Config) -> None:
     flags = ["--xla_force_host_platform_device_count=8"]
-    # Small networks compile for far longer than they run, so the compiler need not optimise. The
+    # Small networks compile for far longer than they run, so the compiler need not optimize. The
     # full-size comparison runs what users run.
     if config.getoption("markexpr") != "golden":
-        flags.append(UNOPTIMISED)
+        flags.append(UNOPTIMIZED)
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 
@@ -79,14 +79,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from programs import CONFIG
 
     from drsformer_jax.data.synthetic import SyntheticRain, photographs
-    from drsformer_jax.images.pixels import write_picture
+    from drsformer_jax.images.pixels import write_image
 
     folder = tmp_path_factory.mktemp("programs")
     rain = SyntheticRain(photographs("skimage")[0], 1, 0)
     for index in range(2):
         pair = rain[index]
-        for part, picture in (("input", pair["rainy"]), ("target", pair["clean"])):
-            write_picture(folder / "pairs" / part / f"{index}.png", picture[100:140, 100:148])
+        for part, image in (("input", pair["rainy"]), ("target", pair["clean"])):
+            write_image(folder / "pairs" / part / f"{index}.png", image[100:140, 100:148])
     (folder / "config.py").write_text(CONFIG.format(pairs=folder / "pairs"))
     return folder
 

@@ -77,7 +77,7 @@ def row(name, content, container, member="", **others):
         "downscale": 1,
         "sha256": hashlib.sha256(content).hexdigest(),
         "author": "Somebody",
-        "licence": "CC-BY-4.0",
+        "license": "CC-BY-4.0",
         "source": "https://example.org/a_(b)",
     }
     return Photograph(**values | others)

@@ -49,7 +49,7 @@ def together(arrays):
 
 
 def masks(batch, height, width):
-    """Of pictures that differ in size: one loses half of its rows, the others two columns."""
+    """Of images that differ in size: one loses half of its rows, the others two columns."""
     inside = np.ones((batch, height, width, 1), bool)
     inside[0, (height + 1) // 2 :] = False
     inside[1:, :, -2:] = False

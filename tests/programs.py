@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-UNOPTIMISED = "--xla_backend_optimization_level=0"
+UNOPTIMIZED = "--xla_backend_optimization_level=0"
 CONFIG = """
 from drsformer_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
@@ -39,7 +39,7 @@ class Programs:
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": UNOPTIMISED,
+            "XLA_FLAGS": UNOPTIMIZED,
         }
         self._programs = {
             "train": [str(ROOT / "train.py")],

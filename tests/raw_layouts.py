@@ -1,4 +1,4 @@
-"""Every layout that rain data sets are published in, made with small pictures."""
+"""Every layout that rain datasets are published in, made with small images."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from drsformer_jax.data.layouts import RawPair
-from drsformer_jax.images.pixels import write_picture
+from drsformer_jax.images.pixels import write_image
 
 NORAIN = ["rain200l", "rain200h", "rain100l"]
 PUBLISHED = [*NORAIN, "did_data", "ddn_data", "spa_data"]
 RAIN13K_TESTS = ["Test100", "Rain100L", "Rain100H", "Test1200", "Test2800"]
 
 
-def pictures(folder: Path, *names: str) -> Path:
+def images(folder: Path, *names: str) -> Path:
     for name in names:
-        write_picture(folder / name, np.full((2, 4, 3), len(name), np.uint8))
+        write_image(folder / name, np.full((2, 4, 3), len(name), np.uint8))
     return folder
 
 
@@ -28,15 +28,15 @@ def listed(file: Path, *lines: str) -> Path:
 
 
 def input_target(folder: Path, *names: str) -> list[RawPair]:
-    pictures(folder / "input", *names)
-    pictures(folder / "target", *names)
+    images(folder / "input", *names)
+    images(folder / "target", *names)
     return [RawPair(name, folder / "input" / name, folder / "target" / name) for name in names]
 
 
 def rain_norain(folder: Path, rain: str = "rain") -> list[RawPair]:
     numbers = (2, 10, 100)
-    pictures(folder / rain, *(f"norain-{n}x2.png" for n in numbers))
-    pictures(folder / "norain", *(f"norain-{n}.png" for n in numbers))
+    images(folder / rain, *(f"norain-{n}x2.png" for n in numbers))
+    images(folder / "norain", *(f"norain-{n}.png" for n in numbers))
     return [
         RawPair(
             f"norain-{n}x2.png",
@@ -49,13 +49,13 @@ def rain_norain(folder: Path, rain: str = "rain") -> list[RawPair]:
 
 def side_by_side(folder: Path) -> list[RawPair]:
     names = ("Rain_Heavy/train2018new/2.jpg", "Rain_Heavy/train2018new/10.jpg", "Rain_Light/1.jpg")
-    pictures(folder, *names)
+    images(folder, *names)
     return [RawPair(name, folder / name, None) for name in names]
 
 
 def ground_truth(folder: Path) -> list[RawPair]:
-    pictures(folder / "rainy image", *(f"{n}_{k}.jpg" for n in (9, 10) for k in range(1, 15)))
-    pictures(folder / "ground truth", "9.jpg", "10.jpg")
+    images(folder / "rainy image", *(f"{n}_{k}.jpg" for n in (9, 10) for k in range(1, 15)))
+    images(folder / "ground truth", "9.jpg", "10.jpg")
     return [
         RawPair(
             f"{n}_{k}.jpg",
@@ -77,7 +77,7 @@ def text_list(
     root = root or folder
     numbers = (10, 2, 3)
     for kind in ("real", "real_gt"):
-        pictures(root / kind, *(f"{n}.png" for n in numbers))
+        images(root / kind, *(f"{n}.png" for n in numbers))
     listed(folder / name, *(form.format(n) for n in numbers))
     return [
         RawPair(f"real/{n}.png", root / "real" / f"{n}.png", root / "real_gt" / f"{n}.png")

@@ -32,7 +32,7 @@ def of(kind: str, **changes: object) -> RainConfig:
     return RainConfig(**{each: float(each == kind) for each in KINDS}, **changes)
 
 
-def grey(level: int, size: tuple[int, int] = (96, 128)) -> np.ndarray:
+def gray(level: int, size: tuple[int, int] = (96, 128)) -> np.ndarray:
     return np.full((*size, 3), level, np.uint8)
 
 

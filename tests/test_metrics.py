@@ -26,8 +26,8 @@ SHARED = ROOT.parent / "shared"
 PROTOCOLS = ("rain200_spa", "did_ddn")
 
 
-def reference_luma(picture, protocol):
-    thousandths = picture.astype(np.int64) @ np.array([65481, 128553, 24966])
+def reference_luma(image, protocol):
+    thousandths = image.astype(np.int64) @ np.array([65481, 128553, 24966])
     if protocol == "rain200_spa":
         return 16.0 + (2 * thousandths + 255_000) // 510_000
     return 16 + thousandths / 255_000
@@ -60,7 +60,7 @@ def reference_ssim(restored, target, protocol, factor):
 
 
 def pair(height, width):
-    """A picture with gradients, edges and texture, and a noisy copy: the same on every machine."""
+    """An image with gradients, edges and texture, and a noisy copy: the same on every machine."""
     row, column, channel = np.ogrid[:height, :width, :3]
     target = 3 * row + 2 * column + 40 * channel + 90 * ((row // 9 + column // 7) % 2)
     target = target + (row * row * 7 + column * column * 13 + row * column * channel) % 31
@@ -93,13 +93,13 @@ def test_both_scores_equal_their_definition(size, protocol):
         ((901, 898), 4),
     ],
 )
-def test_did_ddn_ssim_is_of_the_picture_reduced_by_the_factor(size, factor):
+def test_did_ddn_ssim_is_of_the_image_reduced_by_the_factor(size, factor):
     restored, target = pair(*size)
     expected = reference_ssim(restored, target, "did_ddn", factor)
     assert metrics.ssim(restored, target, "did_ddn") == exactly(expected)
 
 
-def test_rain200_spa_ssim_never_reduces_the_picture():
+def test_rain200_spa_ssim_never_reduces_the_image():
     restored, target = pair(400, 390)
     expected = reference_ssim(restored, target, "rain200_spa", factor=1)
     assert metrics.ssim(restored, target, "rain200_spa") == exactly(expected)
@@ -118,25 +118,25 @@ def test_the_protocols_score_one_pair_differently(protocol, psnr, ssim):
     assert metrics.ssim(restored, target, protocol) == exactly(ssim)
 
 
-def test_rain200_spa_luma_is_rounded_half_up_exactly_for_every_colour():
+def test_rain200_spa_luma_is_rounded_half_up_exactly_for_every_color():
     red, blue = np.mgrid[:256, :256].astype(np.uint8)
     with jax.enable_x64(True):
         for green in range(256):
-            picture = np.stack([red, np.full_like(red, green), blue], axis=-1)
-            luma = np.asarray(metrics._luma(jax.numpy.asarray(picture), "rain200_spa")) / 85000
-            np.testing.assert_array_equal(luma, reference_luma(picture, "rain200_spa"))
+            image = np.stack([red, np.full_like(red, green), blue], axis=-1)
+            luma = np.asarray(metrics._luma(jax.numpy.asarray(image), "rain200_spa")) / 85000
+            np.testing.assert_array_equal(luma, reference_luma(image, "rain200_spa"))
 
 
 def test_reference_luma_equals_rational_arithmetic_on_ties_and_a_grid():
     coefficients = Fraction("65.481"), Fraction("128.553"), Fraction("24.966")
-    colours = [*itertools.product(range(0, 256, 15), repeat=3), (220, 208, 216), (0, 250, 250)]
+    colors = [*itertools.product(range(0, 256, 15), repeat=3), (220, 208, 216), (0, 250, 250)]
     ties = 0
-    for colour in colours:
-        luma = 16 + sum(c * v for c, v in zip(coefficients, colour, strict=True)) / 255
+    for color in colors:
+        luma = 16 + sum(c * v for c, v in zip(coefficients, color, strict=True)) / 255
         ties += luma.denominator == 2
-        rounded = reference_luma(np.array(colour), "rain200_spa")
-        assert rounded == math.floor(luma + Fraction(1, 2)), colour
-        assert reference_luma(np.array(colour), "did_ddn") == exactly(float(luma), 1e-13), colour
+        rounded = reference_luma(np.array(color), "rain200_spa")
+        assert rounded == math.floor(luma + Fraction(1, 2)), color
+        assert reference_luma(np.array(color), "did_ddn") == exactly(float(luma), 1e-13), color
     assert ties >= 1
 
 
@@ -155,7 +155,7 @@ def test_psnr_of_one_pixel_one_level_off():
         assert metrics.ssim(restored, target, protocol) == exactly(expected, 1e-12)
 
 
-def test_psnr_where_luma_differs_by_the_least_that_8_bit_colours_can():
+def test_psnr_where_luma_differs_by_the_least_that_8_bit_colors_can():
     target = np.zeros((20, 30, 3), np.uint8)
     target[3, 4] = (0, 47, 0)
     restored = np.zeros((20, 30, 3), np.uint8)
@@ -167,10 +167,10 @@ def test_psnr_where_luma_differs_by_the_least_that_8_bit_colours_can():
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("size", [(11, 11), (17, 17), (390, 401)])
-def test_equal_pictures_score_infinity_and_exactly_one(size, protocol):
-    picture, _ = pair(*size)
-    assert metrics.psnr(picture, picture.copy(), protocol) == math.inf
-    assert metrics.ssim(picture, picture.copy(), protocol) == 1
+def test_equal_images_score_infinity_and_exactly_one(size, protocol):
+    image, _ = pair(*size)
+    assert metrics.psnr(image, image.copy(), protocol) == math.inf
+    assert metrics.ssim(image, image.copy(), protocol) == 1
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -184,7 +184,7 @@ def test_black_and_white_score_as_worked_out_by_hand(protocol):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("size", [(10, 50), (50, 10), (1, 1)])
-def test_picture_smaller_than_the_window_has_psnr_but_no_ssim(size, protocol):
+def test_image_smaller_than_the_window_has_psnr_but_no_ssim(size, protocol):
     restored, target = np.full((*size, 3), 7, np.uint8), np.full((*size, 3), 200, np.uint8)
     assert math.isnan(metrics.ssim(restored, target, protocol))
     expected = reference_psnr(restored, target, protocol)
@@ -194,7 +194,7 @@ def test_picture_smaller_than_the_window_has_psnr_but_no_ssim(size, protocol):
 def test_strided_views_score_as_their_copies():
     restored, target = pair(40, 50)
     turned = restored[::-1].transpose(1, 0, 2), target[::-1].transpose(1, 0, 2)
-    copies = [np.ascontiguousarray(picture) for picture in turned]
+    copies = [np.ascontiguousarray(image) for image in turned]
     assert metrics.psnr(*turned, "did_ddn") == metrics.psnr(*copies, "did_ddn")
     assert metrics.ssim(*turned, "did_ddn") == metrics.ssim(*copies, "did_ddn")
 
@@ -242,8 +242,7 @@ def test_published_outputs_score_as_the_official_programs_print():
         for protocol in PROTOCOLS:
             # The official program rounds some exact halves of luma down.
             halves = protocol == "rain200_spa" and any(
-                np.any(reference_luma(picture, "did_ddn") % 1 == 0.5)
-                for picture in (restored, target)
+                np.any(reference_luma(image, "did_ddn") % 1 == 0.5) for image in (restored, target)
             )
             psnr_tolerance, ssim_tolerance = (1e-4, 1e-6) if halves else (1e-9, 1e-9)
             expected = entry[protocol]
@@ -253,7 +252,7 @@ def test_published_outputs_score_as_the_official_programs_print():
             assert ssim == exactly(expected["ssim"], ssim_tolerance), (entry, protocol)
 
 
-def picture(*shape, dtype=np.uint8):
+def image(*shape, dtype=np.uint8):
     return np.zeros(shape, dtype)
 
 
@@ -262,54 +261,54 @@ def picture(*shape, dtype=np.uint8):
     ("restored", "target", "protocol", "message"),
     [
         (
-            picture(20, 30, 3),
-            picture(20, 31, 3),
+            image(20, 30, 3),
+            image(20, 31, 3),
             "did_ddn",
             "restored is 20x30 (h x w), target is 20x31 (h x w); a pair must have one size",
         ),
         (
-            picture(20, 30, 3, dtype=np.float32),
-            picture(20, 30, 3),
+            image(20, 30, 3, dtype=np.float32),
+            image(20, 30, 3),
             "did_ddn",
             "restored is float32 of shape (20, 30, 3); "
             "expected a numpy array, uint8 of shape (h, w, 3)",
         ),
         (
-            picture(20, 30, 3),
-            picture(20, 30),
+            image(20, 30, 3),
+            image(20, 30),
             "did_ddn",
             "target is uint8 of shape (20, 30); expected a numpy array, uint8 of shape (h, w, 3)",
         ),
         (
-            picture(1, 20, 30, 3),
-            picture(1, 20, 30, 3),
+            image(1, 20, 30, 3),
+            image(1, 20, 30, 3),
             "did_ddn",
             "restored is uint8 of shape (1, 20, 30, 3); "
             "expected a numpy array, uint8 of shape (h, w, 3)",
         ),
         (
-            picture(20, 30, 4),
-            picture(20, 30, 3),
+            image(20, 30, 4),
+            image(20, 30, 3),
             "did_ddn",
             "restored is uint8 of shape (20, 30, 4); "
             "expected a numpy array, uint8 of shape (h, w, 3)",
         ),
         (
-            picture(0, 30, 3),
-            picture(0, 30, 3),
+            image(0, 30, 3),
+            image(0, 30, 3),
             "did_ddn",
             "restored is uint8 of shape (0, 30, 3); "
             "expected a numpy array, uint8 of shape (h, w, 3)",
         ),
         (
             "derained/1.png",
-            picture(20, 30, 3),
+            image(20, 30, 3),
             "did_ddn",
             "restored is of type str; expected a numpy array, uint8 of shape (h, w, 3)",
         ),
         (
-            picture(20, 30, 3),
-            picture(20, 30, 3),
+            image(20, 30, 3),
+            image(20, 30, 3),
             "rain100",
             "protocol is 'rain100'; expected one of rain200_spa, did_ddn",
         ),

@@ -15,8 +15,8 @@ from PIL import Image
 from programs import refused
 
 from drsformer_jax import metrics, weights
-from drsformer_jax.data.folders import find_pictures
-from drsformer_jax.images.pixels import read_picture, write_picture
+from drsformer_jax.data.folders import find_images
+from drsformer_jax.images.pixels import read_image, write_image
 from drsformer_jax.training import checkpoint
 
 
@@ -33,15 +33,15 @@ def test_logs_hold_no_warning(run, trained, place):
     assert "warning" not in (result.stdout + result.stderr + trained[1]).lower()
 
 
-def test_training_leaves_metrics_and_pictures(trained):
+def test_training_leaves_metrics_and_images(trained):
     folder, _ = trained
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
     assert list(losses) == [1, 2, 3, 4]
     assert any("validation/rain200_spa/psnr" in line for line in lines)
     assert list((folder / "tensorboard").iterdir())
-    assert read_picture(folder / "comparison.png").shape[1] > 3 * 48
-    assert read_picture(folder / "validation" / "restored" / "0.png").shape == (40, 48, 3)
+    assert read_image(folder / "comparison.png").shape[1] > 3 * 48
+    assert read_image(folder / "validation" / "restored" / "0.png").shape == (40, 48, 3)
 
 
 @pytest.mark.endurance
@@ -90,7 +90,7 @@ def test_reading_a_run_leaves_what_is_being_written_there_alone(trained):
     unfinished.rmdir()
 
 
-def test_scores_are_those_of_the_saved_pictures(run, trained, place):
+def test_scores_are_those_of_the_saved_images(run, trained, place):
     folder, _ = trained
     pairs = place / "pairs"
     where = ["--input", pairs / "input", "--target", pairs / "target"]
@@ -101,10 +101,10 @@ def test_scores_are_those_of_the_saved_pictures(run, trained, place):
     assert document["protocol"] == "did_ddn"
     lines = (folder / "evaluation" / "did_ddn" / "scores.csv").read_text().splitlines()
     table = list(csv.DictReader(lines))
-    assert [row["picture"] for row in table] == ["0.png", "1.png"]
+    assert [row["image"] for row in table] == ["0.png", "1.png"]
     for row in table:
-        restored = read_picture(place / "saved" / row["picture"])
-        target = read_picture(pairs / "target" / row["picture"])
+        restored = read_image(place / "saved" / row["image"])
+        target = read_image(pairs / "target" / row["image"])
         psnr = metrics.psnr(restored, target, protocol="did_ddn")
         assert float(row["restored_psnr"]) == pytest.approx(psnr, abs=1e-9)
     mean = np.mean([float(row["restored_psnr"]) for row in table])
@@ -114,31 +114,31 @@ def test_scores_are_those_of_the_saved_pictures(run, trained, place):
 def test_derain_restores_a_folder_of_any_sizes_and_reports_a_bad_file(run, trained, place):
     folder, _ = trained
     source = place / "rainy"
-    picture = read_picture(place / "pairs" / "input" / "0.png")
-    write_picture(source / "whole.png", picture)
-    write_picture(source / "odd.jpg", picture[:13, :21])
-    write_picture(source / "one.bmp", picture[:1, :1])
-    (source / "bad.png").write_text("no picture")
+    image = read_image(place / "pairs" / "input" / "0.png")
+    write_image(source / "whole.png", image)
+    write_image(source / "odd.jpg", image[:13, :21])
+    write_image(source / "one.bmp", image[:1, :1])
+    (source / "bad.png").write_text("no image")
     result = run("drsformer", "derain", source, "clear", "--checkpoint", folder)
-    assert "restored 3 of 4 pictures" in result.stdout
-    assert re.search(r"error: .*bad\.png is no picture", result.stderr)
-    refused(result, "1 of 4 pictures failed")
+    assert "restored 3 of 4 images" in result.stdout
+    assert re.search(r"error: .*bad\.png is no image", result.stderr)
+    refused(result, "1 of 4 images failed")
     assert sorted(path.name for path in (place / "clear").iterdir()) == [
         "odd.jpg",
         "one.bmp",
         "whole.png",
     ]
-    assert read_picture(place / "clear" / "odd.jpg").shape == (13, 21, 3)
-    assert read_picture(place / "clear" / "one.bmp").shape == (1, 1, 3)
-    in_training = read_picture(folder / "validation" / "restored" / "0.png")
-    np.testing.assert_array_equal(read_picture(place / "clear" / "whole.png"), in_training)
+    assert read_image(place / "clear" / "odd.jpg").shape == (13, 21, 3)
+    assert read_image(place / "clear" / "one.bmp").shape == (1, 1, 3)
+    in_training = read_image(folder / "validation" / "restored" / "0.png")
+    np.testing.assert_array_equal(read_image(place / "clear" / "whole.png"), in_training)
 
 
 def test_derain_restores_one_file(run, trained, place):
     source = place / "pairs" / "input" / "1.png"
     result = run("drsformer", "derain", source, "one.png", "--checkpoint", trained[0])
     assert result.returncode == 0, result.stderr
-    assert read_picture(place / "one.png").shape == read_picture(source).shape
+    assert read_image(place / "one.png").shape == read_image(source).shape
 
 
 def test_run_becomes_an_official_file_and_a_model_folder_and_both_restore_alike(
@@ -151,9 +151,9 @@ def test_run_becomes_an_official_file_and_a_model_folder_and_both_restore_alike(
     for checkpoint_, output in ((folder, "a"), ("net.pth", "b"), ("model", "c")):
         arguments = ("pairs/input/0.png", f"{output}.png", "--checkpoint", checkpoint_)
         assert run("drsformer", "derain", *arguments).returncode == 0
-    pictures = [read_picture(place / f"{name}.png") for name in "abc"]
-    np.testing.assert_array_equal(pictures[1], pictures[0])
-    np.testing.assert_array_equal(pictures[2], pictures[0])
+    images = [read_image(place / f"{name}.png") for name in "abc"]
+    np.testing.assert_array_equal(images[1], images[0])
+    np.testing.assert_array_equal(images[2], images[0])
     refused(run("drsformer", "convert", "net.pth", "model"), "model is there already")
     refused(run("drsformer", "convert", "net.pth", "x.pth"), r"'\.pth'; expected --to-torch")
     assert run("drsformer", "convert", "net.pth", "half", "--dtype", "float16").returncode == 0
@@ -172,35 +172,35 @@ def test_results_are_neither_overwritten_nor_made_again_unasked(run, trained, pl
     refused(run(*arguments), r"0\.png is there already \(1 of 2 results are\); expected")
     kept = (place / "once" / "0.png").stat().st_mtime_ns
     result = run(*arguments, "--resume")
-    assert "restored 1 of 2 pictures" in result.stdout
+    assert "restored 1 of 2 images" in result.stdout
     assert (place / "once" / "0.png").stat().st_mtime_ns == kept
     result = run(*arguments, "--overwrite")
-    assert "restored 2 of 2 pictures" in result.stdout
+    assert "restored 2 of 2 images" in result.stdout
     assert (place / "once" / "0.png").stat().st_mtime_ns > kept
 
 
 @pytest.mark.endurance
-def test_killed_derain_leaves_no_half_picture_and_resumes(run, trained, place):
+def test_killed_derain_leaves_no_half_image_and_resumes(run, trained, place):
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     for index in range(40):
-        write_picture(place / "many" / f"{index}.png", noise)
+        write_image(place / "many" / f"{index}.png", noise)
     arguments = ("derain", "many", "killed-out", "--checkpoint", trained[0])
     with run.start("drsformer", *arguments) as process:
         while len(list((place / "killed-out").glob("*.png"))) < 3:
             assert process.poll() is None
             time.sleep(0.01)
         process.kill()
-    done = find_pictures(place / "killed-out")
+    done = find_images(place / "killed-out")
     assert 3 <= len(done) < 40
     for path in done:
-        assert read_picture(path).shape == (300, 400, 3)
+        assert read_image(path).shape == (300, 400, 3)
     result = run("drsformer", *arguments, "--resume")
-    assert f"restored {40 - len(done)} of 40 pictures" in result.stdout
+    assert f"restored {40 - len(done)} of 40 images" in result.stdout
 
 
 def test_terminated_derain_leaves_nothing_unfinished(run, trained, place):
     for index in range(40):
-        write_picture(place / "some" / f"{index}.png", np.full((200, 300, 3), index, np.uint8))
+        write_image(place / "some" / f"{index}.png", np.full((200, 300, 3), index, np.uint8))
     arguments = ("derain", "some", "ended", "--checkpoint", trained[0])
     with run.start("drsformer", *arguments) as process:
         while not list((place / "ended").glob("*.png")):
@@ -222,13 +222,13 @@ def test_every_flag_of_derain_does_what_it_says(run, trained, place):
         *("--tile", 32, "--overlap", 16, "--workers", 1),
     )
     assert result.returncode == 0, result.stderr
-    assert "clear.jpg: transparency is laid on the colour (255, 0, 0)" in result.stderr
+    assert "clear.jpg: transparency is laid on the color (255, 0, 0)" in result.stderr
     assert "sizes compiled: 1, pixels added by padding and overlaps: 113%" in result.stdout
     with Image.open(place / "flagged" / "clear.jpg") as image:
         assert image.quantization[0][0] > 15, "of quality 40"
         red, green, _ = image.getpixel((40, 20))
     assert red > 200 > 100 > green
-    assert read_picture(place / "compared" / "clear.jpg").shape[1] > 96
+    assert read_image(place / "compared" / "clear.jpg").shape[1] > 96
 
 
 def test_video_is_restored_frame_by_frame(run, trained, place):
@@ -284,12 +284,12 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
         ("train --config config.py --model.attention none", "topk.*dense"),
         (
             "train --config config.py --data.train nowhere --workdir unmade",
-            "nowhere is no folder and no data set in",
+            "nowhere is no folder and no dataset in",
         ),
         ("eval --checkpoint pairs --input a --target b", "a is no folder|a "),
         ("drsformer derain pairs/input out --checkpoint pairs", "config.json"),
         ("drsformer derain none.png out --checkpoint run", r"none\.png is missing"),
-        ("drsformer derain config.py out.png --checkpoint run", "is no picture"),
+        ("drsformer derain config.py out.png --checkpoint run", "is no image"),
         ("drsformer derain pairs/input config.py --checkpoint run", "is a file"),
         ("drsformer derain pairs --checkpoint run", "1 paths are given"),
         ("drsformer derain '' out --checkpoint run", "argument 2 is empty"),
@@ -307,7 +307,7 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
         ),
         (
             "drsformer derain pairs out --checkpoint run --crf 9",
-            "--crf is given; expected none for pictures",
+            "--crf is given; expected none for images",
         ),
         (
             "drsformer derain pairs out --checkpoint run --tile 30",

@@ -50,7 +50,7 @@ def config(dtype: str, mesh: MeshConfig, **data: object) -> TrainConfig:
     )
 
 
-def pictures(number: int) -> dict[str, np.ndarray]:
+def images(number: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(number)
     shape = (BATCH, SIDE, SIDE, 3)
     return {name: rng.integers(0, 256, shape, np.uint8) for name in ("rainy", "clean")}
@@ -62,10 +62,10 @@ def trained(dtype: str, mesh: MeshConfig):
     with jax.enable_x64(dtype == "float64"):
         placed = Placed(config(dtype, mesh))
         state, metrics, states = placed.state(), [], []
-        program = placed.compiled(pictures(0))
+        program = placed.compiled(images(0))
         for step in range(STEPS):
             # What was compiled before refuses a state that lies elsewhere than at the start.
-            state, scalars = program(state, placed.batch(pictures(step)))
+            state, scalars = program(state, placed.batch(images(step)))
             metrics.append(jax.device_get(scalars))
             states.append(jax.device_get(state))
         return metrics, states, program.as_text()
@@ -174,7 +174,7 @@ def test_longest_divisible_axis_is_cut_but_never_a_stack_or_a_vector(path, shape
     assert found.spec == spec
 
 
-def test_devices_share_nearly_all_of_the_published_network_and_its_optimiser():
+def test_devices_share_nearly_all_of_the_published_network_and_its_optimizer():
     settings = TrainConfig(model=PRESETS["drsformer"])
     state = abstract_state(settings, make_mesh(MeshConfig(1, 8)))
     for tree in (state.params, state.opt_state):
@@ -228,7 +228,7 @@ def test_mesh_of_other_devices_than_there_are_is_refused(mesh):
 
 
 @pytest.mark.parametrize("rows", [8, -1])
-def test_rows_of_a_picture_stay_with_one_process(rows, monkeypatch):
+def test_rows_of_an_image_stay_with_one_process(rows, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
     with pytest.raises(InputError, match="expected rows to divide 4, the devices of a process"):

@@ -32,11 +32,11 @@ from PIL import Image
 
 from drsformer_jax.errors import InputError, one_line_errors, reason
 from drsformer_jax.files import check_writable, write_bytes, write_text
-from drsformer_jax.images.pixels import decode_picture, encode_picture
+from drsformer_jax.images.pixels import decode_image, encode_image
 
 LIST = Path(__file__).with_name("photographs.csv")
 SPLITS = ("train", "validation")
-LICENCES = {
+LICENSES = {
     "public domain": None,
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
     "CC-BY-2.0": "https://creativecommons.org/licenses/by/2.0/",
@@ -44,7 +44,7 @@ LICENCES = {
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
     "BSD-2-Clause": "https://opensource.org/license/bsd-2-clause",
 }
-"""The licences that a photograph may have, and their texts."""
+"""The licenses that a photograph may have, and their texts."""
 KINDS = {"deb": "Debian", "wheel": "Python", "installed": "Python"}
 """How a package comes, and whose it is."""
 
@@ -54,7 +54,7 @@ _RIGHT = {
     "kind": "|".join(KINDS),
     "downscale": "1|2",
     "sha256": "[0-9a-f]{64}",
-    "licence": "|".join(map(re.escape, LICENCES)),
+    "license": "|".join(map(re.escape, LICENSES)),
 }
 _PLATFORM = "--platform manylinux2014_x86_64 --python-version 3.11"
 
@@ -80,9 +80,9 @@ class Photograph(NamedTuple):
     sha256: str
     """Of the original file, as it lies in the container."""
     author: str
-    licence: str
+    license: str
     source: str
-    """Where the licence is stated."""
+    """Where the license is stated."""
 
 
 def read_list(path: Path) -> list[Photograph]:
@@ -122,17 +122,17 @@ def credits_text(photographs: Iterable[Photograph]) -> str:
     """Gives the credits as a Markdown table with one row a photograph, and what was changed."""
     lines = [
         "Photographs marked as halved have half the width and height, by the mean of 2x2 pixels; "
-        "all are stored as PNG without loss. The notice of a BSD licence stands in the package.",
+        "all are stored as PNG without loss. The notice of a BSD license stands in the package.",
         "",
-        "| name | author | licence | source | package | split | change |",
+        "| name | author | license | source | package | split | change |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in photographs:
-        link = LICENCES[one.licence]
+        link = LICENSES[one.license]
         cells = (
             one.name,
             one.author,
-            f"[{one.licence}]({link})" if link else one.licence,
+            f"[{one.license}]({link})" if link else one.license,
             f"<{one.source}>" if "://" in one.source else one.source,
             f"{one.package} {one.version} ({KINDS[one.kind]})",
             one.split,
@@ -208,10 +208,10 @@ def _write(one: Photograph, original: bytes, out: Path) -> bool:
     if found != one.sha256:
         place = f"{one.package}: {one.container} {one.member}".rstrip()
         raise InputError(f"{place} has the SHA-256 {found}; expected {one.sha256}")
-    pixels = decode_picture(original, one.name)
+    pixels = decode_image(original, one.name)
     if one.downscale == 2:
         pixels = np.array(Image.fromarray(pixels).reduce(2))
-    content, path = encode_picture(pixels, ".png"), out / one.split / f"{one.name}.png"
+    content, path = encode_image(pixels, ".png"), out / one.split / f"{one.name}.png"
     if path.is_file() and path.read_bytes() == content:
         return False
     write_bytes(path, content)

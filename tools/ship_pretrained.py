@@ -175,9 +175,9 @@ def hours(run: Path, step: int, config: TrainConfig) -> float:
     """Hours of training until a step, by the pace in the metrics, those of stops left out."""
     # Of a step that was taken twice the last counts.
     logged = {
-        values["step"]: values["pictures_per_second"]
+        values["step"]: values["images_per_second"]
         for values in read_metrics(run / "metrics.jsonl")
-        if "pictures_per_second" in values
+        if "images_per_second" in values
     }
     spent, last = 0.0, 0
     for now in sorted(each for each in logged if each <= step):

@@ -1,6 +1,6 @@
 """Every setting of the project, as frozen dataclasses that refuse impossible values.
 
-Sizes are in pixels, times in optimiser steps. This part needs the standard library alone.
+Sizes are in pixels, times in optimizer steps. This part needs the standard library alone.
 """
 
 from drsformer_jax.config.data import RESTORMER_PATCHES, DataConfig

@@ -29,16 +29,16 @@ class DataConfig:
     """
 
     train: str = "synthetic"
-    """Pairs to train on: `synthetic`, a folder that holds `input/` and `target/`, or a data set
+    """Pairs to train on: `synthetic`, a folder that holds `input/` and `target/`, or a dataset
     that `drsformer build-data` built: its name, such as `rain200l` or, for a part of it,
     `rain200l:train[:90%]`, or its folder."""
     sources: tuple[tuple[str, float], ...] = ()
     """Several such sets and the weight of each, to train on a mix of them in place of `train`: of
     ("rain200l", 3.0) and ("rain200h", 1.0) three quarters of the crops come from the first."""
     validation: str = "synthetic"
-    """Pairs to score on, likewise; of a data set its test split where no part is named."""
+    """Pairs to score on, likewise; of a dataset its test split where no part is named."""
     data_dir: str = ""
-    """Folder of the data sets that were built; that of TFDS (TFDS_DATA_DIR, or
+    """Folder of the datasets that were built; that of TFDS (TFDS_DATA_DIR, or
     ~/tensorflow_datasets) where it is empty."""
     photographs: str = "skimage"
     """Photographs that synthetic rain falls on: a folder of images, one with `train/` and
@@ -56,7 +56,7 @@ class DataConfig:
     crop_size: int = 128
     """Side of the square training crops, in pixels; a multiple of 8."""
     global_batch: int = 16
-    """Crops of one optimiser step."""
+    """Crops of one optimizer step."""
     progressive: tuple[tuple[int, int, int], ...] = ()
     """Patches that grow during training: (first step, side, global batch) of each stage, as in
     `RESTORMER_PATCHES`. They are cut from crops of `crop_size` and take the place of
@@ -66,15 +66,15 @@ class DataConfig:
     mixup: bool = False
     """Blend half of the batches, by chance, with a permutation of themselves."""
     small_images: Literal["pad", "error"] = "pad"
-    """Pad a picture smaller than the crop right and below by symmetric reflection, or refuse it."""
+    """Pad an image smaller than the crop right and below by symmetric reflection, or refuse it."""
     corrupt: Literal["error", "skip"] = "error"
     """Stop training at a pair that cannot be read, or take the next one, name the bad one and count
     it. Scoring always stops."""
     cache_mib: int = 2048
-    """Memory for decoded pictures of training and as much of scoring, in MiB and each process; the
+    """Memory for decoded images of training and as much of scoring, in MiB and each process; the
     rest is read again."""
     cache_dir: str = ""
-    """Folder for decoded training pictures as raw ArrayRecord files, in place of memory, where a
+    """Folder for decoded training images as raw ArrayRecord files, in place of memory, where a
     set does not fit; they are written once. Empty for none."""
     workers: int = 0
     """Processes that prepare batches; 0 means threads of this one."""

@@ -70,7 +70,7 @@ class RainConfig:
     Four kinds cover what benchmarks and photographs show. `light` is that of Rain100L and Rain200L:
     few bright streaks and a thin veil. `fine` is that of real photographs: dense, thin and faint,
     over fog that stays. `heavy` is that of Rain200H. `none` leaves the image as it is, so that a
-    network learns to do so too. A mix of much rain on few photographs generalises better than the
+    network learns to do so too. A mix of much rain on few photographs generalizes better than the
     opposite ("Networks are Slacking Off", NeurIPS 2023). The ranges of `light` and `heavy` were set
     by the statistics of the benchmarks' pairs (`benchmarks/rain_statistics.py`), those of `fine` by
     eye beside real photographs.
@@ -154,7 +154,7 @@ class RainConfig:
     """Share of light and heavy rain that covers the image instead of adding to it."""
 
     overcast_share: float = 0.5
-    """Share of images that are graded as under a grey sky, on both sides: less saturation and
+    """Share of images that are graded as under a gray sky, on both sides: less saturation and
     contrast and another gamma, for the photographs are mostly sunny."""
     noise_share: float = 0.3
     """Share of light and heavy rain with noise of the camera on the rainy side; all fine rain has

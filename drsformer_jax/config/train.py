@@ -27,9 +27,9 @@ class MeshConfig:
     data: int = -1
     """Devices that each take their part of a batch."""
     fsdp: int = 1
-    """Devices that do so too, and share the parameters and the optimiser state among them."""
+    """Devices that do so too, and share the parameters and the optimizer state among them."""
     rows: int = 1
-    """Devices that share the rows of each picture, for patches that do not fit one; a divisor of
+    """Devices that share the rows of each image, for patches that do not fit one; a divisor of
     the devices of one process."""
     device_batch: int = 0
     """Most crops of `data.crop_size`, or as many pixels of smaller patches, that a device computes
@@ -58,14 +58,14 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """Pairs and batches."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimiser and learning rate."""
+    """Optimizer and learning rate."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """Devices."""
     init_from: str = ""
     """Parameters that a new run starts with: a `.pth` or `.safetensors` file with the official
     programs' keys, a model folder, or another run. Empty to draw them by the seed."""
     steps: int = 300_000
-    """Optimiser steps of the whole run."""
+    """Optimizer steps of the whole run."""
     seed: int = 100
     """Seed of the initial parameters, of the order of the pairs, of crops, symmetries and
     synthetic rain."""

@@ -1,1 +1,1 @@
-"""Pictures in and out, rain made on photographs, and the batches that training reads."""
+"""Images in and out, rain made on photographs, and the batches that training reads."""

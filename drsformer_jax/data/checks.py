@@ -1,4 +1,4 @@
-"""Whether a pair is what it says: of one size, two pictures, the rainy one first."""
+"""Whether a pair is what it says: of one size, two images, the rainy one first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def problems(rainy: np.ndarray, clean: np.ndarray) -> list[str]:
 
     Args:
         rainy: uint8 of shape (h, w, 3), RGB, of any size.
-        clean: the same, of the picture without rain.
+        clean: the same, of the image without rain.
 
     Returns:
         A line for each: the sizes differ, the two are identical, they seem swapped (see
@@ -26,33 +26,33 @@ def problems(rainy: np.ndarray, clean: np.ndarray) -> list[str]:
     """
     if rainy.shape != clean.shape:
         (h, w), (clean_h, clean_w) = rainy.shape[:2], clean.shape[:2]
-        sizes = f"the clean picture is {clean_w}x{clean_h}, the rainy one {w}x{h}"
+        sizes = f"the clean image is {clean_w}x{clean_h}, the rainy one {w}x{h}"
         return [f"{sizes}; a pair must have one size"]
     if np.array_equal(rainy, clean):
-        return ["the rainy and the clean picture are identical; expected rain on one"]
+        return ["the rainy and the clean image are identical; expected rain on one"]
     if seems_swapped(rainy, clean):
         return [
-            "the rainy and the clean picture seem swapped: the clean one is brighter and has the "
+            "the rainy and the clean image seem swapped: the clean one is brighter and has the "
             "streaks; expected rain, which adds light, on the rainy one"
         ]
     return []
 
 
 def seems_swapped(rainy: np.ndarray, clean: np.ndarray) -> bool:
-    """Guesses whether the picture that is called clean is the one with rain.
+    """Guesses whether the image that is called clean is the one with rain.
 
     A streak reflects light from the whole sky, so it is brighter than nearly all that lies behind
     it, and it is thin. So nearly all that rain changes becomes brighter. A camera that exposed the
-    two pictures differently, or haze, changes them as well, but as a line: rainy = a clean + b.
+    two images differently, or haze, changes them as well, but as a line: rainy = a clean + b.
     What a line explains is taken off; of the rest the few bright streaks are the tail, and its
-    skewness says in which picture they are. The pair is called swapped where both say so; nearly
-    equal pictures say nothing. Green stands for all channels, as rain has no colour.
+    skewness says in which image they are. The pair is called swapped where both say so; nearly
+    equal images say nothing. Green stands for all channels, as rain has no color.
 
-    Measured on whole pictures: of 56 pairs of Rain100L, 6 of Rain200H and 3 of Rain200L, and of 240
+    Measured on whole images: of 56 pairs of Rain100L, 6 of Rain200H and 3 of Rain200L, and of 240
     of `synthetic.add_rain` on scikit-image's 6 photographs, none was called swapped. With the two
-    pictures exchanged all were but one of Rain200H, whose streaks cover most of it. Of crops of
+    images exchanged all were but one of Rain200H, whose streaks cover most of it. Of crops of
     128x128 1 % of the exchanged were missed, of 32x32 4 %, none was wrongly called swapped. A rainy
-    picture of 0.8 times the exposure hides the exchange. A picture without rain that is blurred or
+    image of 0.8 times the exposure hides the exchange. An image without rain that is blurred or
     compressed and darker as well can be taken for an exchanged one.
 
     Args:

@@ -1,4 +1,4 @@
-"""Data sets that were built: found by name, and read pair by pair."""
+"""Datasets that were built: found by name, and read pair by pair."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from drsformer_jax.data.folders import check_sizes
 from drsformer_jax.data.pairs import Pair, fingerprint
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import content_size, decode_picture
+from drsformer_jax.images.pixels import content_size, decode_image
 
 if TYPE_CHECKING:
     import grain
@@ -31,25 +31,25 @@ _INFO = "dataset_info.json"
 
 
 def default_data_dir() -> Path:
-    """Where TFDS keeps data sets: TFDS_DATA_DIR, or tensorflow_datasets in the home folder."""
+    """Where TFDS keeps datasets: TFDS_DATA_DIR, or tensorflow_datasets in the home folder."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find_dataset(source: str, data_dir: str = "") -> tuple[Path, str] | None:
-    """Finds a data set that was built.
+    """Finds a dataset that was built.
 
     Args:
         source: `NAME`, `NAME:VERSION`, `NAME:PART` or `NAME:VERSION:PART`, with or without `rain/`
             before it; the newest version is taken where none is given. Or a folder that a TFDS
             builder wrote, also with `:PART`. A part is what TFDS calls a split: `train[:90%]`.
-        data_dir: folder of all data sets; `default_data_dir()` where it is empty.
+        data_dir: folder of all datasets; `default_data_dir()` where it is empty.
 
     Returns:
-        The data set's folder and the part, "" where none is named; None if there is no such data
-        set.
+        The dataset's folder and the part, "" where none is named; None if there is no such dataset
+        .
 
     Raises:
-        InputError: if the data set is there but not in that version.
+        InputError: if the dataset is there but not in that version.
     """
     folder, _, part = source.partition(":")
     if (Path(folder) / _INFO).is_file():
@@ -75,14 +75,14 @@ def find_dataset(source: str, data_dir: str = "") -> tuple[Path, str] | None:
 
 
 class DatasetPairs:
-    """Pairs of a data set that was built. Can be pickled; reads the records at each access.
+    """Pairs of a dataset that was built. Can be pickled; reads the records at each access.
 
     Args:
         folder: where a TFDS builder wrote it, with the features `rainy` and `clean`.
         part: what TFDS calls a split, such as `train` or `train[:90%]`.
 
     Raises:
-        InputError: if the folder holds no such data set, or it has no such part.
+        InputError: if the folder holds no such dataset, or it has no such part.
     """
 
     def __init__(self, folder: Path, part: str) -> None:
@@ -128,7 +128,7 @@ class DatasetPairs:
         except Exception as error:  # array_record and the parsers raise errors of many kinds
             raise InputError(
                 f"{place} cannot be read ({_line(error)}); expected what was written there: remove "
-                f"the folder and build the data set anew"
+                f"the folder and build the dataset anew"
             ) from None
         name = self._name(record, index)
         return name, f"{name}, {place}", record["rainy"], record["clean"]
@@ -149,14 +149,14 @@ class DatasetPairs:
     def __getitem__(self, index: int) -> Pair:
         name, place, *files = self._record(index)
         rainy, clean = (
-            decode_picture(content, f"{kind} {place}")
+            decode_image(content, f"{kind} {place}")
             for kind, content in zip(("rainy", "clean"), files, strict=True)
         )
         check_sizes(f"rainy {place}", rainy.shape, f"clean {place}", clean.shape)
         return {"name": name, "rainy": rainy, "clean": clean}
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of a pair, as the builder noted it; else from the picture's head."""
+        """(height, width) of a pair, as the builder noted it; else from the image's head."""
         if self._sizes is not None:
             return self._sizes[index]
         _, place, rainy, _ = self._record(index)
@@ -186,7 +186,7 @@ class DatasetPairs:
         return str(self._info.as_proto.module_name).startswith("drsformer_jax.")
 
     def noted(self) -> dict[str, dict[str, Any]]:
-        """What the builder `Rain` noted of each split; empty for data sets of others."""
+        """What the builder `Rain` noted of each split; empty for datasets of others."""
         return _notes(self._info)
 
     def fingerprint(self) -> str:
@@ -201,7 +201,7 @@ class DatasetPairs:
 
 
 def open_dataset(folder: Path, part: str, side: Literal["train", "test"]) -> DatasetPairs:
-    """Opens a part of a data set.
+    """Opens a part of a dataset.
 
     Args:
         folder: where a TFDS builder wrote it.
@@ -220,15 +220,15 @@ def open_dataset(folder: Path, part: str, side: Literal["train", "test"]) -> Dat
 
 
 def splits_of(folder: Path) -> list[str]:
-    """The names of a data set's splits; raises as `summary`."""
+    """The names of a dataset's splits; raises as `summary`."""
     return list(_builder(folder).info.splits)
 
 
 def summary(folder: Path) -> list[str]:
-    """What a data set holds: a line for each split.
+    """What a dataset holds: a line for each split.
 
     Raises:
-        InputError: if the folder is no data set.
+        InputError: if the folder is no dataset.
     """
     info = _builder(folder).info
     noted = _notes(info)
@@ -245,7 +245,7 @@ def summary(folder: Path) -> list[str]:
 
 
 def _builder(folder: Path) -> Any:
-    """The TFDS builder that reads a data set."""
+    """The TFDS builder that reads a dataset."""
     import tensorflow_datasets as tfds
 
     try:
@@ -253,7 +253,7 @@ def _builder(folder: Path) -> Any:
         _ = builder.info.features, builder.info.splits, _notes(builder.info)  # Read when asked for.
     except Exception as error:  # TFDS lets out errors of many kinds
         raise InputError(
-            f"{folder} is no data set that can be read ({_line(error)}); expected what "
+            f"{folder} is no dataset that can be read ({_line(error)}); expected what "
             "`drsformer build-data` writes"
         ) from None
     return builder
@@ -296,8 +296,8 @@ def in_threads(dataset: grain.MapDataset, title: str) -> Iterator[Any]:
 def pixel_digest(rainy: np.ndarray, clean: np.ndarray) -> bytes:
     """SHA-256 of the pixels of a pair, uint8 (h, w, 3) each, whatever files hold them."""
     digest = hashlib.sha256(repr(rainy.shape).encode())
-    for picture in (rainy, clean):
-        digest.update(np.ascontiguousarray(picture).data)
+    for image in (rainy, clean):
+        digest.update(np.ascontiguousarray(image).data)
     return digest.digest()
 
 

@@ -1,4 +1,4 @@
-"""Folders of pictures, and of pairs of a rainy and a clean one."""
+"""Folders of images, and of pairs of a rainy and a clean one."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from pathlib import Path
 import numpy as np
 
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import EXTENSIONS, picture_size, read_picture
+from drsformer_jax.images.pixels import EXTENSIONS, image_size, read_image
 
 
-def find_pictures(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:
-    """Lists a folder's picture files, told by their extension, with 2.png before 10.png.
+def find_images(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:
+    """Lists a folder's image files, told by their extension, with 2.png before 10.png.
 
     Hidden files and folders are left out, and so are subfolders unless `nested` is set.
 
     Raises:
-        InputError: if the folder is missing, is a file or has no picture.
+        InputError: if the folder is missing, is a file or has no image.
     """
     folder = Path(folder)
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
-        raise InputError(f"{folder} {found}; expected a folder of pictures")
-    pictures = [
+        raise InputError(f"{folder} {found}; expected a folder of images")
+    images = [
         path
         for path in (folder.rglob("*") if nested else folder.iterdir())
         if path.suffix.lower() in EXTENSIONS
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     ]
-    if not pictures:
-        raise InputError(f"{folder} holds no picture; expected files named {' '.join(EXTENSIONS)}")
-    return sorted(pictures, key=lambda path: [_natural(part) for part in path.parts])
+    if not images:
+        raise InputError(f"{folder} holds no image; expected files named {' '.join(EXTENSIONS)}")
+    return sorted(images, key=lambda path: [_natural(part) for part in path.parts])
 
 
 def find_pairs(folder: str | os.PathLike[str]) -> list[tuple[str, Path, Path]]:
-    """Lists the pairs of a folder with rainy pictures in `input/` and clean ones in `target/`.
+    """Lists the pairs of a folder with rainy images in `input/` and clean ones in `target/`.
 
     Returns:
         (file name, rainy file, clean file) of each pair, in natural order.
@@ -58,23 +58,23 @@ def find_pairs(folder: str | os.PathLike[str]) -> list[tuple[str, Path, Path]]:
 def find_pairs_in(
     input_dir: str | os.PathLike[str], target_dir: str | os.PathLike[str], match: str | None = None
 ) -> list[tuple[str, Path, Path]]:
-    r"""Lists the pictures of two folders that belong together, as `find_pairs` does.
+    r"""Lists the images of two folders that belong together, as `find_pairs` does.
 
     Names are compared without their extension: a restored PNG belongs to the JPEG it came from.
 
     Args:
-        input_dir: folder of the first pictures.
+        input_dir: folder of the first images.
         target_dir: folder of their partners.
         match: regular expression searched in the names without extension. Its first group, or all
-            that it matches, is the key that a picture and its partner share: `\d+` pairs
+            that it matches, is the key that an image and its partner share: `\d+` pairs
             norain-1.png with 1.png. Several inputs may share a target. Among several targets of
             one key the one of the input's own name is its partner.
 
     Raises:
-        InputError: if a folder is missing or empty, a picture has no partner or more than one, two
+        InputError: if a folder is missing or empty, an image has no partner or more than one, two
             inputs have one name, or `match` is invalid or finds nothing in a name.
     """
-    inputs, targets = find_pictures(input_dir), find_pictures(target_dir)
+    inputs, targets = find_images(input_dir), find_images(target_dir)
     names: dict[str, Path] = {}
     for path in inputs:
         other = names.setdefault(path.stem, path)
@@ -96,13 +96,13 @@ def find_pairs_in(
         expected = "equal file names" if match is None else f"one that '{match}' finds equal"
         raise InputError(
             f"{alone[0]} has no partner in {other_dir} ({len(alone)} of "
-            f"{len(key_of)} pictures have none); expected {expected}"
+            f"{len(key_of)} images have none); expected {expected}"
         )
     return pairs
 
 
 def _keys(paths: Sequence[Path], match: str | None) -> dict[Path, str]:
-    """What each picture shares with its partner."""
+    """What each image shares with its partner."""
     if match is None:
         return {path: path.stem for path in paths}
     try:
@@ -122,7 +122,7 @@ def _keys(paths: Sequence[Path], match: str | None) -> dict[Path, str]:
 
 
 def _only(path: Path, partners: Sequence[Path], key: str, match: str | None) -> Path:
-    """The one partner of a picture among those of its key."""
+    """The one partner of an image among those of its key."""
     if len(partners) > 1:
         partners = [each for each in partners if each.stem == path.stem] or partners
     if len(partners) > 1:
@@ -136,7 +136,7 @@ def _only(path: Path, partners: Sequence[Path], key: str, match: str | None) -> 
 def read_pair(
     input_path: str | os.PathLike[str], target_path: str | os.PathLike[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a rainy and a clean picture of one size.
+    """Reads a rainy and a clean image of one size.
 
     Returns:
         (rainy, clean), each uint8 of shape (h, w, 3).
@@ -144,7 +144,7 @@ def read_pair(
     Raises:
         InputError: if a file cannot be read or the sizes differ.
     """
-    rainy, clean = read_picture(input_path), read_picture(target_path)
+    rainy, clean = read_image(input_path), read_image(target_path)
     check_sizes(input_path, rainy.shape, target_path, clean.shape)
     return rainy, clean
 
@@ -155,9 +155,9 @@ def pair_size(
     """Reads the (height, width) of a pair from the files' heads.
 
     Raises:
-        InputError: if a file is no picture or the sizes differ.
+        InputError: if a file is no image or the sizes differ.
     """
-    size, target_size = picture_size(input_path), picture_size(target_path)
+    size, target_size = image_size(input_path), image_size(target_path)
     check_sizes(input_path, size, target_path, target_size)
     return size
 

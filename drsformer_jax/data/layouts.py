@@ -1,4 +1,4 @@
-"""Where the pairs of a downloaded rain data set are, in whichever layout it was published."""
+"""Where the pairs of a downloaded rain dataset are, in whichever layout it was published."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from drsformer_jax.data.folders import find_pairs_in, find_pictures
+from drsformer_jax.data.folders import find_images, find_pairs_in
 from drsformer_jax.errors import InputError
 
 
@@ -18,11 +18,11 @@ class RawPair(NamedTuple):
     """The files of one pair as they were downloaded."""
 
     name: str
-    """Differs within a split: the rainy file's name, or its path with "/" where pictures lie in
+    """Differs within a split: the rainy file's name, or its path with "/" where images lie in
     subfolders or are listed."""
     rainy: Path
     clean: Path | None
-    """None where `rainy` holds both pictures side by side, the rainy one left."""
+    """None where `rainy` holds both images side by side, the rainy one left."""
 
 
 _Find = Callable[[Path], list[RawPair] | None]
@@ -39,17 +39,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """What a data set looks like when it is downloaded."""
+    """What a dataset looks like when it is downloaded."""
 
     layouts: tuple[Layout, ...]
     places: Mapping[str, tuple[str, ...]]
-    """Where each split may be: folders below the data set's own, "" for that itself."""
+    """Where each split may be: folders below the dataset's own, "" for that itself."""
     expected: Mapping[str, int]
     """Pairs of each split when it is whole; empty where any number is right."""
 
 
 def find_raw_pairs(dataset: str, folder: str | os.PathLike[str]) -> dict[str, list[RawPair]]:
-    """Lists the pairs of each split of a data set; `instructions` tells what may lie where.
+    """Lists the pairs of each split of a dataset; `instructions` tells what may lie where.
 
     Pairs come in natural order of their names, or in the order of the list that names them. How
     many there are is not compared with what is expected.
@@ -63,7 +63,7 @@ def find_raw_pairs(dataset: str, folder: str | os.PathLike[str]) -> dict[str, li
 
     Raises:
         InputError: if the folder or every split is missing, a split has no known layout or several,
-            a picture has no partner, or a list is damaged or names a file that is missing.
+            an image has no partner, or a list is damaged or names a file that is missing.
     """
     raw, folder = _raw(dataset), Path(folder)
     if not folder.is_dir():
@@ -94,10 +94,10 @@ def find_raw_pairs(dataset: str, folder: str | os.PathLike[str]) -> dict[str, li
 
 
 def instructions(dataset: str) -> str:
-    """Tells in a few lines what a data set's folder should hold.
+    """Tells in a few lines what a dataset's folder should hold.
 
     Raises:
-        InputError: if there is no such data set.
+        InputError: if there is no such dataset.
     """
     raw = _raw(dataset)
     some = " (with --allow-partial some of them)" if raw.expected else ", or one of them"
@@ -113,7 +113,7 @@ def instructions(dataset: str) -> str:
 
 def _raw(dataset: str) -> RawDataset:
     if dataset not in DATASETS:
-        raise InputError(f"'{dataset}' is no known data set; expected {' or '.join(DATASETS)}")
+        raise InputError(f"'{dataset}' is no known dataset; expected {' or '.join(DATASETS)}")
     return DATASETS[dataset]
 
 
@@ -160,8 +160,8 @@ def _folders(rainy: str, clean: str, match: str | None = None) -> _Find:
 
 def _rain_norain(folder: Path) -> list[RawPair] | None:
     deeper = _subfolder(folder, "rain/X2")
-    if deeper and len(find_pictures(deeper.parent, nested=True)) > len(find_pictures(deeper)):
-        raise InputError(f"{deeper.parent} has pictures beside {deeper.name}/; expected one place")
+    if deeper and len(find_images(deeper.parent, nested=True)) > len(find_images(deeper)):
+        raise InputError(f"{deeper.parent} has images beside {deeper.name}/; expected one place")
     pairs = _folders("rain/X2" if deeper else "rain", "norain", r"(\d+)(?:[xX]2)?$")(folder)
     first: dict[Path | None, Path] = {}
     for _, rainy, clean in pairs or ():
@@ -172,14 +172,14 @@ def _rain_norain(folder: Path) -> list[RawPair] | None:
 
 def _side_by_side(folder: Path) -> list[RawPair] | None:
     try:
-        pictures = find_pictures(folder, nested=True)
+        images = find_images(folder, nested=True)
     except InputError:
-        return None  # It holds no picture.
-    # Those are another layout's, of one picture a file.
+        return None  # It holds no image.
+    # Those are another layout's, of one image a file.
     others = {_subfolder(folder, "input"), _subfolder(folder, "target")}
     return [
         RawPair(path.relative_to(folder).as_posix(), path, None)
-        for path in pictures
+        for path in images
         if others.isdisjoint(path.parents)
     ] or None
 
@@ -224,7 +224,7 @@ def _listed(file: Path) -> list[RawPair]:
             parent, _, name = path.rpartition("/")
             # The second look is for file systems that disregard capitals.
             if name not in files_in(parent) and not (root / path).is_file():
-                missing = f"{root / path} is missing; expected a picture"
+                missing = f"{root / path} is missing; expected an image"
                 raise InputError(f"{file}, line {number}: {missing}")
         if first.setdefault(rainy, number) != number:
             again = f"{rainy} is in line {first[rainy]} too; expected it once"
@@ -259,7 +259,7 @@ def _lines(file: Path) -> list[tuple[int, str, str]]:
 _EQUAL_NAMES = Layout("input/ and target/ with equal file names", _folders("input", "target"))
 _RAIN_NORAIN = Layout("rain/ or rain/X2/ (norain-Nx2.png) and norain/ (norain-N.png)", _rain_norain)
 _SIDE_BY_SIDE = Layout(
-    "pictures, also in subfolders, of a rainy (left) and a clean one side by side", _side_by_side
+    "images, also in subfolders, of a rainy (left) and a clean one side by side", _side_by_side
 )
 _RAINY_IMAGE = Layout(
     "rainy image/ (N_k.jpg, k from 1 to 14) and ground truth/ (N.jpg)",
@@ -299,4 +299,4 @@ DATASETS: Mapping[str, RawDataset] = {
     ),
     "paired_folder": RawDataset((_OWN,), {"train": ("train", ""), "test": ("test",)}, {}),
 }
-"""The public data sets, and any folder of pairs, by name."""
+"""The public datasets, and any folder of pairs, by name."""

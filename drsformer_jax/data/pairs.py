@@ -1,4 +1,4 @@
-"""Pairs of a rainy and a clean picture by index, wherever they are kept."""
+"""Pairs of a rainy and a clean image by index, wherever they are kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ATTEMPTS = 100
 
 
 class Pair(TypedDict):
-    """One rainy and clean picture, each uint8 (h, w, 3)."""
+    """One rainy and clean image, each uint8 (h, w, 3)."""
 
     name: str
     rainy: np.ndarray
@@ -29,7 +29,7 @@ class Pair(TypedDict):
 
 
 class Pairs(Protocol):
-    """Random access to pairs of pictures."""
+    """Random access to pairs of images."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Pair: ...
@@ -57,7 +57,7 @@ def sizes_of(pairs: Pairs) -> list[tuple[int, int]]:
 
 
 class PairedFiles:
-    """Pairs of picture files. Can be pickled; reads the files at each access.
+    """Pairs of image files. Can be pickled; reads the files at each access.
 
     Args:
         pairs: (name, rainy file, clean file) of each, as `find_pairs` lists them.
@@ -78,7 +78,7 @@ class PairedFiles:
         """(height, width) of a pair, as its files tell without being decoded.
 
         Raises:
-            InputError: if a file is no picture or the sizes differ.
+            InputError: if a file is no image or the sizes differ.
         """
         _, rainy, clean = self._pairs[index]
         return pair_size(rainy, clean)

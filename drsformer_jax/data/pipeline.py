@@ -171,22 +171,22 @@ def on_device(
         ahead: how many batches to copy before they are asked for.
 
     Yields:
-        A batch, and its pictures "rainy" and "clean" as global arrays (global b, h, w, 3).
+        A batch, and its images "rainy" and "clean" as global arrays (global b, h, w, 3).
     """
     waiting: deque[tuple[Batch, dict[str, jax.Array]]] = deque()
     with contextlib.closing(stream):
         for batch in stream:
-            pictures = {"rainy": batch["rainy"], "clean": batch["clean"]}
-            waiting.append((batch, place(pictures, sharding)))
+            images = {"rainy": batch["rainy"], "clean": batch["clean"]}
+            waiting.append((batch, place(images, sharding)))
             if len(waiting) > ahead:
                 yield waiting.popleft()
         yield from waiting
 
 
 class RandomCrop:
-    """Cuts one random square out of both pictures of a pair, in one of the 8 symmetries.
+    """Cuts one random square out of both images of a pair, in one of the 8 symmetries.
 
-    A picture smaller than the square is first padded right and below by half-sample symmetric
+    An image smaller than the square is first padded right and below by half-sample symmetric
     reflection, as in the official training program.
 
     Args:
@@ -210,25 +210,25 @@ class RandomCrop:
         symmetry = int(rng.integers(8)) if self._augment else 0
         down, right = (int(each) for each in rng.integers(size - patch + 1, size=2))
 
-        def cut(picture: np.ndarray) -> np.ndarray:
-            crop = picture[top : top + size, left : left + size]
+        def cut(image: np.ndarray) -> np.ndarray:
+            crop = image[top : top + size, left : left + size]
             missing = [(0, size - crop.shape[0]), (0, size - crop.shape[1]), (0, 0)]
             if any(after for _, after in missing):
                 crop = np.pad(crop, missing, mode="symmetric")
             turned = transform(crop[down : down + patch, right : right + patch], symmetry)
-            return np.array(turned, order="C")  # A copy lets go of the whole picture.
+            return np.array(turned, order="C")  # A copy lets go of the whole image.
 
         return {**pair, "rainy": cut(pair["rainy"]), "clean": cut(pair["clean"])}
 
 
-def transform(picture: np.ndarray, symmetry: int) -> np.ndarray:
+def transform(image: np.ndarray, symmetry: int) -> np.ndarray:
     """One of the 8 symmetries of the square: quarter turns (0 to 3), then those mirrored (4 to 7).
 
     Args:
-        picture: (h, w, c).
-        symmetry: 0 is the picture itself.
+        image: (h, w, c).
+        symmetry: 0 is the image itself.
     """
-    turned = np.rot90(picture, symmetry % 4)
+    turned = np.rot90(image, symmetry % 4)
     return turned[:, ::-1] if symmetry >= 4 else turned
 
 

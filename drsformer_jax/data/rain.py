@@ -1,6 +1,6 @@
-"""TFDS builders of the rain data sets, written as ArrayRecord without TensorFlow.
+"""TFDS builders of the rain datasets, written as ArrayRecord without TensorFlow.
 
-The builder is `Rain`, with a config for each data set: `Rain(config="rain200l", data_dir=...)`.
+The builder is `Rain`, with a config for each dataset: `Rain(config="rain200l", data_dir=...)`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from drsformer_jax.data.pairs import Pair
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import check_writable
-from drsformer_jax.images.pixels import decode_picture, encode_picture, picture_file, read_picture
+from drsformer_jax.images.pixels import decode_image, encode_image, image_file, read_image
 
 _VERSION = "1.0.0"
 _Examples = Iterator[tuple[int, dict[str, Any]]]
@@ -47,15 +47,15 @@ _KEPT = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 @dataclass
 class BuilderConfig(tfds.core.BuilderConfig):
-    """One data set of the builder."""
+    """One dataset of the builder."""
 
     dataset: str = ""
     """Its row in `layouts.DATASETS`, or `synthetic`."""
     citation: str = ""
 
 
-_UNKNOWN_LICENCE = (
-    "The authors of the pictures name no licence that is known here; ask them before any use other "
+_UNKNOWN_LICENSE = (
+    "The authors of the images name no license that is known here; ask them before any use other "
     "than research."
 )
 _YANG = """@inproceedings{yang2017deep,
@@ -105,9 +105,9 @@ class Rain(tfds.core.ShardBasedBuilder):
     split above 1 GiB through TensorFlow's file system and in memory.
 
     Args:
-        allow_partial: record counts of pairs that differ from those of the whole data set, where
+        allow_partial: record counts of pairs that differ from those of the whole dataset, where
             they are refused otherwise.
-        photographs: what the rain of `synthetic` falls on: a folder of pictures, or `skimage`.
+        photographs: what the rain of `synthetic` falls on: a folder of images, or `skimage`.
         options: those of every TFDS builder.
     """
 
@@ -134,16 +134,16 @@ class Rain(tfds.core.ShardBasedBuilder):
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        picture = tfds.features.Image(shape=(None, None, 3))
+        image = tfds.features.Image(shape=(None, None, 3))
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.builder_config.description,
             features=tfds.features.FeaturesDict(
-                {"rainy": picture, "clean": picture, "name": tfds.features.Text()}
+                {"rainy": image, "clean": image, "name": tfds.features.Text()}
             ),
             citation=self.builder_config.citation or None,
-            license=_UNKNOWN_LICENCE,
-            # Evaluation shows pictures in the order of their names; training shuffles by itself.
+            license=_UNKNOWN_LICENSE,
+            # Evaluation shows images in the order of their names; training shuffles by itself.
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(splits={}),
         )
@@ -219,13 +219,13 @@ def _store_files(pair: RawPair) -> _Stored:
 
 
 def _store_halves(pair: RawPair) -> _Stored:
-    """Cuts a picture that shows the rainy one left and the clean one right."""
-    both = read_picture(pair.rainy)
+    """Cuts an image that shows the rainy one left and the clean one right."""
+    both = read_image(pair.rainy)
     height, width, _ = both.shape
     if width % 2:
         raise InputError(
             f"{pair.rainy} is {width}x{height}; expected an even width, since it should show a "
-            "rainy and a clean picture side by side"
+            "rainy and a clean image side by side"
         )
     half = width // 2
     return _store({"name": pair.name, "rainy": both[:, :half], "clean": both[:, half:]})
@@ -234,17 +234,17 @@ def _store_halves(pair: RawPair) -> _Stored:
 def _store(pair: Pair) -> _Stored:
     """A pair that no files hold, stored without loss."""
     rainy, clean = pair["rainy"], pair["clean"]
-    rainy_file, clean_file = (encode_picture(picture, ".png") for picture in (rainy, clean))
+    rainy_file, clean_file = (encode_image(image, ".png") for image in (rainy, clean))
     size = rainy.shape[:2]
     return _Stored(pair["name"], rainy_file, clean_file, size, pixel_digest(rainy, clean))
 
 
 def _read(path: Path) -> tuple[np.ndarray, bytes]:
-    """A picture, and what stores it: the file as it is, if TFDS decodes its format."""
-    with picture_file(path) as file:
+    """An image, and what stores it: the file as it is, if TFDS decodes its format."""
+    with image_file(path) as file:
         content = file.read()
-    picture = decode_picture(content, str(path))
-    return picture, content if content.startswith(_KEPT) else encode_picture(picture, ".png")
+    image = decode_image(content, str(path))
+    return image, content if content.startswith(_KEPT) else encode_image(image, ".png")
 
 
 def _raw_pairs(dataset: str, folder: Path, allow_partial: bool) -> dict[str, list[RawPair]]:
@@ -287,20 +287,20 @@ def build(
     name: str | None = None,
     allow_partial: bool = False,
 ) -> Path:
-    """Builds a data set; until it is whole, nothing stands in its place.
+    """Builds a dataset; until it is whole, nothing stands in its place.
 
     Args:
         dataset: name of a config of `Rain`.
         source: the folder that it was downloaded to; of `synthetic` the photographs.
-        data_dir: folder of all data sets.
+        data_dir: folder of all datasets.
         name: another name for a `paired_folder`.
         allow_partial: as of `Rain`.
 
     Returns:
-        The data set's folder.
+        The dataset's folder.
 
     Raises:
-        InputError: if the data set is unknown or there already, files are missing, damaged, of
+        InputError: if the dataset is unknown or there already, files are missing, damaged, of
             different sizes in a pair, other in number than they should be, or the folder cannot be
             written.
         OSError: if the file system fails.
@@ -311,7 +311,7 @@ def build(
         if taken or not re.fullmatch(r"[A-Za-z]\w*", name):
             raise InputError(
                 f"the name '{name}' is given to {dataset}; expected one of letters, digits and _ "
-                "for a paired_folder, which no other data set has"
+                "for a paired_folder, which no other dataset has"
             )
         config = dataclasses.replace(config, name=name)
     if dataset != "synthetic":
@@ -326,7 +326,7 @@ def build(
     folder = Path(builder.data_path)
     if folder.exists():
         raise InputError(
-            f"{folder} is there already; expected a data set that is not (--verify checks this one)"
+            f"{folder} is there already; expected a dataset that is not (--verify checks this one)"
         )
     for unfinished in folder.parent.glob(f"incomplete.*_{_VERSION}"):
         warnings.warn(
@@ -347,16 +347,16 @@ def build(
         except RuntimeError as error:  # ArrayRecord's, such as on a full disk
             reason = str(error).split(";")[0]
             raise InputError(
-                f"{folder} cannot be written ({reason}); expected a disk with room for the data set"
+                f"{folder} cannot be written ({reason}); expected a disk with room for the dataset"
             ) from error
     return folder
 
 
 def instructions(dataset: str) -> str:
-    """Which files a data set is built from, and where they are expected.
+    """Which files a dataset is built from, and where they are expected.
 
     Raises:
-        InputError: if the data set is unknown.
+        InputError: if the dataset is unknown.
     """
     return layouts.instructions(_config_of(dataset).dataset)
 
@@ -364,5 +364,5 @@ def instructions(dataset: str) -> str:
 def _config_of(dataset: str) -> BuilderConfig:
     if dataset not in Rain.builder_configs:
         known = ", ".join(Rain.builder_configs)
-        raise InputError(f"the data set {dataset} is unknown; expected one of {known}")
+        raise InputError(f"the dataset {dataset} is unknown; expected one of {known}")
     return Rain.builder_configs[dataset]

@@ -1,7 +1,7 @@
 """Decoded pairs in one file, of which training reads no more than the rows that it crops.
 
 The file is an ArrayRecord without compression. Its records are strips of rows, from above to below,
-of each pair's rainy and then its clean picture; the last one holds names and sizes as JSON. Every
+of each pair's rainy and then its clean image; the last one holds names and sizes as JSON. Every
 record has a checksum, so damage is found when it is read.
 """
 
@@ -73,9 +73,9 @@ def _write(path: Path, unfinished: Path, pairs: Pairs, progress: Callable[[int],
             height, width, _ = pair["rainy"].shape
             entries.append((pair["name"], height, width, pair.get("skipped", [])))
             with _one_line(path):
-                for picture in (pair["rainy"], pair["clean"]):
+                for image in (pair["rainy"], pair["clean"]):
                     for top in range(0, height, _rows(width)):
-                        writer.write(picture[top : top + _rows(width)].tobytes())
+                        writer.write(image[top : top + _rows(width)].tobytes())
             progress(len(entries))
         index = {"version": _VERSION, "pairs": entries}
         with _one_line(path):
@@ -119,14 +119,14 @@ def _rows(width: int) -> int:
 class RawRecords:
     """The pairs of a file that `write_raw_records` made.
 
-    Their pictures are `StoredPicture`, which is read where it is sliced. Safe with threads. Can be
+    Their images are `StoredImage`, which is read where it is sliced. Safe with threads. Can be
     pickled; another process opens the file for itself.
 
     Args:
         path: the file.
 
     Raises:
-        InputError: if the file is missing, another or damaged; when a picture is sliced too.
+        InputError: if the file is missing, another or damaged; when an image is sliced too.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -152,7 +152,7 @@ class RawRecords:
         start, end = self._starts[index : index + 2]
         rainy, clean = (
             # It takes an array's place wherever one is sliced or made an array.
-            cast(np.ndarray, StoredPicture(self, first, height, width))
+            cast(np.ndarray, StoredImage(self, first, height, width))
             for first in (start, (start + end) // 2)
         )
         pair: Pair = {"name": name, "rainy": rainy, "clean": clean}
@@ -195,8 +195,8 @@ class RawRecords:
             ) from error
 
 
-class StoredPicture:
-    """A picture uint8 (h, w, 3) in a file, of which slicing reads the rows asked for.
+class StoredImage:
+    """An image uint8 (h, w, 3) in a file, of which slicing reads the rows asked for.
 
     Args:
         records: the file.

@@ -1,4 +1,4 @@
-"""Pictures side by side, for comparing them by eye."""
+"""Images side by side, for comparing them by eye."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _RAIN_SIDE = 320
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = ()) -> np.ndarray:
-    """Lays pictures out on white for comparing them by eye.
+    """Lays images out on white for comparing them by eye.
 
     Args:
-        rows: the pictures, uint8 (h, w, 3), of any sizes; columns are as wide as their widest.
+        rows: the images, uint8 (h, w, 3), of any sizes; columns are as wide as their widest.
         titles: what stands above the columns, for instance rainy, restored, clean.
 
     Returns:
@@ -33,16 +33,16 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = 
     widths = [int(np.ceil(font.getlength(title))) for title in titles]
     widths += [0] * (max(len(row) for row in rows) - len(titles))
     for row in rows:
-        for column, picture in enumerate(row):
-            widths[column] = max(widths[column], picture.shape[1])
-    heights = [max(picture.shape[0] for picture in row) for row in rows]
+        for column, image in enumerate(row):
+            widths[column] = max(widths[column], image.shape[1])
+    heights = [max(image.shape[0] for image in row) for row in rows]
     head = _TITLE_SIZE + 2 * _SHEET_GAP if titles else _SHEET_GAP
     lefts = np.cumsum([_SHEET_GAP] + [width + _SHEET_GAP for width in widths])
     tops = np.cumsum([head] + [height + _SHEET_GAP for height in heights])
     sheet = Image.new("RGB", (int(lefts[-1]), int(tops[-1])), "white")
     for row, top in zip(rows, tops, strict=False):
-        for picture, left in zip(row, lefts, strict=False):
-            sheet.paste(Image.fromarray(picture), (int(left), int(top)))
+        for image, left in zip(row, lefts, strict=False):
+            sheet.paste(Image.fromarray(image), (int(left), int(top)))
     draw = ImageDraw.Draw(sheet)
     for title, left in zip(titles, lefts, strict=False):
         draw.text((int(left), _SHEET_GAP), title, fill="black", font=font)
@@ -59,7 +59,7 @@ def data_sheet(pairs: Pairs, rows: int, config: DataConfig, seed: int) -> np.nda
         seed: of their order, places and symmetries.
 
     Returns:
-        uint8 of shape (H, W, 3): rainy and clean pictures, below them rainy and clean crops.
+        uint8 of shape (H, W, 3): rainy and clean images, below them rainy and clean crops.
 
     Raises:
         InputError: if a pair cannot be read.

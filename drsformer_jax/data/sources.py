@@ -1,4 +1,4 @@
-"""Where the pairs of a run come from: a data set, a folder, or rain that is drawn."""
+"""Where the pairs of a run come from: a dataset, a folder, or rain that is drawn."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Source(NamedTuple):
 def open_training(config: DataConfig, seed: int) -> list[Source]:
     """Opens what a run trains on, and checks what can be checked without decoding it.
 
-    Warns once for each source with pictures that are smaller than the crop.
+    Warns once for each source with images that are smaller than the crop.
 
     Raises:
-        InputError: as `open_pairs`, if a picture is smaller than the crop under
+        InputError: as `open_pairs`, if an image is smaller than the crop under
             `small_images="error"`, or the cache cannot be written.
     """
     sources = config.sources or ((config.train, 1.0),)
@@ -53,7 +53,7 @@ def open_training(config: DataConfig, seed: int) -> list[Source]:
 def open_validation(config: DataConfig, seed: int) -> Pairs:
     """Opens what a run is scored on; raises as `open_pairs` does."""
     pairs = open_pairs(config.validation, "validation", config, seed)
-    sizes_of(pairs)  # Refuses what is no picture before the training.
+    sizes_of(pairs)  # Refuses what is no image before the training.
     return Cached(pairs, config.cache_mib * 2**20)
 
 
@@ -61,9 +61,9 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Stor
     """Opens pairs by name, as `DataConfig.train` tells it.
 
     Args:
-        source: `synthetic`, a data set, or a folder.
-        split: which photographs, or which part of a data set where `source` names none.
-        config: where data sets are, and what synthetic rain is drawn from.
+        source: `synthetic`, a dataset, or a folder.
+        split: which photographs, or which part of a dataset where `source` names none.
+        config: where datasets are, and what synthetic rain is drawn from.
         seed: of synthetic rain.
 
     Raises:
@@ -82,7 +82,7 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Stor
     if Path(source).exists():
         return PairedFiles(find_pairs(source))
     raise InputError(
-        f"{source} is no folder and no data set in {config.data_dir or default_data_dir()}; "
+        f"{source} is no folder and no dataset in {config.data_dir or default_data_dir()}; "
         "expected one that `drsformer build-data` built, a folder with input/ and target/, or "
         "synthetic"
     )
@@ -121,7 +121,7 @@ def _check_small(source: str, pairs: Pairs, config: DataConfig) -> None:
     if config.small_images == "error":
         raise InputError(f"{found}; expected at least the crop, {crop}x{crop}")
     warnings.warn(
-        f"{len(small)} of {len(sizes)} pictures are smaller than the crop of {crop}x{crop} and are "
+        f"{len(small)} of {len(sizes)} images are smaller than the crop of {crop}x{crop} and are "
         f"padded by reflection ({found})",
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""A data set that was built, read again and checked pair by pair."""
+"""A dataset that was built, read again and checked pair by pair."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from drsformer_jax.errors import InputError
 
 
 def verify(folder: Path) -> Iterator[str]:
-    """Reads every pair of a data set and checks it.
+    """Reads every pair of a dataset and checks it.
 
-    A pair must decode, have one size, show two pictures that differ, and the rainy one in its
+    A pair must decode, have one size, show two images that differ, and the rainy one in its
     place. Numbers, sizes and all pixels must be those that the builder noted.
 
     Args:
-        folder: that of the data set.
+        folder: that of the dataset.
 
     Yields:
         A line for each thing that is wrong.
 
     Raises:
-        InputError: if the folder is no data set.
+        InputError: if the folder is no dataset.
     """
     for split in splits_of(folder):
         pairs = DatasetPairs(folder, split)

@@ -5,15 +5,15 @@ file is called; writing happens in one step; what is wrong becomes one line.
 """
 
 from drsformer_jax.images.photo import Photo, read_photo, write_photo
-from drsformer_jax.images.pixels import picture_size, read_picture, write_picture
+from drsformer_jax.images.pixels import image_size, read_image, write_image
 from drsformer_jax.images.video import restore_video
 
 __all__ = [
     "Photo",
-    "picture_size",
+    "image_size",
+    "read_image",
     "read_photo",
-    "read_picture",
     "restore_video",
+    "write_image",
     "write_photo",
-    "write_picture",
 ]

@@ -34,10 +34,10 @@ _TAIL = 2**16
 
 
 def fast_pixels(image: ImageFile, file: BinaryIO) -> np.ndarray | None:
-    """Decodes an ordinary picture of 8 bits a channel that needs no turning.
+    """Decodes an ordinary image of 8 bits a channel that needs no turning.
 
     Args:
-        image: the picture, opened but not loaded, its size already checked.
+        image: the image, opened but not loaded, its size already checked.
         file: what it was opened from; its position is kept.
 
     Returns:
@@ -54,7 +54,7 @@ def fast_pixels(image: ImageFile, file: BinaryIO) -> np.ndarray | None:
 
 
 def is_plain_png(image: ImageFile, file: BinaryIO) -> bool:
-    """Whether a picture is a PNG file without an orientation, as far as its chunks' names tell.
+    """Whether an image is a PNG file without an orientation, as far as its chunks' names tell.
 
     Pillow would have to decode it to find that out. Takes what `fast_pixels` takes.
     """
@@ -148,9 +148,9 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 def _jpeg(image: ImageFile, content: bytes, scan: int) -> np.ndarray | None:
     import imagecodecs
 
-    if image.info.keys() & {"exif", "xmp"}:  # which may ask for the picture to be turned
+    if image.info.keys() & {"exif", "xmp"}:  # which may ask for the image to be turned
         return None
-    # imagecodecs fills what is missing with grey. With the end marker in place, and no other marker
+    # imagecodecs fills what is missing with gray. With the end marker in place, and no other marker
     # between, nothing is missing; of progressive files that is not as easy to tell.
     marker = _MARKER.search(content, scan)
     if marker is None or content[marker.start() :] != b"\xff\xd9":

@@ -18,11 +18,11 @@ _BELOW: dict[int, frozenset[int]] = {
     _EXIF: frozenset({_INTEROPERABILITY}),
 }
 _SIDES = {0x0100: 0, 0x0101: 1, 0xA002: 0, 0xA003: 1}
-"""Tags of the picture's width (0) and height (1)."""
+"""Tags of the image's width (0) and height (1)."""
 _CAMERA = frozenset(
     # Description, maker, model, orientation, resolution, software, date, artist, copyright.
     {0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298}
-    | {0x4746, 0x4749}  # stars given to the picture
+    | {0x4746, 0x4749}  # stars given to the image
     | set(range(0x9C9B, 0x9CA0))  # title, comment, author, keywords, subject by Windows
     | {_EXIF, _GPS}
 )
@@ -98,14 +98,14 @@ def read_directory(data: bytes) -> Directory:
 
 
 def upright(block: bytes, width: int, height: int) -> bytes | None:
-    """Sets an EXIF block right for a picture that has been turned upright.
+    """Sets an EXIF block right for an image that has been turned upright.
 
     The orientation becomes 1, sizes become those given, the thumbnail is unlinked since it shows
-    the picture as it was. Nothing else moves, so that a maker's notes keep their places.
+    the image as it was. Nothing else moves, so that a maker's notes keep their places.
 
     Args:
         block: from a file, with or without the mark `Exif` at its head.
-        width: of the upright picture, in pixels.
+        width: of the upright image, in pixels.
         height: likewise.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Picture files with all that must survive their restoring: transparency, depth, camera data.
+"""Image files with all that must survive their restoring: transparency, depth, camera data.
 
 Pillow reads and writes what has 8 bits a channel, imagecodecs (libpng, libtiff) what has 16.
 """
@@ -25,9 +25,9 @@ from drsformer_jax.images.pixels import (
     UPRIGHT,
     encoding,
     format_of,
+    image_file,
     open_image,
     orientation_of,
-    picture_file,
     refuse_32_bits,
     to_8_bits,
 )
@@ -37,20 +37,20 @@ _PNG_DEPTH = 24  # where the depth stands in it
 _JPEG_EXIF, _JPEG_PROFILE = 65_533 - 6, 255 * 65_519
 """What JPEG's markers hold at most, in bytes."""
 _LUMA = (19595, 38470, 7471)
-"""ITU-R BT.601's 0.299, 0.587, 0.114 in units of 1/65536; their sum is 1, so that grey stays."""
+"""ITU-R BT.601's 0.299, 0.587, 0.114 in units of 1/65536; their sum is 1, so that gray stays."""
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A picture file's content: what the network reads, and what must survive its work.
+    """An image file's content: what the network reads, and what must survive its work.
 
     Attributes:
         rgb: uint8 or uint16 (h, w, 3), upright; uint16 if the file has 16 bits a channel.
         alpha: (h, w), of the same type, 0 where transparent; None if the file has none.
-        grey: whether the file is grey; its luma is what is written.
+        gray: whether the file is gray; its luma is what is written.
         icc_profile: the profile that the values of `rgb`, or of its luma, are meant in.
         exif: the camera's data from the byte order on, orientation 1.
-        frames: pictures or pages in the file, of which this is the first.
+        frames: images or pages in the file, of which this is the first.
 
     Raises:
         InputError: if the arrays do not fit each other.
@@ -58,7 +58,7 @@ class Photo:
 
     rgb: np.ndarray
     alpha: np.ndarray | None = None
-    grey: bool = False
+    gray: bool = False
     icc_profile: bytes | None = None
     exif: bytes | None = None
     frames: int = 1
@@ -80,21 +80,21 @@ class _Planes(NamedTuple):
 
     rgb: np.ndarray
     alpha: np.ndarray | None
-    grey: bool
+    gray: bool
 
 
 def read_photo(path: str | os.PathLike[str]) -> Photo:
     """Reads a PNG, JPEG, WebP, BMP or TIFF file, told by its content whatever its name.
 
-    The EXIF orientation is applied. Palette and CMYK pictures become RGB and CMYK profiles are
-    dropped; CMYK of 16 bits is read with 8. Of an animation the first picture is read. Safe to call
+    The EXIF orientation is applied. Palette and CMYK images become RGB and CMYK profiles are
+    dropped; CMYK of 16 bits is read with 8. Of an animation the first image is read. Safe to call
     from several threads.
 
     Raises:
         InputError: if the file is missing, of another format, damaged, cut short, has 32 bits a
             channel or is larger than `images.MAX_PIXELS`.
     """
-    with picture_file(path) as file:
+    with image_file(path) as file:
         head = file.read(_PNG_HEAD)
         format_class = format_of(head)
         if format_class is TiffImagePlugin.TiffImageFile:
@@ -119,10 +119,10 @@ def write_photo(
     quality: int | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> list[str]:
-    """Writes a picture in the format that the extension names, in one step, and all it can hold.
+    """Writes an image in the format that the extension names, in one step, and all it can hold.
 
     What the format cannot hold is laid on the background (transparency in JPEG and BMP), rounded to
-    8 bits (16 bits but in PNG and TIFF) or dropped (a profile for other than the written colours,
+    8 bits (16 bits but in PNG and TIFF) or dropped (a profile for other than the written colors,
     camera data in BMP). PNG, WebP, BMP and TIFF are written without loss. Folders that are missing
     are made. A failure or a killed process leaves `path` as it was.
 
@@ -138,7 +138,7 @@ def write_photo(
 
     Raises:
         InputError: if the extension or the quality is none of these, or the format has no room for
-            the picture.
+            the image.
         OSError: if the file system fails.
     """
     path = Path(path)
@@ -160,13 +160,13 @@ def write_photo(
         if block:
             kept["exif"] = b"Exif\0\0" + block
         if format_name == "WEBP":
-            # `exact` keeps the colours below what is fully transparent.
+            # `exact` keeps the colors below what is fully transparent.
             kept |= {"exact": True} if quality is None else {"lossless": False}
         if quality is not None and format_name in ("JPEG", "WEBP"):
             kept["quality"] = quality
         Image.fromarray(pixels).save(file, format_name, **kept)
     write_bytes(path, file.getbuffer())
-    further = [f"only the first of {photo.frames} pictures is kept"] if photo.frames > 1 else []
+    further = [f"only the first of {photo.frames} images is kept"] if photo.frames > 1 else []
     return lost + dropped + further
 
 
@@ -179,7 +179,7 @@ def _read_tiff(file: BinaryIO) -> Photo:
         image = open_image(file)
         frames = _frames(image)
         image.load()
-        planes = _shallow(image, orientation_of(image))  # none: Pillow turns TIFF pictures itself
+        planes = _shallow(image, orientation_of(image))  # none: Pillow turns TIFF images itself
     else:
         planes = _deep(pixels, directory.number(exif.ORIENTATION, 1))
     _, profile = directory.fields.get(exif.PROFILE, (0, None))
@@ -191,7 +191,7 @@ def _read_tiff(file: BinaryIO) -> Photo:
 def _frames(image: ImageFile) -> int:
     try:
         return getattr(image, "n_frames", 1)
-    except Exception:  # damage behind the first picture does not spoil it
+    except Exception:  # damage behind the first image does not spoil it
         return 1
 
 
@@ -209,10 +209,10 @@ def _bare_png(file: BinaryIO) -> bytes:
 
 
 def _mend_transparency(image: ImageFile, head: bytes) -> None:
-    # Pillow scales greys of less than 8 bits, but in many versions not the transparent one.
-    depth, colour_type = head[_PNG_DEPTH : _PNG_DEPTH + 2]
+    # Pillow scales grays of less than 8 bits, but in many versions not the transparent one.
+    depth, color_type = head[_PNG_DEPTH : _PNG_DEPTH + 2]
     key = image.info.get("transparency")
-    if depth < 8 and colour_type == 0 and isinstance(key, int) and key < 2**depth:
+    if depth < 8 and color_type == 0 and isinstance(key, int) and key < 2**depth:
         image.info["transparency"] = key * 255 // (2**depth - 1)
 
 
@@ -220,14 +220,14 @@ def _shallow(image: Image.Image, orientation: int | None) -> _Planes:
     refuse_32_bits(image)
     if image.mode.startswith("I;16"):
         raise ValueError("it has more than 8 bits a channel but not 16")
-    grey = image.mode in ("1", "L", "LA", "La")
+    gray = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
-        image = image.convert("LA" if grey else "RGBA")
+        image = image.convert("LA" if gray else "RGBA")
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     alpha = np.array(image.getchannel("A")) if image.mode in ("LA", "RGBA") else None
     rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy
-    return _Planes(np.array(rgb), alpha, grey)
+    return _Planes(np.array(rgb), alpha, gray)
 
 
 def _deep(pixels: np.ndarray, orientation: int | None) -> _Planes:
@@ -235,9 +235,9 @@ def _deep(pixels: np.ndarray, orientation: int | None) -> _Planes:
     if orientation in UPRIGHT:
         turn = UPRIGHT[orientation]
         planes = [np.array(Image.fromarray(plane.copy()).transpose(turn)) for plane in planes]
-    grey = len(planes) < 3
+    gray = len(planes) < 3
     alpha = planes[-1].copy() if len(planes) % 2 == 0 else None
-    return _Planes(np.stack(planes[:1] * 3 if grey else planes[:3], axis=-1), alpha, grey)
+    return _Planes(np.stack(planes[:1] * 3 if gray else planes[:3], axis=-1), alpha, gray)
 
 
 def _exif_of(image: ImageFile) -> bytes | None:
@@ -256,18 +256,18 @@ def _photo(planes: _Planes, profile: bytes | None, block: bytes | None, frames: 
     height, width, _ = planes.rgb.shape
     return Photo(
         *planes,
-        icc_profile=profile if _profile_fits(profile, planes.grey) else None,
+        icc_profile=profile if _profile_fits(profile, planes.gray) else None,
         exif=exif.upright(block, width, height) if block else None,
         frames=frames,
     )
 
 
-def _profile_fits(profile: bytes | None, grey: bool) -> bool:
-    # Bytes 16 to 19 of a profile's head name its colours, 36 to 39 are its mark (ICC.1, 7.2).
+def _profile_fits(profile: bytes | None, gray: bool) -> bool:
+    # Bytes 16 to 19 of a profile's head name its colors, 36 to 39 are its mark (ICC.1, 7.2).
     return (
         profile is not None
         and profile[36:40] == b"acsp"
-        and profile[16:20] == (b"GRAY" if grey else b"RGB ")
+        and profile[16:20] == (b"GRAY" if gray else b"RGB ")
     )
 
 
@@ -277,7 +277,7 @@ def _pixels_for(
     """What to write: (h, w) or (h, w, 2 to 4); and what of it is lost."""
     lost = []
     pixels, alpha, paper = photo.rgb, photo.alpha, np.array([[background]], np.uint8)
-    if photo.grey:
+    if photo.gray:
         pixels, paper = _luma(pixels), _luma(paper)
     if pixels.dtype == np.uint16 and format_name not in ("PNG", "TIFF"):
         pixels = to_8_bits(pixels)
@@ -285,7 +285,7 @@ def _pixels_for(
         lost.append("16 bits become 8")
     if alpha is not None and format_name in ("JPEG", "BMP"):
         if alpha.min() < 255:
-            name = "white" if background == (255, 255, 255) else f"the colour {background}"
+            name = "white" if background == (255, 255, 255) else f"the color {background}"
             lost.append(f"transparency is laid on {name}")
             pixels = _laid_on(paper, pixels, alpha)
     elif alpha is not None:
@@ -311,10 +311,10 @@ def _laid_on(paper: np.ndarray, pixels: np.ndarray, alpha: np.ndarray) -> np.nda
 def _data_for(format_name: str, photo: Photo) -> tuple[bytes | None, bytes | None, list[str]]:
     """The profile and the camera's data as the format holds them; and what is dropped."""
     profile, block, dropped = photo.icc_profile, photo.exif, []
-    written_grey = photo.grey and format_name != "WEBP"
+    written_gray = photo.gray and format_name != "WEBP"
     if profile is not None and (
         format_name == "BMP"
-        or not _profile_fits(profile, written_grey)
+        or not _profile_fits(profile, written_gray)
         or (format_name == "JPEG" and len(profile) > _JPEG_PROFILE)
     ):
         profile = None

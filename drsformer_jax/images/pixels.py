@@ -1,6 +1,6 @@
-"""Reading and writing pictures safely: by content, in one step, one line for what is wrong.
+"""Reading and writing images safely: by content, in one step, one line for what is wrong.
 
-A picture is uint8 RGB of shape (h, w, 3) everywhere in this module.
+An image is uint8 RGB of shape (h, w, 3) everywhere in this module.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from drsformer_jax.images.exif import ORIENTATION
 warnings.filterwarnings("ignore", module=r"PIL\.(Tiff|Png)ImagePlugin")
 
 MAX_PIXELS = 2**27
-"""Larger pictures are refused: 134 million pixels take 384 MiB, and cameras seldom have more."""
+"""Larger images are refused: 134 million pixels take 384 MiB, and cameras seldom have more."""
 
 _READABLE = "PNG, JPEG, WebP, BMP or TIFF"
 _SIGNATURES: tuple[tuple[re.Pattern[bytes], type[ImageFile]], ...] = (
@@ -56,7 +56,7 @@ _WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tiff": ("TIFF", {}),
 }
 EXTENSIONS = tuple(_WRITERS)
-"""What the names of pictures end in."""
+"""What the names of images end in."""
 _LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -67,17 +67,17 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How a picture of each EXIF orientation but 1 is turned upright."""
+"""How an image of each EXIF orientation but 1 is turned upright."""
 _TURNED = {5, 6, 7, 8}
 _TO_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 """65535 = 255 * 257, so this rounds to nearest."""
 
 
-def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads a PNG, JPEG, WebP, BMP or TIFF file, told by its content whatever its name.
 
-    The EXIF orientation is applied. Grey, palette and CMYK pictures become RGB, transparent ones
-    are laid on white, 16 bits a channel become 8, of an animation the first picture is read. Colour
+    The EXIF orientation is applied. Gray, palette and CMYK images become RGB, transparent ones
+    are laid on white, 16 bits a channel become 8, of an animation the first image is read. Color
     profiles are ignored, as the benchmarks' programs do. Safe to call from several threads.
 
     Args:
@@ -90,47 +90,47 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
         InputError: if the file is missing, of another format, damaged, cut short or larger than
             `MAX_PIXELS`.
     """
-    with picture_file(path) as file:
+    with image_file(path) as file:
         return _pixels(file)
 
 
-def decode_picture(content: bytes, name: str) -> np.ndarray:
-    """Decodes the content of a picture's file, as `read_picture` reads the file.
+def decode_image(content: bytes, name: str) -> np.ndarray:
+    """Decodes the content of an image's file, as `read_image` reads the file.
 
     Args:
         content: all bytes of the file.
         name: what an error calls it.
 
     Raises:
-        InputError: as `read_picture`.
+        InputError: as `read_image`.
     """
     with _in_one_line(name):
         return _pixels(io.BytesIO(content))
 
 
-def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Reads the (height, width) of a picture, upright, without decoding it.
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Reads the (height, width) of an image, upright, without decoding it.
 
     Raises:
-        InputError: as `read_picture`, as far as the file's head can tell.
+        InputError: as `read_image`, as far as the file's head can tell.
     """
-    with picture_file(path) as file:
+    with image_file(path) as file:
         return _size(file)
 
 
 def content_size(content: bytes, name: str) -> tuple[int, int]:
-    """Reads the (height, width) from the content of a picture's file, as `picture_size` does.
+    """Reads the (height, width) from the content of an image's file, as `image_size` does.
 
     Raises:
-        InputError: as `picture_size`; it calls the picture `name`.
+        InputError: as `image_size`; it calls the image `name`.
     """
     with _in_one_line(name):
         return _size(io.BytesIO(content))
 
 
 @contextlib.contextmanager
-def picture_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a picture's file; whatever goes wrong with it inside becomes one line."""
+def image_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens an image's file; whatever goes wrong with it inside becomes one line."""
     with _in_one_line(path), open(path, "rb") as file:
         yield file
 
@@ -145,18 +145,18 @@ def _in_one_line(name: str | os.PathLike[str]) -> Iterator[None]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = " ".join(reason.split()) or type(error).__name__
         raise InputError(
-            f"{name} is no picture that can be read ({reason}); expected {_READABLE}"
+            f"{name} is no image that can be read ({reason}); expected {_READABLE}"
         ) from error
 
 
 def open_image(file: BinaryIO) -> ImageFile:
-    """Opens a picture of any of the formats, not yet decoded, for use inside `picture_file`."""
+    """Opens an image of any of the formats, not yet decoded, for use inside `image_file`."""
     file.seek(0)
     head = file.read(12)
     file.seek(0)
     # The format's class is called directly because `Image.open` has a limit on the size
     # that is one for the whole process, and warns below it. It is not told the file's name because
-    # it then maps uncompressed files into memory, which garbles TIFF pictures that lie on a side.
+    # it then maps uncompressed files into memory, which garbles TIFF images that lie on a side.
     image = format_of(head)(file)
     check_size(image.width, image.height)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -164,44 +164,44 @@ def open_image(file: BinaryIO) -> ImageFile:
     return image
 
 
-def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
-    """Writes a picture in the format that the extension names, in one step.
+def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Writes an image in the format that the extension names, in one step.
 
     JPEG is written at quality 95 without chroma subsampling, the other formats without loss.
     Folders that are missing are made. A failure or a killed process leaves `path` as it was.
 
     Args:
         path: a file ending in .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.
-        picture: uint8 of shape (h, w, 3), RGB.
+        image: uint8 of shape (h, w, 3), RGB.
 
     Raises:
-        InputError: if the extension is none of these, or the format has no room for the picture.
+        InputError: if the extension is none of these, or the format has no room for the image.
         OSError: if the file system fails.
     """
     path = Path(path)
-    format_name, options = encoding(path, *picture.shape[:2])
+    format_name, options = encoding(path, *image.shape[:2])
     # Into memory first: Pillow writes to files by itself and does not see that a disk is full.
-    write_bytes(path, _encoded(picture, format_name, options))
+    write_bytes(path, _encoded(image, format_name, options))
 
 
-def encode_picture(picture: np.ndarray, extension: str, **options: Any) -> bytes:
-    """Gives the content of the file that `write_picture` writes.
+def encode_image(image: np.ndarray, extension: str, **options: Any) -> bytes:
+    """Gives the content of the file that `write_image` writes.
 
     Args:
-        picture: uint8 of shape (h, w, 3), RGB.
+        image: uint8 of shape (h, w, 3), RGB.
         extension: .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.
-        **options: of Pillow's writer, such as quality, in place of those of `write_picture`.
+        **options: of Pillow's writer, such as quality, in place of those of `write_image`.
 
     Raises:
-        InputError: as `write_picture`.
+        InputError: as `write_image`.
     """
-    format_name, usual = encoding(Path(f"picture{extension}"), *picture.shape[:2])
-    return _encoded(picture, format_name, {**usual, **options})
+    format_name, usual = encoding(Path(f"image{extension}"), *image.shape[:2])
+    return _encoded(image, format_name, {**usual, **options})
 
 
-def _encoded(picture: np.ndarray, format_name: str, options: dict[str, Any]) -> bytes:
+def _encoded(image: np.ndarray, format_name: str, options: dict[str, Any]) -> bytes:
     content = io.BytesIO()
-    Image.fromarray(picture).save(content, format_name, **options)
+    Image.fromarray(image).save(content, format_name, **options)
     return content.getvalue()
 
 
@@ -209,7 +209,7 @@ def encoding(path: Path, height: int, width: int) -> tuple[str, dict[str, Any]]:
     """Gives the format that a name asks for and Pillow's options for it.
 
     Raises:
-        InputError: if the extension is unknown, or the format has no room for such a picture.
+        InputError: if the extension is unknown, or the format has no room for such an image.
     """
     check_extension(path)
     format_name, options = _WRITERS[path.suffix.lower()]
@@ -223,7 +223,7 @@ def encoding(path: Path, height: int, width: int) -> tuple[str, dict[str, Any]]:
 
 
 def check_extension(path: Path) -> None:
-    """Checks that `write_picture` knows the format that a name asks for.
+    """Checks that `write_image` knows the format that a name asks for.
 
     Raises:
         InputError: if it does not.
@@ -235,7 +235,7 @@ def check_extension(path: Path) -> None:
 
 
 def format_of(head: bytes) -> type[ImageFile]:
-    """Tells a format from a file's first 12 bytes, for use inside `picture_file`."""
+    """Tells a format from a file's first 12 bytes, for use inside `image_file`."""
     for signature, format_class in _SIGNATURES:
         if signature.match(head):
             return format_class
@@ -243,7 +243,7 @@ def format_of(head: bytes) -> type[ImageFile]:
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuses a picture larger than `MAX_PIXELS`, for use inside `picture_file`."""
+    """Refuses an image larger than `MAX_PIXELS`, for use inside `image_file`."""
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width}x{height} exceeds the limit of {MAX_PIXELS} pixels")
 
@@ -254,7 +254,7 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _check_covered(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Refuses strips or tiles that leave a part of the picture out, which would become black."""
+    """Refuses strips or tiles that leave a part of the image out, which would become black."""
     in_planes = image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
     planes = len(image.getbands()) if in_planes else 1
     expected, found = planes * image.width * image.height, 0
@@ -284,7 +284,7 @@ def _size(file: BinaryIO) -> tuple[int, int]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # After loading, because Pillow turns TIFF pictures itself and then drops the tag.
+    # After loading, because Pillow turns TIFF images itself and then drops the tag.
     orientation = orientation_of(image)
     rgb = _to_rgb(image)
     return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
@@ -294,7 +294,7 @@ def orientation_of(image: Image.Image) -> int | None:
     """Reads the EXIF orientation, 1 to 8 where a camera wrote it."""
     try:
         return image.getexif().get(ORIENTATION)
-    except Exception:  # camera data that cannot be parsed does not spoil the picture
+    except Exception:  # camera data that cannot be parsed does not spoil the image
         return None
 
 
@@ -310,6 +310,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def refuse_32_bits(image: Image.Image) -> None:
-    """Refuses a picture whose values have no known white, for use inside `picture_file`."""
+    """Refuses an image whose values have no known white, for use inside `image_file`."""
     if image.mode in ("I", "F"):
         raise ValueError("it has 32 bits a channel, whose white is unknown; use 8 or 16")

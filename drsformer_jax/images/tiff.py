@@ -1,6 +1,6 @@
 """TIFF files as bytes: pixels of 16 bits are read, all are written.
 
-Pillow reads those of 8 bits; of colours of 16 it would keep 8, and it loses camera data in writing.
+Pillow reads those of 8 bits; of colors of 16 it would keep 8, and it loses camera data in writing.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def deep_pixels(data: bytes, directory: exif.Directory) -> np.ndarray | None:
         raise ValueError("its 16 bits are signed or floating, whose white is unknown")
     width, height, samples = number(0x0100, 0), number(0x0101, 0), number(0x0115, 1)
     check_size(width, height)
-    colours = 3 if photometric == 2 else 1
-    if not colours <= samples <= 16:
-        raise ValueError(f"it has {samples} values a pixel for {colours} colours")
+    colors = 3 if photometric == 2 else 1
+    if not colors <= samples <= 16:
+        raise ValueError(f"it has {samples} values a pixel for {colors} colors")
     pixels = imagecodecs.tiff_decode(data, index=0)
     if number(0x011C, 1) == 2 and samples > 1:
         pixels = np.moveaxis(pixels, 0, -1)
@@ -38,13 +38,13 @@ def deep_pixels(data: bytes, directory: exif.Directory) -> np.ndarray | None:
     if photometric == 0:
         pixels[..., 0] = 65535 - pixels[..., 0]
     extra = number(0x0152, 0)
-    if extra not in (1, 2) or samples == colours:
-        return pixels[..., :colours]
-    if extra == 1:  # The colours have been multiplied with alpha.
-        alpha = pixels[..., colours:][..., :1].astype(np.uint32)
-        quotient = (pixels[..., :colours] * np.uint32(65535) + alpha // 2) // np.maximum(alpha, 1)
-        pixels[..., :colours] = np.minimum(quotient, 65535)
-    return pixels[..., : colours + 1]
+    if extra not in (1, 2) or samples == colors:
+        return pixels[..., :colors]
+    if extra == 1:  # The colors have been multiplied with alpha.
+        alpha = pixels[..., colors:][..., :1].astype(np.uint32)
+        quotient = (pixels[..., :colors] * np.uint32(65535) + alpha // 2) // np.maximum(alpha, 1)
+        pixels[..., :colors] = np.minimum(quotient, 65535)
+    return pixels[..., : colors + 1]
 
 
 def write(file: BinaryIO, pixels: np.ndarray, profile: bytes | None, block: bytes | None) -> None:
@@ -71,7 +71,7 @@ def write(file: BinaryIO, pixels: np.ndarray, profile: bytes | None, block: byte
             (0x0116, exif.LONG, [height]),  # has all rows
             (0x0117, exif.LONG, [pixels.nbytes]),  # and this length
             (0x011C, exif.SHORT, [1]),  # a pixel's values stand together
-            (0x0152, exif.SHORT, [2] * (channels % 2 == 0)),  # the last is alpha, colours as seen
+            (0x0152, exif.SHORT, [2] * (channels % 2 == 0)),  # the last is alpha, colors as seen
         )
         if values
     }

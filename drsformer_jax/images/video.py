@@ -1,7 +1,7 @@
 """Video through ffmpeg's pipes: every frame restored, all else as it was.
 
 One ffmpeg decodes the source into a Matroska stream of raw frames, another encodes such a stream.
-Between the two only the pictures change: their times and shape pass through as they came.
+Between the two only the images change: their times and shape pass through as they came.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.files import replacing
 
 _Frame = tuple[bytes, np.ndarray, bytes]
-"""A picture, uint8 (h, w, 3), between the bytes of the stream before it and, the last, after it."""
+"""An image, uint8 (h, w, 3), between the bytes of the stream before it and, the last, after it."""
 
 
 class _Container(NamedTuple):
@@ -91,7 +91,7 @@ def restore_video(
     exact, those at a variable one move by three milliseconds at most. Turned videos, as phones make
     them, come out upright. Sound is copied as it is, and so are subtitles where both names end
     alike. Frames are restored and written with 8 bits a channel, even those of more; HDR keeps its
-    tags, and interlaced pictures are taken whole. Odd sizes are written as 4:4:4, others as 4:2:0.
+    tags, and interlaced images are taken whole. Odd sizes are written as 4:4:4, others as 4:2:0.
 
     The whole source is decoded once before, so that a damaged file is told ahead of the long work.
     A failure or a killed process leaves `target` as it was.
@@ -131,11 +131,11 @@ def restore_video(
         written = threads.submit(_write, encoder, (), (), ())
         while taken := ahead.result():
             ahead = threads.submit(_take, frames, batch)
-            before, pictures, after = zip(*taken, strict=True)
-            restored = restore(np.stack(pictures + pictures[-1:] * (batch - len(pictures))))
+            before, images, after = zip(*taken, strict=True)
+            restored = restore(np.stack(images + images[-1:] * (batch - len(images))))
             written.result()
             written = threads.submit(_write, encoder, before, restored, after)
-            count += len(pictures)
+            count += len(images)
             progress(count)
         decoder.finish()
         written.result()
@@ -228,7 +228,7 @@ class _Clip:
     """What the pipes must know of a video: its upright size, frames a second and start.
 
     `start` is when the first frame is shown, in milliseconds after the file's earliest stream.
-    `tagged` says whether the file names the matrix of its colours.
+    `tagged` says whether the file names the matrix of its colors.
     """
 
     width: int
@@ -251,7 +251,7 @@ def _examine(source: Path) -> _Clip:
     """
     arguments = ["-xerror", "-i", f"file:{source}"]
     arguments += ["-map", "0:V:0", "-frames:v", "1", "-pix_fmt", "yuv420p", *_RAW]
-    # V is video without cover pictures. ffmpeg counts the times of an MPEG stream from the earliest
+    # V is video without cover images. ffmpeg counts the times of an MPEG stream from the earliest
     # of the parts in use, so that sound is in use here, and the old video when the new is encoded.
     arguments += ["-map", "0:V:0", "-map", "0:a?", "-c:a", "copy", "-fps_mode", "passthrough"]
     arguments += ["-f", "null", "-"]
@@ -308,8 +308,8 @@ def _encoder(
 
 # Elements of Matroska (RFC 9559): identifier, size, content. A parent's content is elements.
 _SEGMENT, _CLUSTER, _GROUP, _TRACKS, _TRACK = 0x18538067, 0x1F43B675, 0xA0, 0x1654AE6B, 0xAE
-_VIDEO, _COLOUR = 0xE0, 0x55B0
-_PARENTS = {_SEGMENT, _CLUSTER, _GROUP, _TRACKS, _TRACK, _VIDEO, _COLOUR}
+_VIDEO, _COLOR = 0xE0, 0x55B0
+_PARENTS = {_SEGMENT, _CLUSTER, _GROUP, _TRACKS, _TRACK, _VIDEO, _COLOR}
 _BLOCKS = {0xA1, 0xA3}
 _WIDTH, _HEIGHT, _MATRIX, _FRAME_TIME, _CLUSTER_TIME = 0xB0, 0xBA, 0x55B1, 0x23E383, 0xE7
 _UNTAGGED = 2
@@ -324,8 +324,8 @@ def _frames(stream: IO[bytes], clip: _Clip) -> Iterator[_Frame]:
             if last is not None:
                 yield *last, b""
             rgba = np.frombuffer(content, np.uint8, offset=4)
-            picture = rgba.reshape(clip.height, clip.width, 4)[..., :3]
-            last, between = (between + start + content[:4], picture), b""
+            image = rgba.reshape(clip.height, clip.width, 4)[..., :3]
+            last, between = (between + start + content[:4], image), b""
         else:
             between += start + content
     if last is not None:

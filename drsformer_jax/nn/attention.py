@@ -22,7 +22,7 @@ from drsformer_jax.types import Array, Bool, Float
 class Attention(nnx.Module):
     """Multi-head attention whose scores relate channels, so that its cost is linear in pixels.
 
-    The picture is read twice, so that it may be read in parts: first queries and keys for `sums`,
+    The image is read twice, so that it may be read in parts: first queries and keys for `sums`,
     from which `mixing` follows, then the values that are mixed.
 
     `attention="topk"` sums a softmax over the largest scores of each row for every fraction, with
@@ -51,7 +51,7 @@ class Attention(nnx.Module):
         return query_key_sums(x, weights, self.heads, inside, counted)
 
     def mixing(self, sums: ChannelSums) -> Float[Array, "b c c"]:
-        """Attention and projection of each picture, as one matrix that its values are mapped by.
+        """Attention and projection of each image, as one matrix that its values are mapped by.
 
         The projection is linear: folded into the small d x d maps, the value is read only once.
         """

@@ -19,7 +19,7 @@ from drsformer_jax.types import Array, Float, Int
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward network, each on normalised input and added to it (Eq. 1, 2)."""
+    """Attention and feed-forward network, each on normalized input and added to it (Eq. 1, 2)."""
 
     def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
         self.norm1 = LayerNorm(channels, config)
@@ -47,7 +47,7 @@ def _stage(channels: int, heads: int, count: int, config: ModelConfig) -> Stack:
 
 
 class DRSformer(nnx.Module):
-    """Restores rainy pictures; the submodules carry the names of the official checkpoints.
+    """Restores rainy images; the submodules carry the names of the official checkpoints.
 
     Args:
         config: the architecture; `drsformer_jax.config.PRESETS` has the published ones.
@@ -95,14 +95,14 @@ class DRSformer(nnx.Module):
         """Removes rain.
 
         Args:
-            x: rainy pictures in [0, 1], height and width multiples of 8.
-            size: height and width of each picture where the arrays are larger, multiples of 8
-                that lie in their upper left corners; the result there is that of the pictures
+            x: rainy images in [0, 1], height and width multiples of 8.
+            size: height and width of each image where the arrays are larger, multiples of 8
+                that lie in their upper left corners; the result there is that of the images
                 alone, whatever stands outside, and means nothing elsewhere.
             rows: how they are computed: all at once where it is not given.
 
         Returns:
-            The pictures without rain, in the type of `x`, not clamped to [0, 1].
+            The images without rain, in the type of `x`, not clamped to [0, 1].
 
         Raises:
             ValueError: if height or width is no multiple of 8.

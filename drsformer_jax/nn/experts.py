@@ -33,7 +33,7 @@ class ExpertCompensator(nnx.Module):
         self.steps = Stack(Step(channels, config), STEPS, remat=config.remat, unroll=config.unroll)
 
     def __call__(self, x: Float[Array, "b h w c"], rows: Rows = AT_ONCE) -> Float[Array, "b h w c"]:
-        """Compensates features; the gates look at the mean of the whole picture."""
+        """Compensates features; the gates look at the mean of the whole image."""
         accumulator = jnp.promote_types(x.dtype, jnp.float32)
 
         def sums(x: Array, inside: Mask, counted: Mask) -> tuple[Array, Array]:
@@ -51,7 +51,7 @@ class Step(nnx.Module):
     """One step: s + relu(W concat[gate_i * expert_i(s)]).
 
     Each expert ends in a 1x1 convolution with nothing between it and the one that joins the
-    experts, so the two and the gate are multiplied into one matrix for each picture first. The
+    experts, so the two and the gate are multiplied into one matrix for each image first. The
     official relu around the sum changes nothing, since both of its terms are at least 0.
     """
 

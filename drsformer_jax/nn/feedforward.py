@@ -18,7 +18,7 @@ from drsformer_jax.types import Array, Bool, Float
 class MixedScale(nnx.Module):
     """MSFN: a 3x3 and a 5x5 path that exchange half of their channels, then again (Eq. 8).
 
-    The second convolutions read pairs of neighbouring channels. All before them is per channel, so
+    The second convolutions read pairs of neighboring channels. All before them is per channel, so
     each half of the hidden channels is stored as its even channels, then its odd ones; the pairs
     are then two contiguous arrays. `hidden_order` is that order, for the conversion of weights.
     """
@@ -37,7 +37,7 @@ class MixedScale(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
     ) -> Float[Array, "b h w c"]:
-        """Applies the network to every pixel and its neighbours."""
+        """Applies the network to every pixel and its neighbors."""
         layers = (
             *(self.project_in, self.dwconv3x3, self.dwconv5x5),
             *(self.dwconv3x3_1, self.dwconv5x5_1, self.project_out),
@@ -73,7 +73,7 @@ class Gated(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
     ) -> Float[Array, "b h w c"]:
-        """Applies the network to every pixel and its neighbours."""
+        """Applies the network to every pixel and its neighbors."""
         gate, value = jnp.split(self.dwconv(self.project_in(x), inside), 2, axis=-1)
         return self.project_out(jax.nn.gelu(gate, approximate=False) * value)
 
@@ -93,7 +93,7 @@ class Plain(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
     ) -> Float[Array, "b h w c"]:
-        """Applies the network to every pixel (and its neighbours)."""
+        """Applies the network to every pixel (and its neighbors)."""
         x = self.project_in(x)
         if self.dwconv is not None:
             x = self.dwconv(x, inside)

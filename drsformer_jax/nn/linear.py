@@ -1,8 +1,8 @@
 """Linear maps and convolutions with their parameters.
 
-Every convolution that reads neighbours takes `inside`, the mask of the pictures in a larger array,
+Every convolution that reads neighbors takes `inside`, the mask of the images in a larger array,
 and reads zeros outside of them, as it does beyond the array's border. Whatever else is done there
-(biases, the rings that convolutions leak) then never reaches a picture.
+(biases, the rings that convolutions leak) then never reaches an image.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Affine(nnx.Module):
 
 
 class Pointwise(_Affine):
-    """A linear map of the last axis: on pictures, a 1x1 convolution."""
+    """A linear map of the last axis: on images, a 1x1 convolution."""
 
     def __init__(self, channels: int, out: int, config: ModelConfig, *, bias: bool) -> None:
         self.kernel = drawn((channels, out), channels, config)

@@ -1,7 +1,7 @@
-"""How the rows of pictures are computed: all at once, in strips, or shared by devices.
+"""How the rows of images are computed: all at once, in strips, or shared by devices.
 
-All that the network does is local within a few rows, but for sums over whole pictures (the scores
-of its attention, the mean that its gates read). So pictures can be computed in pieces, exactly:
+All that the network does is local within a few rows, but for sums over whole images (the scores
+of its attention, the mean that its gates read). So images can be computed in pieces, exactly:
 layers through `map`, which gives them a window with the rows around that they read, and sums
 through `sum`, which adds up what the pieces have.
 """
@@ -22,9 +22,9 @@ from drsformer_jax.types import Array, Bool, Float, Int
 
 Mask = Bool[Array, "b h w 1"] | None
 Layer = Callable[[Float[Array, "b h w c"], Mask], Float[Array, "b h w o"]]
-"""Of a window and the mask of its pictures; None where they fill it."""
+"""Of a window and the mask of its images; None where they fill it."""
 Sums = Callable[[Float[Array, "b h w c"], Mask, Mask], Any]
-"""Of a window, the mask of its pictures, and the mask of the pixels to count: any tree."""
+"""Of a window, the mask of its images, and the mask of the pixels to count: any tree."""
 
 _AXIS = "rows"
 MOST_REACH = 6
@@ -36,24 +36,24 @@ class Rows:
     """All rows at once."""
 
     size: Int[Array, "b 2"] | None = None
-    """True height and width of each picture where the arrays are larger."""
+    """True height and width of each image where the arrays are larger."""
 
     def at(self, size: Int[Array, "b 2"] | None) -> Rows:
-        """The same for pictures of other sizes."""
+        """The same for images of other sizes."""
         return dataclasses.replace(self, size=size)
 
     def map(self, layer: Layer, x: Float[Array, "b h w c"], reach: int) -> Float[Array, "b h w o"]:
-        """What a layer makes of pictures.
+        """What a layer makes of images.
 
         Args:
             layer: keeps height and width.
-            x: pictures, or what this device has of them.
+            x: images, or what this device has of them.
             reach: rows above and below that one row of its result depends on.
         """
         return layer(x, self._inside(x))
 
     def sum(self, sums: Sums, x: Float[Array, "b h w c"], reach: int) -> Any:
-        """Sums over whole pictures; arguments as those of `map`."""
+        """Sums over whole images; arguments as those of `map`."""
         mask = self._inside(x)
         return sums(x, mask, mask)
 
@@ -79,7 +79,7 @@ class Strips(Rows):
     """Rows of a strip, at every level of the network."""
 
     def map(self, layer: Layer, x: Array, reach: int) -> Array:
-        """What a layer makes of pictures, strip by strip."""
+        """What a layer makes of images, strip by strip."""
         if self._is_low(x, reach):
             return super().map(layer, x, reach)
 
@@ -97,7 +97,7 @@ class Strips(Rows):
         return lax.fori_loop(0, self._count(x), write, done)
 
     def sum(self, sums: Sums, x: Array, reach: int) -> Any:
-        """Sums over whole pictures, strip by strip."""
+        """Sums over whole images, strip by strip."""
         if self._is_low(x, reach):
             return super().sum(sums, x, reach)
 
@@ -146,13 +146,13 @@ class Shards(Rows):
         return layer(window, self._mask(x, reach))[:, reach : reach + x.shape[1]]
 
     def sum(self, sums: Sums, x: Array, reach: int) -> Any:
-        """Sums over whole pictures, the same on every device."""
+        """Sums over whole images, the same on every device."""
         window, mask = self._window(x, reach), self._mask(x, reach)
         counted = mask & rows_between(0, x.shape[1], window, -reach)
         return lax.psum(sums(window, mask, counted), _AXIS)
 
     def _mask(self, x: Array, reach: int) -> Array:
-        """Of the pictures in a window, without the rows beyond the first and the last device's."""
+        """Of the images in a window, without the rows beyond the first and the last device's."""
         rows, width = x.shape[1:3]
         size = self.size
         if size is None:

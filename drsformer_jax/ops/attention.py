@@ -18,7 +18,7 @@ from drsformer_jax.types import Array, Bool, Float
 
 
 class ChannelSums(NamedTuple):
-    """Sums over pixels, in float32 or wider; those of parts of a picture may be added."""
+    """Sums over pixels, in float32 or wider; those of parts of an image may be added."""
 
     gram: Float[Array, "b m d e"]
     """Products of query and key channels."""
@@ -29,7 +29,7 @@ class ChannelSums(NamedTuple):
 
 
 def channel_sums(query: Float[Array, "b p m d"], key: Float[Array, "b p m e"]) -> ChannelSums:
-    """All that the scores of a picture need to know of its pixels."""
+    """All that the scores of an image need to know of its pixels."""
     accumulator = jnp.promote_types(query.dtype, jnp.float32)
     gram = jnp.einsum(
         "bpmd,bpme->bmde",
@@ -61,16 +61,16 @@ def query_key_sums(
 ) -> ChannelSums:
     """`channel_sums` of the queries and keys that a 1x1 and a depthwise convolution make of `x`.
 
-    One operation, so that queries and keys need not exist for the whole picture. The derivative
+    One operation, so that queries and keys need not exist for the whole image. The derivative
     saves `x` and the weights alone (see `forms.recomputed`).
 
     Args:
-        x: pictures.
+        x: images.
         weights: kernels and biases.
         heads: number of equal groups of channels.
-        inside: mask of the pictures in larger arrays.
+        inside: mask of the images in larger arrays.
         counted: mask of the pixels to sum over, which all are without it, `inside` or not.
-        form: `whole` (every convolution on whole pictures), `strips` (on a few rows at a time), or
+        form: `whole` (every convolution on whole images), `strips` (on a few rows at a time), or
             None: the platform's.
     """
     ways = {"whole": functools.partial(_whole, heads), "strips": functools.partial(_strips, heads)}
@@ -113,7 +113,7 @@ def _sums_of(both: Float[Array, "b h w _"], heads: int) -> ChannelSums:
 def channel_scores(sums: ChannelSums, temperature: Float[Array, " m"]) -> Float[Array, "b m d e"]:
     """Cosine of every query channel with every key channel, times the head's temperature.
 
-    Equal to normalising queries and keys over the pixels first (floor of the norm 1e-12), without
+    Equal to normalizing queries and keys over the pixels first (floor of the norm 1e-12), without
     writing them again. An all-zero channel has cosine 0 and a finite gradient.
     """
     scale_query = _inverse_root(sums.query)[..., :, None]

@@ -1,9 +1,9 @@
 """Convolutions that mix no channels, or two at a time, with gradients of their own.
 
-Written as sums of shifted pictures they are one pass over memory on every backend, where
+Written as sums of shifted images they are one pass over memory on every backend, where
 `lax.conv_general_dilated` with groups takes up to a hundred times as long, and its derivative up to
 thousands of times (docs/performance.md). The derivative by hand matters as much: differentiating
-the shifts would keep a copy of the picture per tap.
+the shifts would keep a copy of the image per tap.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def depthwise_conv(
     The sum runs in float32 or wider; the result has the type of `x`.
 
     Args:
-        x: pictures.
+        x: images.
         kernel: one k x k kernel a channel, k odd, applied as a correlation as everywhere in
             this field.
-        dilation: distance of neighbouring taps, in pixels.
+        dilation: distance of neighboring taps, in pixels.
         form: how the kernel's gradient is summed and borders are made: `by_pixel` (one pass over
             the pixels, borders by writing into zeros), `by_tap` (one reduction a tap, borders by
             padding), `by_conv` (one convolution over pixels, borders by padding), or None: the
@@ -59,7 +59,7 @@ def paired_conv(
     interleaved channels would cost.
 
     Args:
-        first: pictures whose channels, one after another, are the first of each pair.
+        first: images whose channels, one after another, are the first of each pair.
         second: likewise the second of each pair.
         kernel: k odd.
         form: as in `depthwise_conv`.
@@ -72,12 +72,12 @@ def paired_conv(
 def average_pool(
     x: Float[Array, "b h w c"], size: int = 3, inside: Bool[Array, "b h w 1"] | None = None
 ) -> Float[Array, "b h w c"]:
-    """Mean over size x size neighbours, counting only those inside the picture; stride 1.
+    """Mean over size x size neighbors, counting only those inside the image; stride 1.
 
     Args:
-        x: pictures.
+        x: images.
         size: side of the window, odd.
-        inside: mask of the pictures where the arrays are larger; results outside mean nothing.
+        inside: mask of the images where the arrays are larger; results outside mean nothing.
     """
     ones = jnp.ones((size, size, x.shape[-1]), _accumulator(x))
     counted = jnp.ones_like(x[:1, :, :, :1], ones.dtype) if inside is None else inside
@@ -87,7 +87,7 @@ def average_pool(
 
 
 _FUSED_TAPS = 28
-"""XLA for TPUs fuses so many taps. For more (7x7) it first writes shifted copies of the picture."""
+"""XLA for TPUs fuses so many taps. For more (7x7) it first writes shifted copies of the image."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -98,13 +98,13 @@ def window_conv(
     dilation: int = 1,
     margin: int = 0,
 ) -> Float[Array, "_ _ c"]:
-    """`depthwise_conv` of a window of a picture, at the pixels all of whose neighbours it holds.
+    """`depthwise_conv` of a window of an image, at the pixels all of whose neighbors it holds.
 
     Args:
         x: the window.
         kernel: one k x k kernel a channel.
-        anything: whether there is a picture in the window, see `strips.stored`.
-        dilation: distance of neighbouring taps, in pixels.
+        anything: whether there is an image in the window, see `strips.stored`.
+        dilation: distance of neighboring taps, in pixels.
         margin: a further border of the window that is not read.
     """
     border = margin + dilation * (kernel.shape[0] // 2)
@@ -142,7 +142,7 @@ def _depthwise(parts: list[Array], kernel: Array, dilation: int, form: str | Non
 
 
 def _correlate(padded: Array, kernel: Array, dilation: int, shape: tuple[int, ...]) -> Array:
-    """The sum of shifted pictures."""
+    """The sum of shifted images."""
     accumulator = _accumulator(padded)
     total = jnp.zeros(shape, accumulator)
     taps = _taps(kernel.shape[0], dilation)
@@ -251,11 +251,11 @@ def _kernel_grad_by_pixel(padded: Array, grad: Array, *, size: int, dilation: in
     reach = dilation * (size - 1) + 1
 
     def add_row(total: Array, row: Array) -> tuple[Array, None]:
-        picture, top = row // height, row % height
+        image, top = row // height, row % height
         strip_shape = (1, reach, padded.shape[2], channels)
-        strip = lax.dynamic_slice(padded, (picture, top, 0, 0), strip_shape)[0]
+        strip = lax.dynamic_slice(padded, (image, top, 0, 0), strip_shape)[0]
         strip = strip[::dilation].astype(accumulator)
-        weights = lax.dynamic_slice(grad, (picture, top, 0, 0), (1, 1, width, channels))
+        weights = lax.dynamic_slice(grad, (image, top, 0, 0), (1, 1, width, channels))
         weights = weights[0, 0].astype(accumulator)
 
         def add_pixel(left: Array, total: Array) -> Array:

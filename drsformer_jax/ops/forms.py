@@ -24,7 +24,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
 """For each operation its form on each platform; `default` is for all that are not named."""
 
 NARROW = 48
-"""Columns of a picture below which the borders of strips cost more than they save."""
+"""Columns of an image below which the borders of strips cost more than they save."""
 
 
 def run(
@@ -56,14 +56,14 @@ def recomputed(
 ) -> Any:
     """`run` of an operation whose derivative saves its arguments alone, and computes it again.
 
-    Narrow pictures are computed `whole` and differentiated as usual: strips gain nothing there, and
+    Narrow images are computed `whole` and differentiated as usual: strips gain nothing there, and
     what would be saved is small.
 
     Args:
         operation: a key of `CHOICES`.
         forms: a function of `x`, `weights` and `masks` for each form, one of them `whole`.
         form: one of `forms`, or None.
-        x: pictures.
+        x: images.
         weights: tree of arrays.
         *masks: what has no derivative.
     """

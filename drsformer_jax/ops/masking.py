@@ -1,4 +1,4 @@
-"""Pictures that are smaller than the arrays that hold them."""
+"""Images that are smaller than the arrays that hold them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from drsformer_jax.types import Array, Bool, Float, Int
 def inside(
     size: Int[Array, "b 2"], height: int, width: int, top: Int[Array, ""] | int = 0
 ) -> Bool[Array, "b h w 1"]:
-    """Tells the pixels of each picture from those beyond its right, lower and upper border.
+    """Tells the pixels of each image from those beyond its right, lower and upper border.
 
     Args:
-        size: true height and width of each picture, in pixels.
+        size: true height and width of each image, in pixels.
         height: rows of the array.
         width: columns of the array.
-        top: row of the picture that the array begins with; those before the first are negative.
+        top: row of the image that the array begins with; those before the first are negative.
     """
     row = top + jnp.arange(height)[:, None]
     columns = jnp.arange(width) < size[:, 1, None, None]
@@ -38,9 +38,9 @@ def rows_between(
 def zero_outside(
     x: Float[Array, "*b h w c"], inside: Bool[Array, "*b h w 1"] | None
 ) -> Float[Array, "*b h w c"]:
-    """Makes everything beyond the picture what a convolution sees beyond a border: zero.
+    """Makes everything beyond the image what a convolution sees beyond a border: zero.
 
-    Without `inside` the array is the picture, and returned as it is.
+    Without `inside` the array is the image, and returned as it is.
     """
     # A product would let an infinity or a NaN from out there through.
     return x if inside is None else jnp.where(inside, x, 0)

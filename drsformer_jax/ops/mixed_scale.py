@@ -52,13 +52,13 @@ def mixed_scale(
 
     The operation reaches from one 1x1 convolution to the other because that leaves the order of
     the hidden channels to its forms. The derivative saves `x`, which has a fifth of the channels
-    of the hidden pictures, and the weights, and computes those again (see `forms.recomputed`).
+    of the hidden images, and the weights, and computes those again (see `forms.recomputed`).
 
     Args:
-        x: pictures.
+        x: images.
         weights: kernels and biases.
-        inside: mask of the pictures in larger arrays; results outside mean nothing.
-        form: `whole` (every convolution on whole pictures), `strips` (all of them on a few rows
+        inside: mask of the images in larger arrays; results outside mean nothing.
+        form: `whole` (every convolution on whole images), `strips` (all of them on a few rows
             at a time), or None: the platform's.
     """
     ways = {"whole": _whole, "strips": _strips}

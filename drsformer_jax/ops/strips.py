@@ -1,6 +1,6 @@
 """Chains of convolutions strip by strip, so that what lies between them stays in a CPU's cache.
 
-A whole picture of hidden channels is written to memory and read again by every convolution. Here
+A whole image of hidden channels is written to memory and read again by every convolution. Here
 the chain runs on a few rows at a time, with as many rows and columns around them as it reads;
 what two strips both need is computed twice.
 """
@@ -48,12 +48,12 @@ def in_strips(
     The derivative saves the arguments alone, and computes each strip again.
 
     Args:
-        chain: what happens to a strip, see `Chain`. `inside` is False beyond the picture.
+        chain: what happens to a strip, see `Chain`. `inside` is False beyond the image.
         reach: how far beyond the strip it looks, in pixels.
-        rows: rows of a strip; a few more where that divides the pictures evenly.
+        rows: rows of a strip; a few more where that divides the images evenly.
         weights: tree of arrays for `chain`.
-        x: pictures.
-        inside: mask of the pictures in larger arrays.
+        x: images.
+        inside: mask of the images in larger arrays.
     """
     cut = _Strips(x, reach, rows)
     padded, mask = cut.pad(x), cut.pad(_mask(x, inside))
@@ -77,15 +77,15 @@ def sum_in_strips(
     inside: Bool[Array, "b h w 1"] | None,
     counted: Bool[Array, "b h w 1"] | None,
 ) -> Any:
-    """Sums of each picture, arguments and derivative like those of `in_strips`.
+    """Sums of each image, arguments and derivative like those of `in_strips`.
 
     Args:
         sums: what a strip adds, see `StripSums`.
         reach: how far beyond the strip it looks, in pixels.
-        rows: rows of a strip; a few more where that divides the pictures evenly.
+        rows: rows of a strip; a few more where that divides the images evenly.
         weights: tree of arrays for `sums`.
-        x: pictures.
-        inside: mask of the pictures in larger arrays.
+        x: images.
+        inside: mask of the images in larger arrays.
         counted: mask of the pixels to count.
 
     Returns:
@@ -117,7 +117,7 @@ def _summed(
 
 
 def rows_in_cache(width: int, channels: int) -> int:
-    """Rows of a strip whose pictures with so many columns and channels stay in a CPU's caches."""
+    """Rows of a strip whose images with so many columns and channels stay in a CPU's caches."""
     return max(8, SIZE // (width * channels))
 
 
@@ -137,11 +137,11 @@ def stored(function: Callable[..., Array], anything: Array, *arrays: Any) -> Arr
 
 
 class _Strips:
-    """Where the strips of pictures lie, in arrays with a border of `reach` pixels."""
+    """Where the strips of images lie, in arrays with a border of `reach` pixels."""
 
     def __init__(self, x: Array, reach: int, rows: int) -> None:
         batch, height, self.width, _ = x.shape
-        self.each = -(-height // rows)  # Strips of one picture.
+        self.each = -(-height // rows)  # Strips of one image.
         self.rows = -(-height // self.each)
         self.height = self.each * self.rows
         self.count = batch * self.each
@@ -212,10 +212,10 @@ def _sum_backward(
     weights, x, masks = saved
     cut = _Strips(x, reach, rows)
 
-    def of_picture(number: Array) -> Any:
+    def of_image(number: Array) -> Any:
         return jax.tree.map(lambda leaf: leaf[number // cut.each], grad)
 
-    return *_gradients(_summed(sums, cut, x, *masks), cut, weights, x, of_picture), None, None
+    return *_gradients(_summed(sums, cut, x, *masks), cut, weights, x, of_image), None, None
 
 
 sum_in_strips.defvjp(_sum_forward, _sum_backward)
@@ -234,7 +234,7 @@ def _gradients(
         run: of weights, a window and the number of its strip.
         cut: where the strips lie.
         weights: tree of arrays.
-        x: pictures.
+        x: images.
         cotangent: the gradient to what `run` makes, by the number of the strip.
     """
     padded = cut.pad(x)

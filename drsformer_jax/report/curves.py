@@ -22,14 +22,14 @@ _MARKED = 30
 """Curves of fewer points have dots."""
 _TICKS = (1, 2, 2.5, 5, 10)
 
-# Matplotlib knows no variables of CSS: it draws in colours that stand for them.
-_COLOURS = {
+# Matplotlib knows no variables of CSS: it draws in colors that stand for them.
+_COLORS = {
     "#010101": "var(--soft)",
     "#020202": "var(--line)",
     "#030303": "var(--accent)",
     "#040404": "var(--pale)",
 }
-_SOFT, _LINE, _ACCENT, _PALE = _COLOURS
+_SOFT, _LINE, _ACCENT, _PALE = _COLORS
 
 
 def curve(steps: np.ndarray, values: np.ndarray, *, last: int, logarithmic: bool, salt: str) -> str:
@@ -44,7 +44,7 @@ def curve(steps: np.ndarray, values: np.ndarray, *, last: int, logarithmic: bool
         salt: what differs between the curves of a page, whose parts need names that differ.
 
     Returns:
-        An `<svg>` element in the colours --soft, --line, --accent and --pale of the page's CSS. It
+        An `<svg>` element in the colors --soft, --line, --accent and --pale of the page's CSS. It
         keeps its size in the file whatever n.
     """
     with _quiet():
@@ -78,7 +78,7 @@ def _draw(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
 
 
 def _running_median(values: np.ndarray, reach: int) -> list[float]:
-    """The median of each value and its neighbours, as many on either side."""
+    """The median of each value and its neighbors, as many on either side."""
     reaches = [min(reach, at, len(values) - 1 - at) for at in range(len(values))]
     return [np.median(values[at - near : at + near + 1]) for at, near in enumerate(reaches)]
 
@@ -116,8 +116,8 @@ def _inlined(document: str) -> str:
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     used = set(re.findall(r"#([\w.-]+)", svg))
     svg = re.sub(r' id="([^"]*)"', lambda name: name[0] if name[1] in used else "", svg)
-    for ink, colour in _COLOURS.items():
-        svg = svg.replace(ink, colour)
+    for ink, color in _COLORS.items():
+        svg = svg.replace(ink, color)
     return svg
 
 

@@ -27,7 +27,7 @@ _CURVES = {
     "loss": "Loss",
     "grad_norm": "Gradient norm",
     "learning_rate": "Learning rate",
-    "pictures_per_second": "Pictures per second",
+    "images_per_second": "Images per second",
 }
 """Metrics that are drawn, beside those of the validation, and their headings."""
 _LOGARITHMIC = {"loss", "grad_norm"}
@@ -50,9 +50,9 @@ _LARGEST = 1e100
 """Of numbers beyond, Matplotlib would overflow."""
 
 _WIDEST, _HIGHEST = 480, 720
-"""Pixels of a picture on the page; larger ones are scaled down."""
+"""Pixels of an image on the page; larger ones are scaled down."""
 _TINY = 128 * 128
-"""Pixels of pictures that are kept without loss."""
+"""Pixels of images that are kept without loss."""
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b1f24; --soft: #667080;
@@ -126,7 +126,7 @@ _PAGE = """<!DOCTYPE html>
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture that the report shows, its three forms uint8 (h, w, 3) of one size."""
+    """An image that the report shows, its three forms uint8 (h, w, 3) of one size."""
 
     name: str
     scores: Scores
@@ -152,8 +152,8 @@ def write_report(
         config: the run's.
         metrics: of each line of `metrics.jsonl` the "step" and any numbers or None; see
             `reporting.read_metrics`. Those that are missing are left out of the page.
-        scores: name and scores of each picture, by `config.protocol`.
-        shown: pictures to show, from the largest gain to the smallest.
+        scores: name and scores of each image, by `config.protocol`.
+        shown: images to show, from the largest gain to the smallest.
 
     Raises:
         OSError: if the file system fails.
@@ -162,7 +162,7 @@ def write_report(
     body = [
         _summary(config, metrics, [each for _, each in scores]),
         _section("Curves", _curves(metrics), '<div class="curves">{}</div>'),
-        _pictures(shown),
+        _images(shown),
         _section("Scores", [_table(scores)] if scores else []),
         _section("Configuration", [_settings(config)]),
     ]
@@ -183,8 +183,8 @@ def _number(value: float, form: str) -> str:
     return format(value, form).replace("-", "&minus;")
 
 
-def _count(pictures: Sequence[object]) -> str:
-    return f"{len(pictures):,} picture{'s' if len(pictures) > 1 else ''}"
+def _count(images: Sequence[object]) -> str:
+    return f"{len(images):,} image{'s' if len(images) > 1 else ''}"
 
 
 def _section(heading: str, parts: Iterable[str], frame: str = "{}") -> str:
@@ -211,7 +211,7 @@ def _summary(
         cards.append(_card("Steps", f"{step:,}", f"of {config.steps:,}"))
     network = (
         f"{parameters(config.model):,} parameters, "
-        f"{multiply_accumulates(config.model) / 1e9:,.2f} G multiply-accumulates for a picture of "
+        f"{multiply_accumulates(config.model) / 1e9:,.2f} G multiply-accumulates for an image of "
         f"256&times;256. PSNR in dB and SSIM on luma, protocol {_text(config.protocol)}."
     )
     return f'<p class="soft">{network}</p>\n<dl class="cards">\n{"".join(cards)}</dl>'
@@ -227,7 +227,7 @@ def _table(scores: Sequence[tuple[str, Scores]]) -> str:
     opened = " open" if len(scores) <= _OPEN_ROWS else ""
     return (
         f"<details{opened}><summary>{_count(scores)}</summary>\n"
-        f'<div class="wide"><table>\n<thead><tr><th>picture</th>{heads}</tr></thead>\n'
+        f'<div class="wide"><table>\n<thead><tr><th>image</th>{heads}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody>\n"
         f"<tfoot>\n{_row('mean', mean([each for _, each in scores]))}\n</tfoot>\n"
         "</table></div></details>"
@@ -304,7 +304,7 @@ def _drawn(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     return [first, *found, *others]
 
 
-def _pictures(shown: Sequence[Shown]) -> str:
+def _images(shown: Sequence[Shown]) -> str:
     """The better half under one heading and the other, the worst first, under another."""
     half = (len(shown) + 1) // 2
     groups = {"Largest gain": shown[:half], "Smallest gain": shown[half:][::-1]}
@@ -314,13 +314,13 @@ def _pictures(shown: Sequence[Shown]) -> str:
         for heading, group in groups.items()
         if group
     ]
-    return _section("Pictures", parts)
+    return _section("Images", parts)
 
 
 def _figure(shown: Shown) -> str:
     scores, name = shown.scores, _text(shown.name)
     parts = []
-    for kind, picture, notes in (
+    for kind, image, notes in (
         ("rainy", shown.rainy, (scores.rainy_psnr, scores.rainy_ssim)),
         ("restored", shown.restored, (scores.restored_psnr, scores.restored_ssim)),
         ("clean", shown.clean, ()),
@@ -328,7 +328,7 @@ def _figure(shown: Shown) -> str:
         told = [kind]
         if notes:
             told += [f"{_number(notes[0], '.2f')} dB", f"SSIM {_number(notes[1], '.4f')}"]
-        source, width, height = _image(picture)
+        source, width, height = _data_uri(image)
         parts.append(
             f'<div><img src="{source}" width="{width}" height="{height}" alt="{name}, {kind}">'
             f"<small>{' &middot; '.join(told)}</small></div>"
@@ -340,9 +340,9 @@ def _figure(shown: Shown) -> str:
     )
 
 
-def _image(picture: np.ndarray) -> tuple[str, int, int]:
-    """A picture as a data URI, and its width and height on the page."""
-    image = Image.fromarray(picture)
+def _data_uri(pixels: np.ndarray) -> tuple[str, int, int]:
+    """An image as a data URI, and its width and height on the page."""
+    image = Image.fromarray(pixels)
     image.thumbnail((_WIDEST, _HIGHEST), Image.Resampling.LANCZOS)
     content = io.BytesIO()
     if image.width * image.height <= _TINY:

@@ -1,4 +1,4 @@
-"""What a finished run leaves to look at: restored pictures, a sheet of some, and the report."""
+"""What a finished run leaves to look at: restored images, a sheet of some, and the report."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.data.pairs import Pair, Pairs
 from drsformer_jax.data.sheets import contact_sheet
-from drsformer_jax.images.pixels import write_picture
+from drsformer_jax.images.pixels import write_image
 from drsformer_jax.report.page import Shown, write_report
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.training.reporting import read_metrics
 
-_PICTURES = 8
+_IMAGES = 8
 _ON_SHEET = 4
 _EXTREMES = 3
 _TITLES = ("rainy", "restored", "clean")
 
 
 def sheet(restorer: Restorer, pairs: Sequence[Pair]) -> np.ndarray:
-    """Rainy, restored and clean pictures side by side, a row a pair: uint8 (h, w, 3)."""
+    """Rainy, restored and clean images side by side, a row a pair: uint8 (h, w, 3)."""
     return contact_sheet([_row(restorer, pair) for pair in pairs], _TITLES)
 
 
@@ -35,10 +35,10 @@ def write_results(
     pairs: Pairs,
     scores: Sequence[Scores],
 ) -> None:
-    """Restores some validation pictures again and writes all that a run ends with.
+    """Restores some validation images again and writes all that a run ends with.
 
-    The first pictures go to `validation/`, fewer of them to `comparison.png`; `report.html` has the
-    curves, all scores, and the pictures that gained most and least.
+    The first images go to `validation/`, fewer of them to `comparison.png`; `report.html` has the
+    curves, all scores, and the images that gained most and least.
 
     Args:
         folder: the run's folder, which holds `metrics.jsonl`.
@@ -51,14 +51,12 @@ def write_results(
     Raises:
         OSError: if the file system fails.
     """
-    first = [pairs[index] for index in range(min(len(pairs), _PICTURES))]
+    first = [pairs[index] for index in range(min(len(pairs), _IMAGES))]
     for pair in first:
         name = Path(pair["name"]).with_suffix(".png")
-        for part, picture in zip(
-            ("input", "restored", "target"), _row(restorer, pair), strict=True
-        ):
-            write_picture(folder / "validation" / part / name, picture)
-    write_picture(folder / "comparison.png", sheet(restorer, first[:_ON_SHEET]))
+        for part, image in zip(("input", "restored", "target"), _row(restorer, pair), strict=True):
+            write_image(folder / "validation" / part / name, image)
+    write_image(folder / "comparison.png", sheet(restorer, first[:_ON_SHEET]))
     shown = [(pairs[index], scores[index]) for index in _extremes(scores)]
     write_report(
         folder / "report.html",
@@ -75,6 +73,6 @@ def _row(restorer: Restorer, pair: Pair) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _extremes(scores: Sequence[Scores]) -> list[int]:
-    """Which pictures gained most and least, from most to least."""
+    """Which images gained most and least, from most to least."""
     order = sorted(range(len(scores)), key=lambda index: -scores[index].gain)
     return order if len(order) <= 2 * _EXTREMES else order[:_EXTREMES] + order[-_EXTREMES:]

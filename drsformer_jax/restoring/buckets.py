@@ -1,4 +1,4 @@
-"""Few sizes that many pictures fit into, so that few programs are compiled."""
+"""Few sizes that many images fit into, so that few programs are compiled."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 MOST_PROGRAMS = 3
-"""Buckets that a set of pictures is given, where none of them grows beyond what fits."""
+"""Buckets that a set of images is given, where none of them grows beyond what fits."""
 _STEPS = 7
 
 
 def padded(size: Size) -> Size:
-    """The size that the official program pads a picture to: the next multiples of 8."""
+    """The size that the official program pads an image to: the next multiples of 8."""
     height, width = size
     return height + -height % SIZE_MULTIPLE, width + -width % SIZE_MULTIPLE
 
 
 def bucket_on_ladder(size: Size) -> Size:
-    """The bucket of a picture about whose fellows nothing is known.
+    """The bucket of an image about whose fellows nothing is known.
 
     Each side is rounded up to a multiple of a quarter of the power of two below it (..., 256, 320,
     384, 448, 512, 640, ...): a side grows by less than a quarter, and by a tenth on average.
@@ -36,13 +36,13 @@ def bucket_on_ladder(size: Size) -> Size:
 
 
 def plan_buckets(sizes: Iterable[Size], fits: Callable[[Size], bool]) -> list[Size]:
-    """Chooses at most `MOST_PROGRAMS` buckets so that every picture fits into one.
+    """Chooses at most `MOST_PROGRAMS` buckets so that every image fits into one.
 
     Where there are more sizes, the two buckets whose union adds the fewest pixels, counted over all
-    pictures, become one, again and again.
+    images, become one, again and again.
 
     Args:
-        sizes: of all pictures.
+        sizes: of all images.
         fits: whether a bucket fits into memory; a union that does not is never formed, which may
             leave more buckets.
 
@@ -67,7 +67,7 @@ def plan_buckets(sizes: Iterable[Size], fits: Callable[[Size], bool]) -> list[Si
 
 
 def _coarse(counts: Counter[Size], fits: Callable[[Size], bool]) -> Counter[Size]:
-    """Rounds heights and widths up to few values each, with equally many pictures between them."""
+    """Rounds heights and widths up to few values each, with equally many images between them."""
     sides = np.array(list(counts.elements())).T
     steps = np.linspace(0, 1, _STEPS + 1)[1:]
     heights, widths = (np.quantile(side, steps, method="higher").tolist() for side in sides)

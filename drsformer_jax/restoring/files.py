@@ -1,4 +1,4 @@
-"""Many picture files: which go where, and reading and writing while the network computes."""
+"""Many image files: which go where, and reading and writing while the network computes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from drsformer_jax.data.folders import find_pictures
+from drsformer_jax.data.folders import find_images
 from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.photo import Photo, read_photo, write_photo
 from drsformer_jax.images.pixels import (
     EXTENSIONS,
     check_extension,
-    picture_size,
+    image_size,
     to_8_bits,
-    write_picture,
+    write_image,
 )
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.buckets import Size
@@ -35,7 +35,7 @@ from drsformer_jax.restoring.buckets import Size
 
 @dataclass(frozen=True)
 class Job:
-    """One picture: where it is, and where it goes."""
+    """One image: where it is, and where it goes."""
 
     source: Path
     target: Path
@@ -54,25 +54,25 @@ def plan_jobs(
     extension: str | None = None,
     compare: Path | None = None,
 ) -> list[Job]:
-    """Finds the pictures and gives each its place.
+    """Finds the images and gives each its place.
 
     Args:
-        inputs: pictures, folders, whose subfolders are kept in the output, or patterns such as
+        inputs: images, folders, whose subfolders are kept in the output, or patterns such as
             `photos/**/*.jpg`.
-        output: a file where `inputs` is one picture and `output` no folder; else a folder.
+        output: a file where `inputs` is one image and `output` no folder; else a folder.
         extension: what the results' names end in, such as `.png`; as the source's where it is None.
-        compare: folder for side-by-side pictures.
+        compare: folder for side-by-side images.
 
     Raises:
         InputError: if nothing is found, something would be written in the place of a source or of
             something else that is written, or an extension is unknown.
     """
-    found = [each for path in inputs for each in _pictures(path, output)]
+    found = [each for path in inputs for each in _images(path, output)]
     if not found:
-        raise InputError(f"{output} holds all the pictures of {inputs[0]}; expected others")
+        raise InputError(f"{output} holds all the images of {inputs[0]}; expected others")
     single = len(inputs) == 1 and inputs[0].is_file() and not output.is_dir()
     if not single and output.exists() and not output.is_dir():
-        raise InputError(f"{output} is a file; expected a folder for {len(found)} pictures")
+        raise InputError(f"{output} is a file; expected a folder for {len(found)} images")
     if single and output.suffix and extension not in (None, output.suffix):
         raise InputError(f"{output} ends in {output.suffix!r}; expected {extension} as the format")
     jobs = []
@@ -84,10 +84,10 @@ def plan_jobs(
     return jobs
 
 
-def _pictures(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
-    """(file, its place under the output folder) of every picture that a path stands for."""
+def _images(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
+    """(file, its place under the output folder) of every image that a path stands for."""
     if path.is_dir():
-        for source in find_pictures(path, nested=True):
+        for source in find_images(path, nested=True):
             # Results of an earlier run, where the output lies inside the input.
             if path.resolve() == output.resolve() or not _is_within(source, output):
                 yield source, source.relative_to(path)
@@ -105,7 +105,7 @@ def _pictures(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
     ]
     if not files:
         raise InputError(
-            f"{path} is missing or no picture; expected pictures, folders or patterns, or one video"
+            f"{path} is missing or no image; expected images, folders or patterns, or one video"
         )
     for source in files:
         yield source, source.relative_to(shared)
@@ -134,7 +134,7 @@ def _check_places(jobs: Sequence[Job]) -> None:
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of the pictures."""
+    """What became of the images."""
 
     restored: int
     skipped: int
@@ -143,7 +143,7 @@ class Summary:
     programs: int
     """Sizes that the network was compiled for, or that the cache had."""
     waste: float
-    """Share of pixels that padding and overlaps added to the pictures'."""
+    """Share of pixels that padding and overlaps added to the images'."""
 
 
 def restore_files(
@@ -156,18 +156,18 @@ def restore_files(
     quality: int | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> Summary:
-    """Restores pictures; one that fails is reported on stderr and the rest goes on.
+    """Restores images; one that fails is reported on stderr and the rest goes on.
 
     Args:
         jobs: what to restore; all sizes together decide on the buckets.
         restorer: the network.
         workers: threads, each with a batch of its own: while one computes, the others read and
             write.
-        batch: pictures of a bucket that are computed together, as far as there are as many and
+        batch: images of a bucket that are computed together, as far as there are as many and
             memory goes.
-        resume: skip pictures whose result is there, and leave comparisons that are there.
+        resume: skip images whose result is there, and leave comparisons that are there.
         quality: of JPEG and lossy WebP, 1 to 100.
-        background: colour under transparent pictures where the format has no transparency.
+        background: color under transparent images where the format has no transparency.
 
     Raises:
         OSError: if the file system fails, for instance because it is full.
@@ -192,7 +192,7 @@ def restore_files(
     def write(job: Job, photo: Photo, restored: np.ndarray) -> list[str] | InputError:
         try:
             if job.comparison is not None and not (resume and job.comparison.exists()):
-                write_picture(job.comparison, _side_by_side(photo.rgb, restored))
+                write_image(job.comparison, _side_by_side(photo.rgb, restored))
             photo = dataclasses.replace(photo, rgb=restored)
             return write_photo(job.target, photo, quality=quality, background=background)
         except InputError as error:
@@ -236,9 +236,9 @@ def restore_files(
 def _batches(
     jobs: Sequence[Job], sizes: Mapping[Job, Size], restorer: Restorer, batch: int
 ) -> list[tuple[Size | None, list[Job]]]:
-    """Groups of at most `batch` jobs whose pictures share a bucket, in the order of the jobs.
+    """Groups of at most `batch` jobs whose images share a bucket, in the order of the jobs.
 
-    Pictures whose size is not known, or that are cut into tiles, stay alone.
+    Images whose size is not known, or that are cut into tiles, stay alone.
     """
     batches: list[tuple[Size | None, list[Job]]] = []
     unfilled: dict[Size, list[Job]] = {}
@@ -260,7 +260,7 @@ def _report(
 ) -> list[Job]:
     """Waits for all, prints notes and failures, and returns the jobs that are done."""
     done = []
-    with tqdm(total=sum(map(len, futures.values())), unit="picture", disable=None) as bar:
+    with tqdm(total=sum(map(len, futures.values())), unit="image", disable=None) as bar:
         for future, together in futures.items():
             for job, told in zip(together, future.result(), strict=True):
                 bar.update()
@@ -284,14 +284,11 @@ def _waste(programs: Mapping[tuple[int, Size], int], sizes: Sequence[Size]) -> f
 def _size(job: Job) -> Size | None:
     """(height, width); None where it cannot be read, which is told when its turn comes."""
     try:
-        return picture_size(job.source)
+        return image_size(job.source)
     except InputError:
         return None
 
 
 def _side_by_side(rainy: np.ndarray, restored: np.ndarray) -> np.ndarray:
-    pair = [
-        picture if picture.dtype == np.uint8 else to_8_bits(picture)
-        for picture in (rainy, restored)
-    ]
+    pair = [image if image.dtype == np.uint8 else to_8_bits(image) for image in (rainy, restored)]
     return contact_sheet([pair], ("rainy", "restored"))

@@ -19,11 +19,11 @@ from drsformer_jax.ops.forms import NARROW
 _ATTENTION = 13.0
 _EXPERTS = 17.5
 _FEED_FORWARD = {"msfn": 11.1, "gdfn": 5.6, "dfn": 4.0, "fn": 2.5}
-# CPUs compute these two in strips of their own, unless the picture is narrow.
+# CPUs compute these two in strips of their own, unless the image is narrow.
 _ATTENTION_ON_CPU = 3.6
 _MSFN_ON_CPU = 2.2
-# Bytes that those strips take of pictures of 256 columns; in proportion more of wider ones, but
-# little against the picture unless that is very low.
+# Bytes that those strips take of images of 256 columns; in proportion more of wider ones, but
+# little against the image unless that is very low.
 _STRIPS_ON_CPU = 10 * 2**20
 # The same for what strips do not cut: the features between the network's layers.
 _HELD = 4.5
@@ -32,12 +32,12 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 
 def forward_bytes(config: ModelConfig, height: int, width: int) -> int:
-    """Bytes that restoring one picture takes beside the parameters: an estimate.
+    """Bytes that restoring one image takes beside the parameters: an estimate.
 
     Args:
         config: the network.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
     """
     channels = 2 * config.dim
     in_strips = jax.default_backend() == "cpu" and width >= NARROW
@@ -53,12 +53,12 @@ def forward_bytes(config: ModelConfig, height: int, width: int) -> int:
 
 
 def strips_bytes(config: ModelConfig, height: int, width: int, strip: int) -> int:
-    """The same for a picture that is computed in strips.
+    """The same for an image that is computed in strips.
 
     Args:
         config: the network.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
         strip: height of the strips, in pixels.
     """
     held = int(_HELD * 2 * config.dim * _bytes_each(config) * height * width)

@@ -1,4 +1,4 @@
-"""A rainy picture in, the picture without rain out."""
+"""A rainy image in, the image without rain out."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ _STRIPS = (512, 256, 128, 64, 32, 16)
 
 
 class Restorer:
-    """Removes rain from pictures of any size; safe to call from several threads.
+    """Removes rain from images of any size; safe to call from several threads.
 
-    A picture is restored inside a bucket, an array of one of few sizes, and each bucket compiles
+    An image is restored inside a bucket, an array of one of few sizes, and each bucket compiles
     once. What the network computes is exactly what it computes without the bucket, up to the order
-    of floating-point sums. So it is where memory does not hold the whole picture's intermediate
+    of floating-point sums. So it is where memory does not hold the whole image's intermediate
     arrays: then several accelerators share its rows, or it is computed in strips.
 
     Args:
         config: the network.
         params: its parameters.
-        tile: `auto` to choose between these ways by memory, as estimated; 0 to compute pictures at
-            once always; or a side in pixels, a multiple of 8, to restore larger pictures in tiles.
+        tile: `auto` to choose between these ways by memory, as estimated; 0 to compute images at
+            once always; or a side in pixels, a multiple of 8, to restore larger images in tiles.
             Tiles are an approximation: each sees its own pixels alone, where the network's
-            attention looks at the whole picture.
-        overlap: pixels that neighbouring tiles share at least; 64, or half of a smaller tile, where
+            attention looks at the whole image.
+        overlap: pixels that neighboring tiles share at least; 64, or half of a smaller tile, where
             it is not given.
         memory: bytes of a device that `auto` may take; measured where it is not given.
-        devices: of this process that may share a picture; all accelerators where it is not given.
+        devices: of this process that may share an image; all accelerators where it is not given.
 
     Raises:
         InputError: if tile and overlap are impossible.
@@ -82,7 +82,7 @@ class Restorer:
         self._devices = min(devices or (1 if alone else len(there)), len(there))
         self._planned: list[Size] = []
         self.programs: Counter[tuple[int, Size]] = Counter()
-        """How often each number of pictures was computed in each bucket."""
+        """How often each number of images was computed in each bucket."""
         self._counting = threading.Lock()
 
     @classmethod
@@ -125,7 +125,7 @@ class Restorer:
         return cls(config, params, tile=tile, overlap=overlap)
 
     def plan(self, sizes: Iterable[Size]) -> None:
-        """Chooses few buckets for pictures of these sizes; others get one of a fixed ladder."""
+        """Chooses few buckets for images of these sizes; others get one of a fixed ladder."""
         shapes = []
         for size in map(padded, sizes):
             tiling = self.tiling(size)
@@ -133,7 +133,7 @@ class Restorer:
         self._planned = plan_buckets(shapes, self._fits)
 
     def bucket(self, size: Size) -> Size:
-        """The bucket of a picture of this (height, width) that is not cut into tiles."""
+        """The bucket of an image of this (height, width) that is not cut into tiles."""
         size = padded(size)
         planned = (bucket for bucket in self._planned if min(np.subtract(bucket, size)) >= 0)
         rung = bucket_on_ladder(size)
@@ -144,7 +144,7 @@ class Restorer:
         return height, width
 
     def tiling(self, size: Size) -> Tiling | None:
-        """How a picture of this (height, width) is cut into tiles; None where it is not."""
+        """How an image of this (height, width) is cut into tiles; None where it is not."""
         tiled = self._tiling is not None and max(padded(size)) > self._tiling.side
         return self._tiling if tiled else None
 
@@ -154,7 +154,7 @@ class Restorer:
             return AT_ONCE
         height, width = bucket
         if self._devices > 1:
-            # What a device computes is less than a picture of its rows and those it is sent.
+            # What a device computes is less than an image of its rows and those it is sent.
             own = SIZE_MULTIPLE * math.ceil(height / (SIZE_MULTIPLE * self._devices))
             if self._holds((own + 2 * MOST_REACH, width)):
                 return Shards(count=self._devices)
@@ -164,7 +164,7 @@ class Restorer:
         return None
 
     def _holds(self, bucket: Size, count: int = 1) -> bool:
-        """Whether memory is enough for pictures at once."""
+        """Whether memory is enough for images at once."""
         return count * forward_bytes(self.config, *bucket) <= self._memory
 
     def _fits(self, bucket: Size) -> bool:
@@ -173,7 +173,7 @@ class Restorer:
     def __call__(self, rainy: np.ndarray) -> np.ndarray:
         """Removes rain.
 
-        As in the official program the picture is padded right and below to a multiple of 8 by
+        As in the official program the image is padded right and below to a multiple of 8 by
         reflection, and the result cut back, clamped and rounded.
 
         Args:
@@ -187,15 +187,15 @@ class Restorer:
         """
         if rainy.ndim not in (3, 4) or not rainy.size:
             _refuse(rainy)
-        pictures = rainy.reshape(-1, *rainy.shape[-3:])
-        return np.stack(self.batch(list(pictures))).reshape(rainy.shape)
+        images = rainy.reshape(-1, *rainy.shape[-3:])
+        return np.stack(self.batch(list(images))).reshape(rainy.shape)
 
     def batch(self, rainy: Sequence[np.ndarray], count: int = 1) -> list[np.ndarray]:
-        """Removes rain from pictures together, as far as they share a bucket and memory goes.
+        """Removes rain from images together, as far as they share a bucket and memory goes.
 
         Args:
-            rainy: pictures as those of `__call__`, each (h, w, 3) of any size.
-            count: fewer pictures of a bucket than this are computed as if there were as many, so
+            rainy: images as those of `__call__`, each (h, w, 3) of any size.
+            count: fewer images of a bucket than this are computed as if there were as many, so
                 that they need no program of their own.
 
         Returns:
@@ -206,44 +206,42 @@ class Restorer:
         """
         together: dict[Size, list[int]] = {}
         restored: dict[int, np.ndarray] = {}
-        for index, picture in enumerate(rainy):
-            if picture.dtype not in _KINDS or picture.shape[2:] != (3,) or not picture.size:
-                _refuse(picture)
-            size = picture.shape[:2]
+        for index, image in enumerate(rainy):
+            if image.dtype not in _KINDS or image.shape[2:] != (3,) or not image.size:
+                _refuse(image)
+            size = image.shape[:2]
             tiling = self.tiling(size)
             if tiling is None:
                 together.setdefault(self.bucket(size), []).append(index)
             else:
-                restored[index] = self._restore_tiles(tiling, _pad(picture, padded(size)))
+                restored[index] = self._restore_tiles(tiling, _pad(image, padded(size)))
         for bucket, indices in together.items():
             group = max(len(indices), count)
             while group > 1 and not self._holds(bucket, group):
                 group //= 2
             for first in range(0, len(indices), group):
                 chosen = indices[first : first + group]
-                pictures = [_pad(rainy[index], padded(rainy[index].shape[:2])) for index in chosen]
-                done = self._restore(bucket, pictures, group)
+                images = [_pad(rainy[index], padded(rainy[index].shape[:2])) for index in chosen]
+                done = self._restore(bucket, images, group)
                 restored.update(zip(chosen, done, strict=True))
-        return [_cut(restored[index], picture) for index, picture in enumerate(rainy)]
+        return [_cut(restored[index], image) for index, image in enumerate(rainy)]
 
-    def _restore(
-        self, bucket: Size, pictures: Sequence[np.ndarray], count: int
-    ) -> list[np.ndarray]:
-        """Restores pictures whose sides are multiples of 8 to 16 bits, as `count` in a bucket."""
+    def _restore(self, bucket: Size, images: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+        """Restores images whose sides are multiples of 8 to 16 bits, as `count` in a bucket."""
         rows = self.rows(bucket)
         if rows is None:
             raise InputError(
                 f"{bucket[1]}x{bucket[0]} pixels do not fit into {self._memory:,} bytes of memory, "
-                "not even in strips; expected a smaller picture, or tiles, which approximate"
+                "not even in strips; expected a smaller image, or tiles, which approximate"
             )
         # One program for 8 and 16 bits.
         rainy = np.zeros((count, *bucket, 3), np.uint16)
         white = np.ones((count, 1, 1, 1), np.float32)
         size = np.full((count, 2), SIZE_MULTIPLE, np.int32)
-        for index, picture in enumerate(pictures):
-            size[index] = height, width = picture.shape[:2]
-            rainy[index, :height, :width] = picture
-            white[index] = np.iinfo(picture.dtype).max
+        for index, image in enumerate(images):
+            size[index] = height, width = image.shape[:2]
+            rainy[index, :height, :width] = image
+            white[index] = np.iinfo(image.dtype).max
         try:
             restored = np.asarray(
                 _restore(self.config, rows, self._params_for(rows), rainy, white, size)
@@ -253,13 +251,13 @@ class Restorer:
                 raise
             raise InputError(
                 f"{count} of {bucket[1]}x{bucket[0]} pixels need more memory than there is; "
-                "expected a smaller batch or picture, or smaller tiles, which approximate"
+                "expected a smaller batch or image, or smaller tiles, which approximate"
             ) from error
         with self._counting:
             self.programs[count, bucket] += 1
         return [
-            whole[: picture.shape[0], : picture.shape[1]]
-            for whole, picture in zip(restored, pictures, strict=False)
+            whole[: image.shape[0], : image.shape[1]]
+            for whole, image in zip(restored, images, strict=False)
         ]
 
     def _params_for(self, rows: Rows) -> Params:
@@ -270,11 +268,11 @@ class Restorer:
             self._params[count] = jax.device_put(self._params[1], place)
         return self._params[count]
 
-    def _restore_tiles(self, tiling: Tiling, picture: np.ndarray) -> np.ndarray:
+    def _restore_tiles(self, tiling: Tiling, image: np.ndarray) -> np.ndarray:
         def restore(tile: np.ndarray) -> np.ndarray:
             return self._restore(self.bucket(tile.shape[:2]), [tile], 1)[0]
 
-        return np.rint(tiling.apply(restore, picture)).astype(np.uint16)
+        return np.rint(tiling.apply(restore, image)).astype(np.uint16)
 
 
 def _refuse(rainy: np.ndarray) -> NoReturn:
@@ -283,13 +281,13 @@ def _refuse(rainy: np.ndarray) -> NoReturn:
     )
 
 
-def _pad(picture: np.ndarray, to: Size) -> np.ndarray:
-    height, width, _ = picture.shape
-    return np.pad(picture, [(0, to[0] - height), (0, to[1] - width), (0, 0)], "reflect")
+def _pad(image: np.ndarray, to: Size) -> np.ndarray:
+    height, width, _ = image.shape
+    return np.pad(image, [(0, to[0] - height), (0, to[1] - width), (0, 0)], "reflect")
 
 
 def _cut(restored: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """The picture without its padding, in the type it came in."""
+    """The image without its padding, in the type it came in."""
     restored = restored[: like.shape[0], : like.shape[1]]
     # 65535 = 255 * 257: rounding twice is rounding once.
     return to_8_bits(restored) if like.dtype == np.uint8 else restored

@@ -14,7 +14,7 @@ from drsformer_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Tiles of at most `side` pixels a side of which neighbours share at least `overlap`.
+    """Tiles of at most `side` pixels a side of which neighbors share at least `overlap`.
 
     Raises:
         InputError: if a value is impossible.
@@ -31,28 +31,28 @@ class Tiling:
                 f"the overlap is {self.overlap}; expected 0 to half of the tile, {self.side // 2}"
             )
 
-    def apply(self, restore: Callable[[np.ndarray], np.ndarray], picture: np.ndarray) -> np.ndarray:
+    def apply(self, restore: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
         """Restores tile by tile and blends: each tile fades out linearly where the next fades in.
 
         Args:
-            restore: a tile of the picture to float32 of its shape; always called with one shape.
-            picture: (h, w, 3), height and width multiples of 8.
+            restore: a tile of the image to float32 of its shape; always called with one shape.
+            image: (h, w, 3), height and width multiples of 8.
 
         Returns:
             float32 (h, w, 3).
         """
-        height, width, _ = picture.shape
+        height, width, _ = image.shape
         rows, columns = (self._intervals(side) for side in (height, width))
-        blended = np.zeros(picture.shape, np.float32)
+        blended = np.zeros(image.shape, np.float32)
         for top, bottom, vertical in rows:
             for left, right, horizontal in columns:
                 weight = (vertical[:, None] * horizontal)[..., None]
-                tile = restore(picture[top:bottom, left:right])
+                tile = restore(image[top:bottom, left:right])
                 blended[top:bottom, left:right] += weight * tile
         return blended
 
     def tiles(self, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
-        """((height, width) of each tile, number of tiles) of a picture of this size."""
+        """((height, width) of each tile, number of tiles) of an image of this size."""
         rows, columns = (self._intervals(length) for length in size)
         height, width = (each[0][1] - each[0][0] for each in (rows, columns))
         return (height, width), len(rows) * len(columns)
@@ -60,7 +60,7 @@ class Tiling:
     def _intervals(self, length: int) -> list[tuple[int, int, np.ndarray]]:
         """(start, end, weights) of the tiles along one side; the weights add up to 1."""
         # Sides and starts are multiples of 8, so that the network's levels see the pixels where
-        # they would see them in the whole picture.
+        # they would see them in the whole image.
         cells, most = length // SIZE_MULTIPLE, self.side // SIZE_MULTIPLE
         shared_cells = math.ceil(self.overlap / SIZE_MULTIPLE)
         steps = math.ceil(max(cells - most, 0) / (most - shared_cells))

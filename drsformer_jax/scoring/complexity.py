@@ -25,13 +25,13 @@ class _Part:
     """A part of the network that works at one resolution."""
 
     level: int
-    """Its pictures have sides of 1 / 2**level."""
+    """Its images have sides of 1 / 2**level."""
     weights: int
     """Weights of convolutions: each is multiplied once a pixel."""
     products: int = 0
     """Multiplications a pixel that involve no weight."""
     once: int = 0
-    """Weights that are multiplied once a picture."""
+    """Weights that are multiplied once an image."""
     others: int = 0
     """Parameters whose multiplications and additions are not counted."""
 
@@ -42,18 +42,18 @@ def parameters(config: ModelConfig) -> int:
 
 
 def multiply_accumulates(config: ModelConfig, height: int = 256, width: int = 256) -> int:
-    """How many multiply-accumulates restoring one picture takes, by the rule of this module.
+    """How many multiply-accumulates restoring one image takes, by the rule of this module.
 
     Args:
         config: the network.
-        height: of the picture, in pixels, a multiple of 8.
+        height: of the image, in pixels, a multiple of 8.
         width: likewise.
 
     Raises:
         InputError: if a side is no multiple of 8.
     """
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or min(height, width) < 1:
-        raise InputError(f"the picture is {width}x{height}; expected multiples of {SIZE_MULTIPLE}")
+        raise InputError(f"the image is {width}x{height}; expected multiples of {SIZE_MULTIPLE}")
     return sum(
         height * width // 4**part.level * (part.weights + part.products) + part.once
         for part in _parts(config)

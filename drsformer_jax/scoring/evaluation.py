@@ -1,4 +1,4 @@
-"""Scores of restored pictures against clean ones."""
+"""Scores of restored images against clean ones."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from drsformer_jax.training.processes import in_order
 
 @dataclass(frozen=True)
 class Scores:
-    """PSNR in dB and SSIM of a rainy and of the restored picture, both against the clean one."""
+    """PSNR in dB and SSIM of a rainy and of the restored image, both against the clean one."""
 
     rainy_psnr: float
-    """NaN, like the SSIM, where there is no rainy picture."""
+    """NaN, like the SSIM, where there is no rainy image."""
     rainy_ssim: float
     restored_psnr: float
     restored_ssim: float
@@ -38,7 +38,7 @@ class Scores:
 def score(
     rainy: np.ndarray | None, restored: np.ndarray, clean: np.ndarray, protocol: Protocol
 ) -> Scores:
-    """Scores one picture.
+    """Scores one image.
 
     Args:
         rainy: uint8 (h, w, 3); None where it is not at hand.
@@ -47,12 +47,12 @@ def score(
         protocol: how; see `drsformer_jax.metrics`.
 
     Raises:
-        InputError: if the pictures are not uint8 (h, w, 3) of one size.
+        InputError: if the images are not uint8 (h, w, 3) of one size.
     """
     return Scores(
         *(
-            math.nan if picture is None else metric(picture, clean, protocol=protocol)
-            for picture in (rainy, restored)
+            math.nan if image is None else metric(image, clean, protocol=protocol)
+            for image in (rainy, restored)
             for metric in (metrics.psnr, metrics.ssim)
         )
     )
@@ -69,7 +69,7 @@ def evaluate(
         protocol: how; see `drsformer_jax.metrics`.
 
     Yields:
-        (pair, restored picture, its scores).
+        (pair, restored image, its scores).
     """
     restorer.plan(sizes_of(pairs))
     for index in range(len(pairs)):
@@ -108,9 +108,9 @@ def shared_scores(
 
 
 def mean(scores: Sequence[Scores]) -> Scores:
-    """The mean over pictures, as published results are averaged.
+    """The mean over images, as published results are averaged.
 
-    Pictures below 11 pixels have no SSIM (NaN) and are left out of its mean.
+    Images below 11 pixels have no SSIM (NaN) and are left out of its mean.
     """
     columns = np.array([dataclasses.astuple(score) for score in scores]).T
     return Scores(*(_mean_of_defined(column) for column in columns))

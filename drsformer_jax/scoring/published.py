@@ -50,7 +50,7 @@ class System:
     parameters_m: float | None
     """Millions of parameters; None where they are not known, like the next."""
     multiply_accumulates_g: float | None
-    """Billions of multiply-accumulates for a picture of 256x256."""
+    """Billions of multiply-accumulates for an image of 256x256."""
     source: Literal["published", "measured"]
 
 

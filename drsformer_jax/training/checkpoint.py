@@ -1,6 +1,6 @@
 """Runs on disk: a folder with `config.json`, scores and Orbax checkpoints, the latest and the best.
 
-A checkpoint holds the parameters, their average where there is one, the optimiser state and, as
+A checkpoint holds the parameters, their average where there is one, the optimizer state and, as
 JSON, everything else that a run goes on from: step, random key, position in the data, the whole
 configuration.
 """

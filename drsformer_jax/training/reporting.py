@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import image, scalar
+from tensorboardX.summary import image as image_summary
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from drsformer_jax.files import write_text
 from drsformer_jax.training.hardware import memory_mib
 
 _LONG_WAIT = 0.1  # Of the time; less is not worth a look.
+
+_RENAMED = {"pictures_per_second": "images_per_second", "input_wait": "data_wait"}
+"""Names of metrics that older runs wrote, and today's."""
 
 
 class MetricsWriter:
@@ -65,10 +69,10 @@ class MetricsWriter:
         shown = [scalar(name, value) for name, value in numbers.items() if value is not None]
         self._add(*(Event(step=step, summary=summary) for summary in shown))
 
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Records a picture, uint8 (h, w, 3), for TensorBoard."""
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Records an image, uint8 (h, w, 3), for TensorBoard."""
         if self._board is not None:
-            self._add(Event(step=step, summary=image(name, picture, dataformats="HWC")))
+            self._add(Event(step=step, summary=image_summary(name, image, dataformats="HWC")))
 
     def _add(self, *events: Event) -> None:
         """Writes TensorBoard's events out, or gives TensorBoard up."""
@@ -121,21 +125,21 @@ class Progress:
         self.resume()
 
     def update(
-        self, pictures: int, flops: float, input_wait: float, skipped: Sequence[str] = ()
+        self, images: int, flops: float, data_wait: float, skipped: Sequence[str] = ()
     ) -> None:
         """Counts a step on.
 
         Args:
-            pictures: crops that the step learned from, on all devices.
+            images: crops that the step learned from, on all devices.
             flops: floating-point operations that the network took for them.
-            input_wait: seconds that the step waited for its batch.
+            data_wait: seconds that the step waited for its batch.
             skipped: pairs that could not be read, each with the reason; a new one is shown.
         """
         self._bar.update()
         self._steps += 1
-        self._pictures += pictures
+        self._images += images
         self._flops += flops
-        self._input_wait += input_wait
+        self._data_wait += data_wait
         self._skipped += len(skipped)
         # In each process, which knows what it reads alone.
         for line in sorted({*skipped} - self._named):
@@ -146,16 +150,16 @@ class Progress:
         """Shows metrics of a step.
 
         Returns:
-            The metrics with, since the last: `pictures_per_second`, `flops_per_second`, their
-            share `peak_share` of the peak where it is known, and the share `input_wait` of the
+            The metrics with, since the last: `images_per_second`, `flops_per_second`, their
+            share `peak_share` of the peak where it is known, and the share `data_wait` of the
             time that went on waiting for batches; further the memory as `memory_mib` tells it, and
             `skipped_pairs` since the program started.
         """
         seconds = time.monotonic() - self._since
         pace = {
-            "pictures_per_second": self._pictures / seconds,
+            "images_per_second": self._images / seconds,
             "flops_per_second": self._flops / seconds,
-            "input_wait": self._input_wait / seconds,
+            "data_wait": self._data_wait / seconds,
         }
         if self._peak_flops is not None:
             pace["peak_share"] = pace["flops_per_second"] / self._peak_flops
@@ -171,8 +175,8 @@ class Progress:
     def resume(self) -> None:
         """Starts to measure the pace anew, after something that is no training."""
         self._since = time.monotonic()
-        self._steps = self._pictures = 0
-        self._flops = self._input_wait = 0.0
+        self._steps = self._images = 0
+        self._flops = self._data_wait = 0.0
 
     def __enter__(self) -> Progress:
         return self
@@ -186,12 +190,12 @@ def _summary(values: Mapping[str, float], pace: Mapping[str, float]) -> str:
     parts = [
         f"loss {values['loss']:.4f}",
         f"learning rate {values['learning_rate']:.2e}",
-        f"{pace['pictures_per_second']:.1f} pictures/s",
+        f"{pace['images_per_second']:.1f} images/s",
     ]
     if "peak_share" in pace:
         parts.append(f"{pace['peak_share']:.1%} of peak")
-    if pace["input_wait"] > _LONG_WAIT:
-        parts.append(f"{pace['input_wait']:.0%} waiting for input")
+    if pace["data_wait"] > _LONG_WAIT:
+        parts.append(f"{pace['data_wait']:.0%} waiting for input")
     return ", ".join(parts)
 
 
@@ -208,7 +212,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             values = json.loads(line)
             if isinstance(values, dict) and isinstance(values.get("step"), int):
-                metrics.append(values)
+                metrics.append({_RENAMED.get(name, name): each for name, each in values.items()})
     return metrics
 
 

@@ -38,7 +38,7 @@ class TrainState(NamedTuple):
 
     @property
     def best_params(self) -> Params:
-        """What to restore pictures with: the average where there is one."""
+        """What to restore images with: the average where there is one."""
         return self.params if self.ema is None else self.ema
 
 
@@ -128,7 +128,7 @@ def parts(config: TrainConfig, mesh: Mesh, batch: int, side: int) -> int:
 def train_step(
     config: TrainConfig, mesh: Mesh, state: TrainState, batch: Mapping[str, Array]
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimiser step on the mean absolute error of the unclamped output.
+    """One optimizer step on the mean absolute error of the unclamped output.
 
     A step whose loss or gradient is not finite changes nothing but the counts.
 
@@ -178,7 +178,7 @@ def _loss_and_grads(
 ) -> tuple[Array, Params]:
     """The mean absolute error of a batch and its gradient, for parameters that lie on a mesh.
 
-    Each device computes on its own pictures, in parts if they are many, and only then do devices
+    Each device computes on its own images, in parts if they are many, and only then do devices
     add up what they have.
     """
     count = parts(config, mesh, *rainy.shape[:2])
@@ -196,8 +196,8 @@ def _loss_and_grads(
         def add(total: tuple[Array, Params], part: tuple[Array, Array]) -> tuple[tuple, None]:
             return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, *part)), None
 
-        def split(pictures: Array) -> Array:
-            return pictures.reshape(count, -1, *pictures.shape[1:])
+        def split(images: Array) -> Array:
+            return images.reshape(count, -1, *images.shape[1:])
 
         zero = (jnp.zeros((), rainy.dtype), jax.tree.map(jnp.zeros_like, params))
         total, _ = jax.lax.scan(add, zero, (split(rainy), split(clean)))
@@ -225,6 +225,6 @@ def mixup(key: Array, rainy: Array, clean: Array) -> tuple[Array, Array]:
     return share * rainy + (1 - share) * rainy[order], share * clean + (1 - share) * clean[order]
 
 
-def _unit(pictures: Array, dtype: jnp.dtype) -> Array:
-    """Eight-bit pictures become floating point in [0, 1], which others are already."""
-    return pictures.astype(dtype) / 255 if pictures.dtype == jnp.uint8 else pictures
+def _unit(images: Array, dtype: jnp.dtype) -> Array:
+    """Eight-bit images become floating point in [0, 1], which others are already."""
+    return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images

@@ -29,9 +29,9 @@ def test_pytorch_network_equals_the_reference_and_has_the_official_keys():
         model.load_state_dict(
             {key: torch.from_numpy(weight) for key, weight in golden.weights.items()}, strict=True
         )
-        picture = torch.from_numpy(golden["input"]).double().permute(0, 3, 1, 2)
+        image = torch.from_numpy(golden["input"]).double().permute(0, 3, 1, 2)
         with torch.no_grad():
-            found = model(picture).permute(0, 2, 3, 1)
+            found = model(image).permute(0, 2, 3, 1)
         np.testing.assert_allclose(found, golden["output"], rtol=0, atol=1e-12)
 
 
@@ -72,8 +72,8 @@ def test_table_shows_what_it_writes(tmp_path, capsys):
 FIGURES = {
     "against_torch.py": [{"program": "ours"}, {"ours_float32_over_it": 0.8}],
     "derain_folder.py": [
-        {"sizes_compiled": 3, "first_picture_s": 50.0},
-        {"sizes_compiled": 3, "first_picture_s": 6.0},
+        {"sizes_compiled": 3, "first_image_s": 50.0},
+        {"sizes_compiled": 3, "first_image_s": 6.0},
     ],
 }
 
@@ -98,7 +98,7 @@ def test_bounds_that_were_written_hold_and_others_of_the_file_stay(bounds, monke
         "cpu": {
             "other": {"x": 2},
             "ratio_to_torch": {"drsformer 256x256": 1.0, "drsformer_no_mefc 256x256": 1.0},
-            "derain_folder": {"sizes_compiled": 3.75, "second_first_picture_s": 7.5},
+            "derain_folder": {"sizes_compiled": 3.75, "second_first_image_s": 7.5},
         },
     }
     monkeypatch.setattr(sys, "argv", ["check_bounds.py"])

@@ -19,7 +19,7 @@ from pretrained import System
 from drsformer_jax import weights
 from drsformer_jax.config import KINDS
 from drsformer_jax.data.folders import find_pairs, read_pair
-from drsformer_jax.images.pixels import picture_size, read_picture, write_picture
+from drsformer_jax.images.pixels import image_size, read_image, write_image
 from drsformer_jax.metrics import psnr, ssim
 from drsformer_jax.restoring import Restorer
 
@@ -46,13 +46,13 @@ def folder(tmp_path_factory):
     for index, name in enumerate(("a/1.png", "a/2.png", "b/1.png")):
         part, file = name.split("/")
         clean = noise(index) // 4 + 60
-        write_picture(folder / part / "target" / file, clean)
-        write_picture(folder / part / "input" / file, with_streaks(clean))
+        write_image(folder / part / "target" / file, clean)
+        write_image(folder / part / "input" / file, with_streaks(clean))
     for index, part in enumerate(("train", "validation", "validation")):
         ramp = np.linspace(20, 200, W).astype(np.uint8)[:, None]
         image = np.broadcast_to(ramp, (H, W, 3)) + noise(index) // 16
-        write_picture(folder / "photographs" / part / f"{index}.png", image)
-    write_picture(folder / "real" / "0.png", noise(7))
+        write_image(folder / "photographs" / part / f"{index}.png", image)
+    write_image(folder / "real" / "0.png", noise(7))
     return folder
 
 
@@ -127,7 +127,7 @@ def test_clean_figures_are_least_and_mean_over_photographs_that_changed(result, 
     restorer = Restorer.load(model)
     found = []
     for path in sorted((folder / "photographs" / "validation").iterdir()):
-        image = read_picture(path)
+        image = read_image(path)
         found.append(psnr(restorer(image), image, PROTOCOL))
     figures = systems[str(model)]["clean_psnr"]
     assert figures == {"least": min(found), "mean": pytest.approx(statistics.fmean(found))}
@@ -154,7 +154,7 @@ def test_markdown_has_a_row_for_each_system_and_a_column_for_each_set(result, mo
 
 
 def test_sheet_of_the_program_shows_each_set_and_real_images(result, folder):
-    height, _ = picture_size(folder / "sheet.png")
+    height, _ = image_size(folder / "sheet.png")
     pairs = 8 + 6 * (32 + 2 * (H + 8) + 8)
     assert height == pairs + 32 + (H + 8) + 8
 
@@ -180,8 +180,8 @@ def test_sheet_shows_rainy_restored_and_clean_beside_each_other():
 def test_real_images_are_cut_to_their_middle(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "WINDOW", 16)
     image = noise(0, 20, 30)
-    write_picture(tmp_path / "0.png", image)
-    write_picture(tmp_path / "1.png", image[:10, :12])
+    write_image(tmp_path / "0.png", image)
+    write_image(tmp_path / "1.png", image[:10, :12])
     found = pretrained.real_images(tmp_path)
     np.testing.assert_array_equal(found[0], image[2:18, 7:23])
     np.testing.assert_array_equal(found[1], image[:10, :12])
@@ -210,8 +210,8 @@ def test_best_setting_has_the_greatest_mean_psnr():
 @pytest.mark.parametrize("name", FILTERS)
 def test_filters_take_any_image_and_keep_flat_ones(name):
     for setting in FILTERS[name].settings:
-        for grey in (0, 100, 255):
-            flat = np.full((9, 13, 3), grey, np.uint8)
+        for gray in (0, 100, 255):
+            flat = np.full((9, 13, 3), gray, np.uint8)
             np.testing.assert_array_equal(FILTERS[name].apply(flat, **setting), flat)
         found = FILTERS[name].apply(noise(0, 9, 13), **setting)
         assert found.dtype == np.uint8

@@ -13,12 +13,12 @@ from rain_sets import write_pairs
 from rain_statistics import Rain, statistics_of, summary
 
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import write_picture
+from drsformer_jax.images.pixels import write_image
 
 SIZE = (240, 320)
 
 
-def grey(level, size=SIZE):
+def gray(level, size=SIZE):
     return np.full((*size, 3), level, np.uint8)
 
 
@@ -47,7 +47,7 @@ def under(layer, clean):
     [(-40, 30, 0.8), (-8, 50, 1.2), (0, 20, 0.7), (17, 40, 0.6), (30, 70, 1.5)],
 )
 def test_streaks_have_the_lean_length_and_width_they_were_drawn_with(lean, length, sigma):
-    found = statistics_of(under(bars(lean, length, sigma), grey(40)), grey(40))
+    found = statistics_of(under(bars(lean, length, sigma), gray(40)), gray(40))
     assert found.lean == pytest.approx(lean, abs=1)
     assert found.half_length == pytest.approx(length / 2, rel=0.1)
     assert found.half_width == pytest.approx(math.sqrt(4 * math.log(2)) * sigma, rel=0.1)
@@ -56,12 +56,12 @@ def test_streaks_have_the_lean_length_and_width_they_were_drawn_with(lean, lengt
 def test_lean_is_positive_towards_the_lower_right():
     layer = np.zeros((64, 64))
     layer[np.arange(10, 50), np.arange(10, 50)] = 90
-    assert statistics_of(under(layer, grey(40, (64, 64))), grey(40, (64, 64))).lean == 45
+    assert statistics_of(under(layer, gray(40, (64, 64))), gray(40, (64, 64))).lean == 45
 
 
 @pytest.mark.parametrize("beside", ["veil", "noise", "sky"])
 def test_veil_noise_and_a_bright_sky_leave_the_streaks_as_they_are(beside):
-    clean, layer = grey(40), bars(12, 40, 0.8, brightness=40, count=400)
+    clean, layer = gray(40), bars(12, 40, 0.8, brightness=40, count=400)
     if beside == "veil":
         layer += np.linspace(40, 0, SIZE[0])[:, None]
     elif beside == "noise":
@@ -75,7 +75,7 @@ def test_veil_noise_and_a_bright_sky_leave_the_streaks_as_they_are(beside):
 
 
 def test_half_lengths_end_at_the_reach():
-    clean = grey(40, (600, 200))
+    clean = gray(40, (600, 200))
     found = statistics_of(under(bars(0, 2000, 0.8, size=(600, 200), count=20), clean), clean)
     assert found.half_length == pytest.approx(rain_statistics.REACH, abs=3)
 
@@ -83,7 +83,7 @@ def test_half_lengths_end_at_the_reach():
 def test_levels_shares_and_psnr_are_exact():
     layer = np.zeros((10, 20))
     layer[:2], layer[2:5], layer[5] = 8, 9, 31  # 40, 60 and 20 of 200 pixels.
-    found = statistics_of(under(layer, grey(100, (10, 20))), grey(100, (10, 20)))
+    found = statistics_of(under(layer, gray(100, (10, 20))), gray(100, (10, 20)))
     assert found.added == pytest.approx((40 * 8 + 60 * 9 + 20 * 31) / 200)
     assert (found.over_8, found.over_30) == pytest.approx((40, 10))
     error = (40 * 8**2 + 60 * 9**2 + 20 * 31**2) / 200
@@ -91,22 +91,22 @@ def test_levels_shares_and_psnr_are_exact():
 
 
 def test_psnr_is_that_of_all_three_channels():
-    rainy = grey(100)
+    rainy = gray(100)
     rainy[..., 2] += 30
-    assert statistics_of(rainy, grey(100)).psnr == pytest.approx(10 * math.log10(3 * 255**2 / 900))
+    assert statistics_of(rainy, gray(100)).psnr == pytest.approx(10 * math.log10(3 * 255**2 / 900))
 
 
-def test_colour_is_the_greatest_deviation_of_a_channel_from_grey():
+def test_color_is_the_greatest_deviation_of_a_channel_from_gray():
     layer = np.full((*SIZE, 3), (20, 20, 50))
-    assert statistics_of(under(layer, grey(40)), grey(40)).colour == pytest.approx(20 / 30)
+    assert statistics_of(under(layer, gray(40)), gray(40)).color == pytest.approx(20 / 30)
 
 
-def test_saturated_pixels_do_not_colour_grey_rain():
-    clean = grey(40)
+def test_saturated_pixels_do_not_color_gray_rain():
+    clean = gray(40)
     clean[:, ::2] = (250, 120, 60)
     rainy = under(bars(5, 30, 1, count=300), clean)
     assert (rainy == 255).any()
-    assert statistics_of(rainy, clean).colour == pytest.approx(0)
+    assert statistics_of(rainy, clean).color == pytest.approx(0)
 
 
 def test_blacks_are_the_level_that_the_darkest_fiftieth_is_below():
@@ -115,17 +115,17 @@ def test_blacks_are_the_level_that_the_darkest_fiftieth_is_below():
     assert statistics_of(clean + np.uint8(50), clean).blacks == pytest.approx(52, abs=1)
 
 
-def test_an_image_without_rain_has_infinite_psnr_and_no_streaks_or_colour():
+def test_an_image_without_rain_has_infinite_psnr_and_no_streaks_or_color():
     clean = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
     found = statistics_of(clean, clean)
     assert found[:4] == (math.inf, 0, 0, 0)
-    assert np.isnan([found.half_length, found.half_width, found.lean, found.colour]).all()
+    assert np.isnan([found.half_length, found.half_width, found.lean, found.color]).all()
 
 
 @pytest.mark.parametrize("sigma", [0, 5])
 def test_a_constant_and_noise_are_no_streaks(sigma):
     noise = np.random.default_rng(0).normal(0, sigma, SIZE)
-    found = statistics_of(under(20 + noise, grey(40)), grey(40))
+    found = statistics_of(under(20 + noise, gray(40)), gray(40))
     assert np.isnan([found.half_length, found.half_width, found.lean]).all()
     assert found.added == pytest.approx(20, abs=0.1)
 
@@ -136,10 +136,10 @@ def test_images_as_small_as_a_pixel_are_measured():
         assert statistics_of(clean + np.uint8(10), clean).added == 10
 
 
-@pytest.mark.parametrize("clean", [grey(1)[1:], grey(1)[..., 0], grey(1).astype(float)])
+@pytest.mark.parametrize("clean", [gray(1)[1:], gray(1)[..., 0], gray(1).astype(float)])
 def test_a_pair_of_two_sizes_or_kinds_is_refused(clean):
     with pytest.raises(InputError, match=r"^clean is .* of shape .*; expected both uint8 \(h, w"):
-        statistics_of(grey(1), clean)
+        statistics_of(gray(1), clean)
 
 
 def test_summary_is_medians_without_what_is_not_known():
@@ -162,7 +162,7 @@ def run(monkeypatch, *arguments):
 def test_sources_and_kinds_of_synthetic_rain_are_rows_of_one_table(tmp_path, monkeypatch, capsys):
     pairs = write_pairs(tmp_path / "pairs", ["1.png", "2.png", "3.png"])
     for name in ("a.png", "b.png"):
-        write_picture(tmp_path / "clean" / name, grey(90, (64, 80)))
+        write_image(tmp_path / "clean" / name, gray(90, (64, 80)))
     file = tmp_path / "rain.json"
     flags = ("--photographs", tmp_path / "clean", "--count", 3, "--json", file)
     run(monkeypatch, "--data", pairs, *flags)

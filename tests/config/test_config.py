@@ -223,7 +223,7 @@ def test_presets_are_the_published_networks():
     )
 
 
-def test_optimiser_defaults_are_the_official_recipe():
+def test_optimizer_defaults_are_the_official_recipe():
     assert dataclasses.asdict(OptimConfig()) == {
         "learning_rate": 3e-4,
         "final_learning_rate": 1e-6,

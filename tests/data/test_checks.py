@@ -1,4 +1,4 @@
-"""A pair that is none is told: two sizes, one picture twice, the rainy one called clean."""
+"""A pair that is none is told: two sizes, one image twice, the rainy one called clean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from drsformer_jax.config import RainConfig
 from drsformer_jax.data.checks import problems
 from drsformer_jax.data.folders import find_pairs, read_pair
 from drsformer_jax.data.synthetic import SyntheticRain, add_rain, photographs
-from drsformer_jax.images.pixels import read_picture
+from drsformer_jax.images.pixels import read_image
 
 SETS = {"Rain100L": ("train", "test"), "Rain200H": ("train", "test"), "Rain200L": ("test",)}
 ADDED = dataclasses.replace(
@@ -36,7 +36,7 @@ def levels(values: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def scene() -> np.ndarray:
-    return read_picture(PHOTOGRAPHS[0].path)[:256, :256]
+    return read_image(PHOTOGRAPHS[0].path)[:256, :256]
 
 
 def rained(clean: np.ndarray, seed: int) -> np.ndarray:
@@ -46,13 +46,13 @@ def rained(clean: np.ndarray, seed: int) -> np.ndarray:
 def test_sizes_that_differ_are_told_and_nothing_else():
     rainy, clean = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 7, 3), np.uint8)
     assert problems(rainy, clean) == [
-        "the clean picture is 7x4, the rainy one 6x4; a pair must have one size"
+        "the clean image is 7x4, the rainy one 6x4; a pair must have one size"
     ]
 
 
-def test_one_picture_twice_is_told(scene):
+def test_one_image_twice_is_told(scene):
     assert problems(scene, scene.copy()) == [
-        "the rainy and the clean picture are identical; expected rain on one"
+        "the rainy and the clean image are identical; expected rain on one"
     ]
     other = scene.copy()
     other[5, 6, 2] ^= 1  # in blue, at which the guess does not look
@@ -62,7 +62,7 @@ def test_one_picture_twice_is_told(scene):
 @pytest.mark.parametrize("photograph", PHOTOGRAPHS, ids=lambda photograph: photograph.name)
 @pytest.mark.parametrize("seed", [0, 5, 16])
 def test_synthetic_rain_is_right_and_is_found_when_swapped(photograph, seed):
-    clean = read_picture(photograph.path)
+    clean = read_image(photograph.path)
     rainy = rained(clean, seed)
     assert problems(rainy, clean) == []
     assert is_swapped(clean, rainy)
@@ -80,13 +80,13 @@ def test_every_real_pair_is_right_and_is_found_when_swapped(shared, name):
             )
 
 
-def test_restored_pictures_are_not_called_swapped(shared):
+def test_restored_images_are_not_called_swapped(shared):
     found = sorted(shared.glob("data/published_outputs/DRSformer/*/*.png"))
     assert len(found) == 6
     for path in found:
-        clean = read_picture(clean_of(shared, path))
-        assert problems(read_picture(path), clean) == []
-        assert problems(clean, read_picture(path)) == []
+        clean = read_image(clean_of(shared, path))
+        assert problems(read_image(path), clean) == []
+        assert problems(clean, read_image(path)) == []
 
 
 def clean_of(shared: Path, restored: Path) -> Path:
@@ -102,9 +102,9 @@ def test_no_kind_of_synthetic_rain_is_called_a_fault(kind):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 16, 32])
-def test_small_pictures_are_never_called_swapped(size):
+def test_small_images_are_never_called_swapped(size):
     for seed, photograph in enumerate(PHOTOGRAPHS):
-        clean = read_picture(photograph.path)
+        clean = read_image(photograph.path)
         rainy = rained(clean, seed)
         for y in range(0, 320 - size, 40):
             window = np.s_[y : y + size, 2 * y // 3 : 2 * y // 3 + size]
@@ -112,12 +112,12 @@ def test_small_pictures_are_never_called_swapped(size):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2)])
-def test_flat_pictures_of_any_size_are_compared_in_silence(shape):
+def test_flat_images_of_any_size_are_compared_in_silence(shape):
     dark, bright = (np.full((*shape, 3), value, np.uint8) for value in (10, 200))
     assert problems(dark, bright) == problems(bright, dark) == []
 
 
-def test_a_bright_streak_on_a_flat_picture_is_enough():
+def test_a_bright_streak_on_a_flat_image_is_enough():
     rainy = np.full((9, 9, 3), 100, np.uint8)
     rainy[:, 4] = 220
     clean = np.full((9, 9, 3), 100, np.uint8)

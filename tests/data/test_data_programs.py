@@ -12,12 +12,12 @@ import pytest
 from programs import refused
 from rain_sets import write_pairs, write_splits
 
-from drsformer_jax.images.pixels import read_picture
+from drsformer_jax.images.pixels import read_image
 
 
 @pytest.fixture(scope="session")
 def built(run, place):
-    """A data set of 5 and 3 pairs of 24x32 and 26x32, built into `data`; and what was printed."""
+    """A dataset of 5 and 3 pairs of 24x32 and 26x32, built into `data`; and what was printed."""
     write_splits(place / "raw")
     result = run(
         *("drsformer", "build-data", "rain200l", "--manual-dir", "raw", "--data-dir", "data"),
@@ -64,8 +64,8 @@ def test_sheet_shows_pairs_and_crops(run, built, place):
         *("--pairs", "2", "--crops", "3", "--crop-size", "16"),
     )
     assert result.stdout == "rain200l:test has 3 pairs: 32x26 (3); see sheet.png\n", result.stderr
-    sheet = read_picture(place / "sheet.png")
-    first = read_picture(place / "raw/test/input/1.png")
+    sheet = read_image(place / "sheet.png")
+    first = read_image(place / "raw/test/input/1.png")
     places = [
         (top, left)
         for top in range(sheet.shape[0] - 26)
@@ -82,12 +82,12 @@ def test_sheet_of_synthetic_rain_takes_photographs_and_no_other_does(run, place)
         *("--pairs", "1", "--crops", "2", "--crop-size", "16"),
     )
     assert result.returncode == 0, result.stderr
-    assert read_picture(place / "rain.png").shape[0] > 4 * 40
+    assert read_image(place / "rain.png").shape[0] > 4 * 40
     result = run("drsformer", "show-data", "pairs", "--out", "other.png", *photographs)
     refused(result, "--photographs is given; expected none but of synthetic")
 
 
-def test_training_and_scoring_take_a_data_set_by_name(run, built, place):
+def test_training_and_scoring_take_a_dataset_by_name(run, built, place):
     result = run(
         *("train", "--config", "config.py", "--workdir", "named", "--data.data-dir", "data"),
         *("--data.train", "rain200l", "--data.validation", "rain200l:test[:2]"),
@@ -103,12 +103,12 @@ def test_training_and_scoring_take_a_data_set_by_name(run, built, place):
     assert saved == ["1.png", "2.png", "3.png"]
     rows = scores.stdout.splitlines()
     assert [row.split()[0] for row in rows[2:5]] == ["1.png", "2.png", "3.png"]
-    # The same pictures from their folder have the same scores.
+    # The same images from their folder have the same scores.
     folder = run("eval", "--checkpoint", "named", "--data", "raw/test")
     assert folder.stdout.splitlines()[:6] == rows[:6]
 
 
-def test_pictures_of_one_name_in_several_splits_are_all_scored_and_saved(run, trained, place):
+def test_images_of_one_name_in_several_splits_are_all_scored_and_saved(run, trained, place):
     for split in ("train/Rain13K", "test/Test100", "test/Rain100L"):
         write_pairs(place / "raw13k" / split, ["1.png"])
     command = ("drsformer", "build-data", "rain13k", "--manual-dir", "raw13k", "--data-dir", "data")
@@ -119,8 +119,7 @@ def test_pictures_of_one_name_in_several_splits_are_all_scored_and_saved(run, tr
     )
     assert result.returncode == 0, result.stderr
     names = [
-        row["picture"]
-        for row in json.loads((place / "scored13k/scores.json").read_text())["pictures"]
+        row["image"] for row in json.loads((place / "scored13k/scores.json").read_text())["images"]
     ]
     assert names == ["test100/1.png", "rain100l/1.png"]
     assert all((place / "saved13k" / name).is_file() for name in names)
@@ -156,12 +155,12 @@ def test_a_pair_that_cannot_be_read_stops_training_or_is_skipped_and_counted(run
         "0",
     )
     stopped = run(*command, "--workdir", "stopped", "--data.workers", "2")
-    refused(stopped, r"damaged_pairs/input/1\.png is no picture that can be read \(")
+    refused(stopped, r"damaged_pairs/input/1\.png is no image that can be read \(")
     skipping = run(
         *command, "--workdir", "skipping", "--data.corrupt", "skip", "--data.workers", "1"
     )
     assert skipping.returncode == 0, skipping.stderr
-    named = re.findall(r"^skipped: damaged_pairs/input/1\.png is no picture", skipping.stdout, re.M)
+    named = re.findall(r"^skipped: damaged_pairs/input/1\.png is no image", skipping.stdout, re.M)
     assert len(named) == 1
     counts = [line["skipped_pairs"] for line in metrics(place / "skipping").values()]
     assert counts == [1, 2, 3, 4]  # Every other pair, and two in a batch.
@@ -191,7 +190,7 @@ def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("drsformer build-data rain1 --manual-dir raw", "the data set rain1 is unknown; expected"),
+        ("drsformer build-data rain1 --manual-dir raw", "the dataset rain1 is unknown; expected"),
         ("drsformer build-data rain200l --manual-dir none", "none does not exist; expected"),
         ("drsformer build-data rain200l --manual-dir config.py", r"config\.py is a file; expected"),
         ("drsformer build-data rain200l --manual-dir raw", "has 5 pairs in raw; expected 1800, or"),
@@ -206,7 +205,7 @@ def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained
         ),
         (
             "drsformer build-data rain100l --verify --data-dir data",
-            "rain100l is no data set in dat",
+            "rain100l is no dataset in dat",
         ),
         ("drsformer build-data rain200l --verify --manual-dir raw", "--manual-dir is given; exp"),
         ("drsformer build-data rain200l:test --verify --data-dir data", "one without a part"),
@@ -215,17 +214,17 @@ def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained
             "drsformer show-data rain200l:tost --data-dir data --out x.png",
             r"has no part tost .*test \(3\)",
         ),
-        ("drsformer show-data rain200l --data-dir nowhere --out x.png", "no data set in nowhere"),
+        ("drsformer show-data rain200l --data-dir nowhere --out x.png", "no dataset in nowhere"),
         ("drsformer show-data pairs --out x.gif", r"x\.gif has the extension '\.gif'"),
         ("drsformer show-data pairs --out x.png --crops 0", "--crops is 0; expected 1 to 100"),
         (
             "drsformer show-data pairs --out x.png --crop-size 20",
             "crop-size is 20; expected a mult",
         ),
-        ("eval --checkpoint run --data none", "--data is none, no folder and no data set in"),
+        ("eval --checkpoint run --data none", "--data is none, no folder and no dataset in"),
         (
             "eval --checkpoint run --data rain200l --data-dir data --match x",
-            "--match is x beside a data set; expected folders",
+            "--match is x beside a dataset; expected folders",
         ),
         (
             "eval --checkpoint run --data rain200l --data-dir data --target pairs",
@@ -237,7 +236,7 @@ def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained
         ),
         (
             "train --config config.py --data.train rain200l --data.data-dir none",
-            "no data set in none",
+            "no dataset in none",
         ),
         (
             "train --config config.py --data.sources pairs 0",

@@ -21,7 +21,7 @@ from drsformer_jax.data.pairs import sizes_of
 from drsformer_jax.data.rain import build
 from drsformer_jax.data.verification import verify
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import read_picture, write_picture
+from drsformer_jax.images.pixels import read_image, write_image
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +34,21 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def copy(data_dir, tmp_path):
-    """A data set that may be spoiled."""
+    """A dataset that may be spoiled."""
     return shutil.copytree(data_dir / "rain/mine/1.0.0", tmp_path / "1.0.0")
 
 
 @pytest.mark.parametrize("name", ["mine", "rain/mine", "mine:1.0.0"])
-def test_data_set_is_found_by_name(data_dir, name):
+def test_dataset_is_found_by_name(data_dir, name):
     assert find_dataset(name, str(data_dir)) == (data_dir / "rain/mine/1.0.0", "")
 
 
 @pytest.mark.parametrize("name", ["mine:train[:50%]", "rain/mine:1.0.0:train[:50%]"])
-def test_part_of_a_data_set_is_found_by_name(data_dir, name):
+def test_part_of_a_dataset_is_found_by_name(data_dir, name):
     assert find_dataset(name, str(data_dir))[1] == "train[:50%]"
 
 
-def test_data_set_is_found_by_its_folder_without_a_data_folder(data_dir):
+def test_dataset_is_found_by_its_folder_without_a_data_folder(data_dir):
     folder = data_dir / "rain/mine/1.0.0"
     assert find_dataset(str(folder)) == (folder, "")
     assert find_dataset(f"{folder}:test") == (folder, "test")
@@ -65,7 +65,7 @@ def test_newest_version_is_taken_and_others_by_number(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nothing", "a/b", "", "mine/", "../mine", "no:such:thing:"])
-def test_what_is_no_data_set_is_not_found(data_dir, name):
+def test_what_is_no_dataset_is_not_found(data_dir, name):
     assert find_dataset(name, str(data_dir)) is None
 
 
@@ -125,9 +125,9 @@ def test_a_part_without_pairs_is_told(data_dir):
         DatasetPairs(data_dir / "rain/mine/1.0.0", "train[:1%]")
 
 
-def test_a_pair_of_two_sizes_in_a_data_set_is_told(tmp_path, monkeypatch):
+def test_a_pair_of_two_sizes_in_a_dataset_is_told(tmp_path, monkeypatch):
     raw = write_pairs(tmp_path / "raw", ["1.png"])
-    write_picture(raw / "target/1.png", pair(0, height=25)[1])
+    write_image(raw / "target/1.png", pair(0, height=25)[1])
     monkeypatch.setattr(rain, "check_sizes", lambda *_: None)
     pairs = DatasetPairs(build("paired_folder", raw, tmp_path), "train")
     with pytest.raises(InputError, match=r"clean 1\.png, record 0 of train .* is 32x25, rainy 1"):
@@ -147,7 +147,7 @@ def test_without_a_test_split_all_but_train_are_tested_on(tmp_path):
         open_dataset(alone, "", "test")
 
 
-def test_a_data_set_without_the_features_is_refused(tmp_path):
+def test_a_dataset_without_the_features_is_refused(tmp_path):
     folder = build("paired_folder", write_pairs(tmp_path / "raw", ["1.png"]), tmp_path)
     features = json.loads((folder / "features.json").read_text())
     entries = features["featuresDict"]["features"]
@@ -157,7 +157,7 @@ def test_a_data_set_without_the_features_is_refused(tmp_path):
         DatasetPairs(folder, "train")
 
 
-def test_a_data_set_of_another_builder_is_read_without_notes(copy):
+def test_a_dataset_of_another_builder_is_read_without_notes(copy):
     (copy / "metadata.json").unlink()
     pairs = DatasetPairs(copy, "test")
     assert pairs.noted() == {}
@@ -191,7 +191,7 @@ def test_sizes_that_were_noted_wrong_are_told_by_the_checks(copy):
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
 def test_a_damaged_description_is_told_in_one_line(copy, name):
     (copy / name).write_text("{")
-    with pytest.raises(InputError, match="is no data set that can be read") as error:
+    with pytest.raises(InputError, match="is no dataset that can be read") as error:
         DatasetPairs(copy, "train")
     assert "\n" not in str(error.value)
 
@@ -203,8 +203,8 @@ def noisy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("noisy")
     for number in range(4):
         for part in ("input", "target"):
-            picture = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
-            write_picture(folder / f"raw/{part}/{number}.png", picture)
+            image = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
+            write_image(folder / f"raw/{part}/{number}.png", image)
     return build("paired_folder", folder / "raw", folder)
 
 
@@ -229,7 +229,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(noisy, tmp_path):
             failed.append(str(error))
     (line,) = failed
     assert line.startswith(f"record 2 of train in {folder} cannot be read (Corrupted Riegeli")
-    assert line.endswith("remove the folder and build the data set anew")
+    assert line.endswith("remove the folder and build the dataset anew")
     found = list(verify(folder))
     assert found[0] == line
     assert "has 4 pairs of SHA-256" in found[1]
@@ -250,10 +250,10 @@ def test_pairs_that_are_swapped_or_equal_are_named_by_the_checks(tmp_path):
     raw = write_pairs(
         tmp_path / "raw", [f"{number}.png" for number in range(4)], height=48, width=64
     )
-    rainy, clean = (read_picture(raw / part / "1.png") for part in ("input", "target"))
-    write_picture(raw / "input/1.png", clean)
-    write_picture(raw / "target/1.png", rainy)
-    write_picture(raw / "target/3.png", read_picture(raw / "input/3.png"))
+    rainy, clean = (read_image(raw / part / "1.png") for part in ("input", "target"))
+    write_image(raw / "input/1.png", clean)
+    write_image(raw / "target/1.png", rainy)
+    write_image(raw / "target/3.png", read_image(raw / "input/3.png"))
     swapped, equal = verify(build("paired_folder", raw, tmp_path))
     assert swapped.startswith("1.png (record 1 of train in ")
     assert "swapped" in swapped

@@ -1,4 +1,4 @@
-"""Pictures and pairs are found by name; what is missing is told in one line."""
+"""Images and pairs are found by name; what is missing is told in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from drsformer_jax.data import folders
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import write_picture
+from drsformer_jax.images.pixels import write_image
 
 
 def noise(h: int, w: int, seed: int = 0) -> np.ndarray:
@@ -23,22 +23,22 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_pictures_are_listed_in_natural_order_without_hidden_and_other_files(tmp_path):
+def test_images_are_listed_in_natural_order_without_hidden_and_other_files(tmp_path):
     touch(tmp_path, "10.png", "2.png", "b2.JPG", "B10.jpg", "1.tif", "a.webp", "02.png")
     touch(tmp_path, ".3.png", "notes.txt")
     touch(tmp_path / "deeper.png", "4.png")
-    names = [path.name for path in folders.find_pictures(str(tmp_path))]
+    names = [path.name for path in folders.find_images(str(tmp_path))]
     assert names == ["1.tif", "02.png", "2.png", "10.png", "a.webp", "b2.JPG", "B10.jpg"]
 
 
-def test_folders_without_pictures_are_told_in_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"/x does not exist; expected a folder of pictures$"):
-        folders.find_pictures(tmp_path / "x")
+def test_folders_without_images_are_told_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"/x does not exist; expected a folder of images$"):
+        folders.find_images(tmp_path / "x")
     file = touch(tmp_path, "a.png") / "a.png"
-    with pytest.raises(InputError, match=r"a\.png is a file; expected a folder of pictures$"):
-        folders.find_pictures(file)
-    with pytest.raises(InputError, match=r"/e holds no picture; expected files named \.png \.jpg"):
-        folders.find_pictures(touch(tmp_path / "e", "notes.txt", ".a.png"))
+    with pytest.raises(InputError, match=r"a\.png is a file; expected a folder of images$"):
+        folders.find_images(file)
+    with pytest.raises(InputError, match=r"/e holds no image; expected files named \.png \.jpg"):
+        folders.find_images(touch(tmp_path / "e", "notes.txt", ".a.png"))
 
 
 def test_pairs_have_equal_names_in_natural_order(tmp_path):
@@ -62,7 +62,7 @@ def test_a_folder_without_input_or_target_is_told_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"has no folder target/; expected input/ and target/"):
         folders.find_pairs(tmp_path)
     touch(tmp_path / "target")
-    with pytest.raises(InputError, match=r"/target holds no picture; expected files named"):
+    with pytest.raises(InputError, match=r"/target holds no image; expected files named"):
         folders.find_pairs(tmp_path)
 
 
@@ -71,19 +71,19 @@ def test_missing_partners_are_counted_and_the_first_is_named(tmp_path):
     touch(tmp_path / "target", "1.png", "10.png")
     with pytest.raises(
         InputError,
-        match=r"/input/3\.png has no partner in \S+/target \(1 of 5 pictures have none\); "
+        match=r"/input/3\.png has no partner in \S+/target \(1 of 5 images have none\); "
         r"expected equal file names$",
     ):
         folders.find_pairs(tmp_path)
     touch(tmp_path / "target", "2.png", "20.png")
     with pytest.raises(
-        InputError, match=r"/target/2\.png has no partner in \S+/input \(3 of 7 pictures"
+        InputError, match=r"/target/2\.png has no partner in \S+/input \(3 of 7 images"
     ):
         folders.find_pairs(tmp_path)
 
 
 def test_the_extension_is_no_part_of_a_pairs_name(tmp_path):
-    """Restored pictures are saved as PNG, also those of a benchmark whose pictures are JPEG."""
+    """Restored images are saved as PNG, also those of a benchmark whose images are JPEG."""
     touch(tmp_path / "input", "1.jpg", "2.png", "1.5.JPEG")
     touch(tmp_path / "target", "1.png", "2.png", "1.5.png")
     pairs = folders.find_pairs(tmp_path)
@@ -124,7 +124,7 @@ def test_a_pattern_finds_the_key_of_a_pair(tmp_path, match):
     ]
 
 
-def test_several_pictures_share_a_target_by_their_key_and_keep_to_their_own_names(tmp_path):
+def test_several_images_share_a_target_by_their_key_and_keep_to_their_own_names(tmp_path):
     rainy = touch(tmp_path / "rainy", "1_1.jpg", "1_2.jpg", "2_1.jpg")
     target = touch(tmp_path / "target", "1.jpg", "2.jpg")
     restored = touch(tmp_path / "restored", "1_1.png", "1_2.png", "2_1.png")
@@ -172,9 +172,9 @@ def test_a_pattern_that_pairs_nothing_is_told_in_one_line(tmp_path, match, messa
 
 
 def test_a_pair_is_read_and_one_of_two_sizes_is_refused(tmp_path):
-    write_picture(tmp_path / "a.png", noise(4, 6, 1))
-    write_picture(tmp_path / "b.png", noise(4, 6, 2))
-    write_picture(tmp_path / "c.png", noise(6, 4))
+    write_image(tmp_path / "a.png", noise(4, 6, 1))
+    write_image(tmp_path / "b.png", noise(4, 6, 2))
+    write_image(tmp_path / "c.png", noise(6, 4))
     rainy, clean = folders.read_pair(tmp_path / "a.png", tmp_path / "b.png")
     np.testing.assert_array_equal(rainy, noise(4, 6, 1))
     np.testing.assert_array_equal(clean, noise(4, 6, 2))
@@ -185,9 +185,9 @@ def test_a_pair_is_read_and_one_of_two_sizes_is_refused(tmp_path):
 
 
 def test_the_size_of_a_pair_is_read_and_two_sizes_are_refused(tmp_path):
-    write_picture(tmp_path / "a.png", noise(4, 6))
-    write_picture(tmp_path / "b.png", noise(4, 6))
-    write_picture(tmp_path / "c.png", noise(4, 5))
+    write_image(tmp_path / "a.png", noise(4, 6))
+    write_image(tmp_path / "b.png", noise(4, 6))
+    write_image(tmp_path / "c.png", noise(4, 5))
     assert folders.pair_size(tmp_path / "a.png", tmp_path / "b.png") == (4, 6)
     with pytest.raises(
         InputError, match=r"/c\.png is 5x4, \S+/a\.png is 6x4; a pair must have one size$"

@@ -1,4 +1,4 @@
-"""The pairs of every published data set are found in each layout that it is published in."""
+"""The pairs of every published dataset are found in each layout that it is published in."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from raw_layouts import (
     RAIN13K_TESTS,
     equal_names,
     ground_truth,
+    images,
     in_x2,
     input_target,
     listed,
-    pictures,
     rain_norain,
     text_list,
 )
@@ -33,7 +33,7 @@ from drsformer_jax.errors import InputError
 @pytest.mark.parametrize("splits", [("train", "test"), ("Training", "TESTING"), ("TEST",)])
 def test_pairs_of_every_layout_are_found_in_order(tmp_path, dataset, made, splits):
     expected = {split.lower().removesuffix("ing"): made(tmp_path / split) for split in splits}
-    pictures(tmp_path / "elsewhere", "1.png")
+    images(tmp_path / "elsewhere", "1.png")
     assert find_raw_pairs(dataset, str(tmp_path)) == expected
 
 
@@ -50,15 +50,15 @@ def test_names_of_folders_may_have_capitals_and_underlines(tmp_path):
     assert found[0].rainy == tmp_path / "test" / "Rainy_Image" / "9_1.jpg"
 
 
-def test_a_repackaged_picture_belongs_to_one_of_another_extension(tmp_path):
-    pictures(tmp_path / "train" / "input", "1.jpg")
-    pictures(tmp_path / "train" / "target", "1.png")
+def test_a_repackaged_image_belongs_to_one_of_another_extension(tmp_path):
+    images(tmp_path / "train" / "input", "1.jpg")
+    images(tmp_path / "train" / "target", "1.png")
     (pair,) = find_raw_pairs("did_data", tmp_path)["train"]
     assert (pair.name, pair.rainy.name, pair.clean.name) == ("1.jpg", "1.jpg", "1.png")
 
 
-def test_side_by_side_pictures_may_lie_in_the_split_folder_itself(tmp_path):
-    pictures(tmp_path / "test", "10.jpg", "9.jpg")
+def test_side_by_side_images_may_lie_in_the_split_folder_itself(tmp_path):
+    images(tmp_path / "test", "10.jpg", "9.jpg")
     listed(tmp_path / "test" / "readme.txt", "hello")
     assert find_raw_pairs("did_data", tmp_path) == {
         "test": [RawPair(name, tmp_path / "test" / name, None) for name in ("9.jpg", "10.jpg")]
@@ -110,8 +110,8 @@ def test_a_list_may_begin_with_a_mark_and_end_without_a_line_break(tmp_path):
     assert find_raw_pairs("spa_data", tmp_path)["test"] == expected
 
 
-def test_rainy_pictures_may_share_a_listed_clean_one(tmp_path):
-    pictures(tmp_path / "test", "a.png", "b.png", "c.png")
+def test_rainy_images_may_share_a_listed_clean_one(tmp_path):
+    images(tmp_path / "test", "a.png", "b.png", "c.png")
     listed(tmp_path / "test" / "list.txt", "a.png c.png", "", "b.png c.png")
     assert [pair[1:] for pair in find_raw_pairs("spa_data", tmp_path)["test"]] == [
         (tmp_path / "test" / name, tmp_path / "test" / "c.png") for name in ("a.png", "b.png")
@@ -136,8 +136,8 @@ def test_own_pairs_of_other_names_are_listed(tmp_path, name, split):
 
 
 def test_a_tab_lets_listed_names_hold_blanks_beside_folders_of_unequal_names(tmp_path):
-    pictures(tmp_path / "input", "a rainy day.png")
-    pictures(tmp_path / "target", "the next day.png")
+    images(tmp_path / "input", "a rainy day.png")
+    images(tmp_path / "target", "the next day.png")
     listed(tmp_path / "pairs.txt", "input/a rainy day.png\ttarget/the next day.png")
     rainy, clean = tmp_path / "input/a rainy day.png", tmp_path / "target/the next day.png"
     assert find_raw_pairs("paired_folder", tmp_path) == {
@@ -198,11 +198,11 @@ def refused(dataset: str, folder: Path, message: str) -> None:
 
 def test_unknown_names_and_missing_folders_are_told(tmp_path):
     known = "expected rain200l or .* or paired_folder$"
-    refused("rain", tmp_path, f"^'rain' is no known data set; {known}")
+    refused("rain", tmp_path, f"^'rain' is no known dataset; {known}")
     with pytest.raises(InputError, match=known):
         instructions("rain")
     refused("rain100l", tmp_path / "x", r"/x does not exist; expected the folder that rain100l was")
-    file = pictures(tmp_path, "a.png") / "a.png"
+    file = images(tmp_path, "a.png") / "a.png"
     refused("rain100l", file, r"/a\.png is a file; expected the folder that rain100l was unpacked")
 
 
@@ -211,7 +211,7 @@ def test_a_folder_without_splits_says_what_was_found_and_what_is_expected(tmp_pa
     place = "train/Rain13K/ or train/ or test/Test100/" if dataset == "rain13k" else "train/ or "
     expected = rf"expected {place}.*, with input/ and target/ with equal file names"
     refused(dataset, tmp_path, rf"^{re.escape(str(tmp_path))} holds nothing; {expected}")
-    pictures(tmp_path / "Rain", "1.png")
+    images(tmp_path / "Rain", "1.png")
     refused(dataset, tmp_path, rf" holds Rain/; {expected}")
     for name in "fedcba":
         (tmp_path / name).touch()
@@ -221,11 +221,11 @@ def test_a_folder_without_splits_says_what_was_found_and_what_is_expected(tmp_pa
 @pytest.mark.parametrize("dataset", [name for name in DATASETS if name != "did_data"])
 def test_a_split_of_no_known_layout_is_told_even_beside_a_good_one(tmp_path, dataset):
     equal_names(tmp_path / "test" / ("Test100" if dataset == "rain13k" else ""))
-    pictures(tmp_path / "train" / "pictures", "1.png")
-    refused(dataset, tmp_path, r"/train holds pictures/; expected input/ and target/ with equal")
+    images(tmp_path / "train" / "images", "1.png")
+    refused(dataset, tmp_path, r"/train holds images/; expected input/ and target/ with equal")
 
 
-def test_a_split_without_a_picture_is_told(tmp_path):
+def test_a_split_without_an_image_is_told(tmp_path):
     listed(tmp_path / "train" / "readme.txt", "hello")
     refused("did_data", tmp_path, r"/train holds readme\.txt; expected .* side by side$")
 
@@ -255,10 +255,10 @@ def test_a_split_in_two_places_is_refused(tmp_path):
     refused("rain100l", tmp_path, r"/train and \S+/training are both there; expected one$")
 
 
-def test_rainy_pictures_in_and_beside_x2_are_refused(tmp_path):
+def test_rainy_images_in_and_beside_x2_are_refused(tmp_path):
     in_x2(tmp_path / "train")
-    pictures(tmp_path / "train" / "rain", "norain-2x2.png")
-    refused("rain200h", tmp_path, r"/train/rain has pictures beside X2/; expected one place$")
+    images(tmp_path / "train" / "rain", "norain-2x2.png")
+    refused("rain200h", tmp_path, r"/train/rain has images beside X2/; expected one place$")
 
 
 def test_files_in_the_place_of_folders_are_told(tmp_path):
@@ -282,7 +282,7 @@ def test_files_in_the_place_of_folders_are_told(tmp_path):
     ],
 )
 def test_one_folder_of_two_is_told(tmp_path, dataset, there, missing):
-    pictures(tmp_path / "train" / there, "1.png")
+    images(tmp_path / "train" / there, "1.png")
     refused(dataset, tmp_path, rf"/train has {there}/ but no {missing}/; expected both$")
 
 
@@ -304,13 +304,13 @@ def test_missing_partners_are_told(tmp_path, dataset, made, lost, message):
 
 def test_names_of_another_kind_are_told(tmp_path):
     ground_truth(tmp_path / "test")
-    pictures(tmp_path / "test" / "rainy image", "cover.jpg")
+    images(tmp_path / "test" / "rainy image", "cover.jpg")
     refused("ddn_data", tmp_path, r"finds nothing in the name of \S+ image/cover\.jpg; expected")
 
 
-def test_two_rainy_pictures_of_one_clean_one_are_refused_in_rain200(tmp_path):
+def test_two_rainy_images_of_one_clean_one_are_refused_in_rain200(tmp_path):
     rain_norain(tmp_path / "test")
-    pictures(tmp_path / "test" / "rain", "norain-2.png")
+    images(tmp_path / "test" / "rain", "norain-2.png")
     message = r"/rain/norain-2\.png and \S+/norain-2x2\.png both belong to \S+/norain-2\.png; "
     refused("rain200l", tmp_path, message + "expected one$")
 
@@ -341,9 +341,9 @@ GOOD = "real/2.png real_gt/2.png"
         ([GOOD, "real/4.png real_gt/2.png"], r", line 2: \S+/test/real/4\.png is missing; expect"),
         ([GOOD, "real/3.png real_gt/4.png"], r", line 2: \S+/test/real_gt/4\.png is missing; exp"),
         (["real/4.png real_gt/2.png"], r", line 1: \S+/test/real/4\.png is missing; expected a p"),
-        (["real real_gt"], r", line 1: \S+/test/real is missing; expected a picture$"),
+        (["real real_gt"], r", line 1: \S+/test/real is missing; expected an image$"),
         (["real/2.png a\0b/c.png"], r", line 1: \S+/test/a\0b/c\.png is missing; expected"),
-        (["real/2.png .."], r", line 1: \S+/test/\.\. is missing; expected a picture$"),
+        (["real/2.png .."], r", line 1: \S+/test/\.\. is missing; expected an image$"),
         ([GOOD, "real/3.png real_gt/3.png", "/real//2.png real_gt/3.png"],
          r", line 3: real/2\.png is in line 1 too; expected it once$"),
         (b"\xff\xfe\x00", r" cannot be read \(.*\); expected text in UTF-8$"),

@@ -9,7 +9,7 @@ import pytest
 
 from drsformer_jax.data.synthetic import PHOTOGRAPHS, photographs
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import read_picture
+from drsformer_jax.images.pixels import read_image
 
 
 def touched(folder, *names):
@@ -24,28 +24,26 @@ def names_of(found):
     return [photograph.path.name for photograph in found]
 
 
-def test_skimage_photographs_are_read_in_colour_and_never_split_a_scene():
+def test_skimage_photographs_are_read_in_color_and_never_split_a_scene():
     train, validation = photographs("skimage")
     names = [photograph.name for photograph in train]
     assert names == ["astronaut", "motorcycle_left", "motorcycle_right", "rocket"]
     assert [photograph.name for photograph in validation] == ["chelsea", "coffee"]
     assert [*PHOTOGRAPHS["train"], *PHOTOGRAPHS["validation"]] == names_of(train + validation)
     for photograph in train + validation:
-        image = read_picture(photograph.path)
+        image = read_image(photograph.path)
         assert min(image.shape[:2]) >= 300
-        assert np.ptp(image.astype(int), axis=-1).mean() > 5, "not in colour"
+        assert np.ptp(image.astype(int), axis=-1).mean() > 5, "not in color"
 
 
 def test_skimage_photographs_equal_scikit_images_own():
     data = pytest.importorskip("skimage.data")
     train, validation = photographs("skimage")
     for photograph in [train[0], train[3], *validation]:
-        np.testing.assert_array_equal(
-            read_picture(photograph.path), getattr(data, photograph.name)()
-        )
+        np.testing.assert_array_equal(read_image(photograph.path), getattr(data, photograph.name)())
     left, right, _ = data.stereo_motorcycle()
-    np.testing.assert_array_equal(read_picture(train[1].path), left)
-    np.testing.assert_array_equal(read_picture(train[2].path), right)
+    np.testing.assert_array_equal(read_image(train[1].path), left)
+    np.testing.assert_array_equal(read_image(train[2].path), right)
 
 
 def test_missing_scikit_image_is_told_in_one_line(monkeypatch):

@@ -68,10 +68,10 @@ def test_every_crop_is_a_square_of_its_pair_in_one_of_the_8_symmetries(straight)
 
 
 def test_the_8_symmetries_differ_and_are_closed_under_composition():
-    picture = coded_pair(0, CROP, CROP)["rainy"]
-    all_eight = {transform(picture, n).tobytes() for n in range(8)}
+    image = coded_pair(0, CROP, CROP)["rainy"]
+    all_eight = {transform(image, n).tobytes() for n in range(8)}
     assert len(all_eight) == 8
-    composed = {transform(transform(picture, n), m).tobytes() for n in range(8) for m in range(8)}
+    composed = {transform(transform(image, n), m).tobytes() for n in range(8) for m in range(8)}
     assert composed == all_eight
 
 
@@ -121,9 +121,9 @@ def test_shares_of_several_processes_make_up_the_global_batches(stream, processe
         assert len({len(part["name"]) for part in parts}) == 1
         # A global array is made of its processes' parts in turn.
         assert [name for part in parts for name in part["name"]] == whole["name"]
-        for picture in ("rainy", "clean"):
+        for image in ("rainy", "clean"):
             np.testing.assert_array_equal(
-                np.concatenate([part[picture] for part in parts]), whole[picture]
+                np.concatenate([part[image] for part in parts]), whole[image]
             )
 
 
@@ -177,7 +177,7 @@ def test_patches_are_cut_at_random_from_random_crops_and_align():
     assert {left for _, left in corners} == set(range(32 - CROP + 1))
 
 
-def test_a_patch_of_a_picture_smaller_than_the_crop_is_cut_after_padding():
+def test_a_patch_of_an_image_smaller_than_the_crop_is_cut_after_padding():
     rng = np.random.default_rng(0)
     pair = coded_pair(0, 12, 12)
     crop = RandomCrop(24, CROP, augment=False)
@@ -191,7 +191,7 @@ def test_a_patch_of_a_picture_smaller_than_the_crop_is_cut_after_padding():
     assert {top for top, _ in places} == {left for _, left in places} == set(range(17))
 
 
-def test_a_crop_does_not_keep_its_picture_in_memory():
+def test_a_crop_does_not_keep_its_image_in_memory():
     crop = RandomCrop(CROP, augment=False)(CODED[0], np.random.default_rng(0))
     assert crop["rainy"].base is None
 
@@ -200,11 +200,11 @@ def test_batches_on_the_device_are_the_same_and_in_order(straight):
     sharding = batch_sharding(make_mesh(MeshConfig(data=1)))
     copied = list(on_device((batch for batch in straight), sharding))
     assert len(copied) == len(straight)
-    for (batch, pictures), original in zip(copied, straight, strict=True):
+    for (batch, images), original in zip(copied, straight, strict=True):
         assert_equal(batch, original)
-        for name, picture in pictures.items():
-            assert picture.sharding == sharding
-            np.testing.assert_array_equal(picture, original[name])
+        for name, image in images.items():
+            assert image.sharding == sharding
+            np.testing.assert_array_equal(image, original[name])
 
 
 def test_batches_are_copied_ahead_of_their_use(straight):
@@ -224,7 +224,7 @@ def test_another_seed_gives_other_batches(straight):
     assert not np.array_equal(other["rainy"], straight[0]["rainy"])
 
 
-def test_a_small_picture_is_padded_right_and_below_by_half_sample_reflection():
+def test_a_small_image_is_padded_right_and_below_by_half_sample_reflection():
     pair = coded_pair(0, 5, 6)
     crop = RandomCrop(CROP, augment=False)(pair, np.random.default_rng(0))
     assert crop["rainy"][:, 0, 0].tolist() == [0, 1, 2, 3, 4, 4, 3, 2]

@@ -21,7 +21,7 @@ from drsformer_jax.data.rain import Rain, build
 from drsformer_jax.data.synthetic import Photograph, SyntheticRain
 from drsformer_jax.data.verification import verify
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import read_picture, write_picture
+from drsformer_jax.images.pixels import read_image, write_image
 
 SKIP = {name: tfds.decode.SkipDecoding() for name in ("rainy", "clean")}
 COUNTS = {
@@ -48,7 +48,7 @@ def noted(folder):
     return json.loads((folder / "metadata.json").read_text())["splits"]
 
 
-def test_data_set_lies_where_tfds_expects_it_and_nothing_else_does(built):
+def test_dataset_lies_where_tfds_expects_it_and_nothing_else_does(built):
     assert built.parts[-3:] == ("rain", "paired_folder", "1.0.0")
     assert {path.name for path in built.parents[2].iterdir()} == {"rain"}
     names = {path.name for path in built.iterdir()}
@@ -65,13 +65,13 @@ def test_files_are_kept_byte_for_byte_in_the_order_of_their_names(tmp_path):
             assert record[key] == (tmp_path / "raw" / part / record["name"].decode()).read_bytes()
 
 
-def test_tfds_reads_the_pictures_by_itself(built, raw):
+def test_tfds_reads_the_images_by_itself(built, raw):
     records = tfds.builder_from_directory(built).as_data_source("test")
     assert len(records) == 3
     for record in records:
         name = record["name"].decode()
-        np.testing.assert_array_equal(record["rainy"], read_picture(raw / "test/input" / name))
-        np.testing.assert_array_equal(record["clean"], read_picture(raw / "test/target" / name))
+        np.testing.assert_array_equal(record["rainy"], read_image(raw / "test/input" / name))
+        np.testing.assert_array_equal(record["clean"], read_image(raw / "test/target" / name))
 
 
 @pytest.mark.parametrize("extension", [".bmp", ".tif", ".webp"])
@@ -103,10 +103,10 @@ def test_large_sets_are_written_in_several_files_in_order(raw, tmp_path, monkeyp
     assert [each["name"] for each in part] == ["2.png", "3.png", "4.png"]
 
 
-def test_halves_of_a_picture_are_stored_as_png_without_loss(tmp_path):
+def test_halves_of_an_image_are_stored_as_png_without_loss(tmp_path):
     both = np.concatenate(pair(3), axis=1)
-    write_picture(tmp_path / "raw/train/Rain_Heavy/1.jpg", both)
-    shown = read_picture(tmp_path / "raw/train/Rain_Heavy/1.jpg")
+    write_image(tmp_path / "raw/train/Rain_Heavy/1.jpg", both)
+    shown = read_image(tmp_path / "raw/train/Rain_Heavy/1.jpg")
     folder = build("did_data", tmp_path / "raw", tmp_path / "data", allow_partial=True)
     (stored,) = DatasetPairs(folder, "train")
     assert stored["name"] == "Rain_Heavy/1.jpg"
@@ -114,8 +114,8 @@ def test_halves_of_a_picture_are_stored_as_png_without_loss(tmp_path):
     np.testing.assert_array_equal(stored["clean"], shown[:, 32:])
 
 
-def test_a_picture_that_cannot_be_halved_is_refused_by_name(tmp_path):
-    write_picture(tmp_path / "raw/train/1.png", np.zeros((8, 33, 3), np.uint8))
+def test_an_image_that_cannot_be_halved_is_refused_by_name(tmp_path):
+    write_image(tmp_path / "raw/train/1.png", np.zeros((8, 33, 3), np.uint8))
     with pytest.raises(InputError, match=r"train/1\.png is 33x8; expected an even width"):
         build("did_data", tmp_path / "raw", tmp_path / "data", allow_partial=True)
 
@@ -138,15 +138,15 @@ def test_counts_that_differ_are_refused_or_noted(tmp_path, name):
 @pytest.mark.parametrize(
     ("dataset", "made"), [(name, made) for name in PUBLISHED for made in LAYOUTS[name]]
 )
-def test_every_layout_that_a_data_set_comes_in_is_built(tmp_path, dataset, made):
+def test_every_layout_that_a_dataset_comes_in_is_built(tmp_path, dataset, made):
     expected = {split: made(tmp_path / "raw" / split) for split in ("train", "test")}
     folder = build(dataset, tmp_path / "raw", tmp_path / "data", allow_partial=True)
     for split, pairs in expected.items():
         stored = DatasetPairs(folder, split)
         assert [each["name"] for each in stored] == [each.name for each in pairs]
         for index, (_, rainy, clean) in enumerate(pairs):
-            both = read_picture(rainy)
-            both = np.split(both, 2, axis=1) if clean is None else (both, read_picture(clean))
+            both = read_image(rainy)
+            both = np.split(both, 2, axis=1) if clean is None else (both, read_image(clean))
             np.testing.assert_array_equal(stored[index]["rainy"], both[0])
             np.testing.assert_array_equal(stored[index]["clean"], both[1])
 
@@ -162,7 +162,7 @@ def test_rain13k_is_built_with_its_five_test_sets(tmp_path):
     }
 
 
-def test_every_data_set_names_its_citation_licence_and_folders(tmp_path):
+def test_every_dataset_names_its_citation_license_and_folders(tmp_path):
     for name in COUNTS | {"rain13k": ()}:
         info = Rain(config=name, data_dir=tmp_path).info
         assert "booktitle={CVPR}" in info.citation
@@ -174,15 +174,15 @@ def test_every_data_set_names_its_citation_licence_and_folders(tmp_path):
 def test_checksum_is_of_the_pixels_whatever_files_hold_them(built, raw, tmp_path):
     for path in raw.rglob("*.png"):
         copy = tmp_path / "raw" / path.relative_to(raw).with_suffix(".bmp")
-        write_picture(copy, read_picture(path))
+        write_image(copy, read_image(path))
     other = noted(build("paired_folder", tmp_path / "raw", tmp_path / "data"))
     assert {split: each["sha256"] for split, each in other.items()} == {
         split: each["sha256"] for split, each in noted(built).items()
     }
     changed = tmp_path / "raw/train/target/3.bmp"
-    picture = read_picture(changed)
-    picture[5, 5, 1] ^= 1
-    write_picture(changed, picture)
+    image = read_image(changed)
+    image[5, 5, 1] ^= 1
+    write_image(changed, image)
     third = noted(build("paired_folder", tmp_path / "raw", tmp_path / "more"))
     assert third["train"]["sha256"] != other["train"]["sha256"]
     assert third["test"] == other["test"]
@@ -190,7 +190,7 @@ def test_checksum_is_of_the_pixels_whatever_files_hold_them(built, raw, tmp_path
 
 def test_synthetic_rain_is_built_of_photographs(tmp_path):
     for number in range(3):
-        write_picture(tmp_path / f"photos/{number}.png", pair(number)[1])
+        write_image(tmp_path / f"photos/{number}.png", pair(number)[1])
     folder = build("synthetic", tmp_path / "photos", tmp_path / "data")
     train, test = (DatasetPairs(folder, split) for split in ("train", "test"))
     assert (len(train), len(test)) == (2 * 16, 4)
@@ -231,14 +231,14 @@ def test_what_is_there_is_never_built_over(built, raw):
     assert {path: path.read_bytes() for path in built.iterdir()} == before
 
 
-def test_an_unknown_data_set_is_refused(tmp_path):
+def test_an_unknown_dataset_is_refused(tmp_path):
     with pytest.raises(InputError, match="rain200x is unknown; expected one of rain200l, "):
         build("rain200x", tmp_path, tmp_path / "data")
 
 
-def test_two_pictures_of_one_name_are_refused(tmp_path):
+def test_two_images_of_one_name_are_refused(tmp_path):
     for extension in ("jpg", "png"):
-        write_picture(tmp_path / f"raw/train/1.{extension}", np.zeros((8, 32, 3), np.uint8))
+        write_image(tmp_path / f"raw/train/1.{extension}", np.zeros((8, 32, 3), np.uint8))
     with pytest.raises(InputError, match=r"1\.jpg and .*1\.png have one name before the extension"):
         build("did_data", tmp_path / "raw", tmp_path / "data", allow_partial=True)
 
@@ -260,8 +260,8 @@ def test_the_home_folder_may_be_written_as_a_tilde(raw, tmp_path, monkeypatch):
 
 
 DAMAGE = {
-    "no picture": (lambda path: path.write_text("text"), "is no picture that can be read"),
-    "cut": (lambda path: path.write_bytes(path.read_bytes()[:60]), "is no picture that can be"),
+    "no image": (lambda path: path.write_text("text"), "is no image that can be read"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:60]), "is no image that can be"),
     "size": (
         lambda path: Image.new("RGB", (32, 25)).save(path),
         r"input/2\.png is 32x24; a pair must have one size",
@@ -304,7 +304,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(disk, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     for part in ("input", "target"):
         for number in range(3):
-            write_picture(tmp_path / f"raw/{part}/{number}.png", noise)
+            write_image(tmp_path / f"raw/{part}/{number}.png", noise)
     with pytest.raises(InputError, match=r"cannot be written .*No space left on device") as error:
         build("paired_folder", tmp_path / "raw", disk)
     assert "\n" not in str(error.value)
@@ -332,7 +332,7 @@ assert not any(name.split(".")[0] in ("tensorflow", "torch") for name in sys.mod
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-def test_a_build_that_is_interrupted_leaves_no_data_set_and_can_be_repeated(tmp_path, number):
+def test_a_build_that_is_interrupted_leaves_no_dataset_and_can_be_repeated(tmp_path, number):
     raw = write_splits(tmp_path / "raw")
     command = [sys.executable, "-c", BUILD, str(raw), str(tmp_path / "data")]
     place = tmp_path / "data/rain/paired_folder"

@@ -19,7 +19,7 @@ from drsformer_jax.data.sources import Source
 from drsformer_jax.errors import InputError
 
 SIZES = [(45, 481), (46, 481), (321, 481), (481, 321), (1, 1), (7, 22000), (40, 30), (2, 21845)]
-"""Among them pictures of one strip, of strips that end with the picture, and of a row a strip."""
+"""Among them images of one strip, of strips that end with the image, and of a row a strip."""
 
 
 class Noise:
@@ -85,7 +85,7 @@ def test_pairs_of_all_sizes_come_back_whole(path):
         records[len(SIZES)]
 
 
-def test_any_slice_is_that_of_the_picture(path):
+def test_any_slice_is_that_of_the_image(path):
     records, random = RawRecords(path), np.random.default_rng(0)
     for index, (height, width) in enumerate(SIZES):
         whole, stored = Noise(SIZES)[index]["clean"], records[index]["clean"]
@@ -132,9 +132,9 @@ def test_a_crop_reads_no_more_than_its_strips(path, monkeypatch):
     places = []
     record = RawRecords.record
     monkeypatch.setattr(RawRecords, "record", lambda self, k: places.append(k) or record(self, k))
-    picture = RawRecords(path)[2]["rainy"]  # of 321 rows, 45 a strip; two pairs of 1 and 2 before
+    image = RawRecords(path)[2]["rainy"]  # of 321 rows, 45 a strip; two pairs of 1 and 2 before
     places.clear()
-    picture[100:228, 10:138]
+    image[100:228, 10:138]
     assert places == [6 + 2, 6 + 3, 6 + 4, 6 + 5]
 
 
@@ -158,8 +158,8 @@ def test_another_process_reads_what_was_pickled(path, tmp_path):
     (tmp_path / "a.pickle").write_bytes(pickle.dumps([records, records[3]["clean"]]))
     program = (
         "import pickle, sys, numpy as np\n"
-        "records, picture = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "print(np.asarray(records[3]['clean']).sum(), np.asarray(picture).sum(), len(records))"
+        "records, image = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "print(np.asarray(records[3]['clean']).sum(), np.asarray(image).sum(), len(records))"
     )
     run = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "a.pickle"],
@@ -175,8 +175,8 @@ def test_several_threads_read_the_same(path):
     records, source = RawRecords(path), list(map(Noise(SIZES).__getitem__, range(len(SIZES))))
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda k: np.asarray(records[k % len(SIZES)]["clean"]), range(200))
-        for index, picture in enumerate(found):
-            np.testing.assert_array_equal(picture, source[index % len(SIZES)]["clean"])
+        for index, image in enumerate(found):
+            np.testing.assert_array_equal(image, source[index % len(SIZES)]["clean"])
 
 
 def test_progress_is_told_after_each_pair(tmp_path):

@@ -1,4 +1,4 @@
-"""Contact sheets show pictures whole, with titles."""
+"""Contact sheets show images whole, with titles."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.sheets import contact_sheet, rain_sheet
 from drsformer_jax.data.sources import open_pairs, open_training
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
-from drsformer_jax.images.pixels import write_picture
+from drsformer_jax.images.pixels import write_image
 
 
 def noise(h: int, w: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
 
 
-def test_contact_sheet_shows_every_picture_whole_on_white():
+def test_contact_sheet_shows_every_image_whole_on_white():
     rows = [[noise(20, 30, 1), noise(20, 30, 2)], [noise(40, 10, 3), noise(40, 50, 4)]]
     sheet = contact_sheet(rows)
     assert sheet.shape == (8 + 20 + 8 + 40 + 8, 8 + 30 + 8 + 50 + 8, 3)
     places = [(8, 8), (8, 46), (36, 8), (36, 46)]
     left = np.ones(sheet.shape[:2], bool)
-    for (top, start), picture in zip(places, rows[0] + rows[1], strict=True):
-        area = np.s_[top : top + picture.shape[0], start : start + picture.shape[1]]
-        np.testing.assert_array_equal(sheet[area], picture)
+    for (top, start), image in zip(places, rows[0] + rows[1], strict=True):
+        area = np.s_[top : top + image.shape[0], start : start + image.shape[1]]
+        np.testing.assert_array_equal(sheet[area], image)
         left[area] = False
     assert (sheet[left] == 255).all()
 
@@ -43,7 +43,7 @@ def test_titles_stand_above_the_columns_and_are_not_cut():
 
 def test_rain_sheet_shows_each_kind_and_crops_of_the_mix(tmp_path):
     for name in ("a", "b", "c"):
-        write_picture(tmp_path / f"{name}.png", noise(30, 40, ord(name)))
+        write_image(tmp_path / f"{name}.png", noise(30, 40, ord(name)))
     config = DataConfig(photographs=str(tmp_path), crop_size=16, global_batch=3, rains=2)
     sheet = rain_sheet(open_pairs("synthetic", "train", config, 4), 2, config, seed=4)
     train, _ = photographs(tmp_path)

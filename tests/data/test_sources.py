@@ -14,7 +14,7 @@ from drsformer_jax.data.rain import build
 from drsformer_jax.data.raw_records import RawRecords
 from drsformer_jax.data.sources import open_pairs, open_training, open_validation
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import write_picture
+from drsformer_jax.images.pixels import write_image
 
 
 class Listed(list):
@@ -28,7 +28,7 @@ class Listed(list):
         self.reads += 1
         found = super().__getitem__(index)
         if found is None:
-            raise InputError(f"{index}.png is no picture")
+            raise InputError(f"{index}.png is no image")
         return found
 
     def size(self, index):
@@ -66,7 +66,7 @@ def test_paired_folder_gives_its_pairs_by_name(folder):
 
 @pytest.mark.parametrize("open_any", [open_training, open_validation])
 def test_pair_of_two_sizes_is_refused_before_training(folder, open_any):
-    write_picture(folder / "target" / "1.png", PAIRS[1]["clean"][:-1])
+    write_image(folder / "target" / "1.png", PAIRS[1]["clean"][:-1])
     with pytest.raises(
         InputError, match=r"target/1\.png is 32x23.*input/1\.png is 32x24.*one size"
     ):
@@ -74,15 +74,15 @@ def test_pair_of_two_sizes_is_refused_before_training(folder, open_any):
 
 
 @pytest.mark.parametrize("open_any", [open_training, open_validation])
-def test_file_that_is_no_picture_is_refused_before_training(folder, open_any):
-    (folder / "input" / "0.png").write_text("no picture")
-    with pytest.raises(InputError, match=r"input/0\.png is no picture"):
+def test_file_that_is_no_image_is_refused_before_training(folder, open_any):
+    (folder / "input" / "0.png").write_text("no image")
+    with pytest.raises(InputError, match=r"input/0\.png is no image"):
         open_any(config(folder), 0)
 
 
-def test_small_pictures_give_one_warning_or_are_refused(folder):
+def test_small_images_give_one_warning_or_are_refused(folder):
     small = config(folder, crop_size=64)
-    with pytest.warns(UserWarning, match="2 of 2 pictures are smaller than the crop of 64x64"):
+    with pytest.warns(UserWarning, match="2 of 2 images are smaller than the crop of 64x64"):
         sources = open_training(small, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -100,7 +100,7 @@ def test_synthetic_validation_pairs_show_photographs_that_training_never_sees():
     assert not photographs[0] & photographs[1]
 
 
-def test_a_data_set_is_opened_by_its_name_train_and_test_apart(tmp_path):
+def test_a_dataset_is_opened_by_its_name_train_and_test_apart(tmp_path):
     for split, names in (("train", ["1.png", "2.png", "3.png"]), ("test", ["1.png"])):
         write_pairs(tmp_path / "raw" / split, names)
     build("paired_folder", tmp_path / "raw", tmp_path, name="mine")
@@ -122,8 +122,8 @@ def test_sources_take_the_place_of_train(folder, tmp_path):
     assert names.count("a.png") == 3
 
 
-def test_what_is_neither_folder_nor_data_set_is_told_with_what_could_be(tmp_path):
-    with pytest.raises(InputError, match=r"^rain200l is no folder and no data set in .*build-data"):
+def test_what_is_neither_folder_nor_dataset_is_told_with_what_could_be(tmp_path):
+    with pytest.raises(InputError, match=r"^rain200l is no folder and no dataset in .*build-data"):
         open_training(config("rain200l", data_dir=str(tmp_path)), 0)
 
 
@@ -181,7 +181,7 @@ def test_disk_keeps_decoded_pairs_until_their_files_change(folder, tmp_path):
     written = file.stat().st_mtime_ns
     open_training(kept, 0)
     assert file.stat().st_mtime_ns == written
-    write_picture(folder / "input/1.png", PAIRS[2]["rainy"])
+    write_image(folder / "input/1.png", PAIRS[2]["rainy"])
     ((pairs, _),) = open_training(kept, 0)
     np.testing.assert_array_equal(pairs[1]["rainy"], PAIRS[2]["rainy"])
     assert len(list((tmp_path / "cache").iterdir())) == 2
@@ -203,9 +203,9 @@ def test_batches_do_not_depend_on_where_decoded_pairs_are_kept(folder, tmp_path,
 def test_the_next_pair_takes_the_place_of_one_that_cannot_be_read():
     survivors = Surviving(Listed([PAIRS[0], None, None, PAIRS[3]]))
     assert [survivors[index]["name"] for index in range(4)] == ["0.png", "3.png", "3.png", "3.png"]
-    assert survivors[1]["skipped"] == ["1.png is no picture", "2.png is no picture"]
+    assert survivors[1]["skipped"] == ["1.png is no image", "2.png is no image"]
     assert "skipped" not in survivors[0]
-    with pytest.raises(InputError, match=r"0\.png is no picture; nor can 1 pairs that follow"):
+    with pytest.raises(InputError, match=r"0\.png is no image; nor can 1 pairs that follow"):
         Surviving(Listed([None, None]))[0]
 
 
@@ -215,14 +215,14 @@ def test_pairs_that_cannot_be_read_stop_a_run_or_are_skipped_and_named(folder, h
     skipping = open_training(config(folder, corrupt="skip", cache_mib=0), 0)
     path = folder / "input/1.png"
     path.write_bytes(path.read_bytes()[: 60 if head else 0])
-    with pytest.raises(InputError, match=r"input/1\.png is no picture that can be read"):
+    with pytest.raises(InputError, match=r"input/1\.png is no image that can be read"):
         next(batches(stopping, config(folder), seed=0))
     stream = batches(skipping, config(folder), seed=0)
     epoch = next(stream)
     assert epoch["name"] == ["0.png", "0.png"]
     assert sizes_of(skipping[0].pairs) == [(24, 32)] * 2
     assert len(epoch["skipped"]) == 1
-    assert "input/1.png is no picture that can be read" in epoch["skipped"][0]
+    assert "input/1.png is no image that can be read" in epoch["skipped"][0]
 
 
 def test_decoded_pairs_on_disk_still_name_what_was_skipped(folder, tmp_path):
@@ -233,8 +233,8 @@ def test_decoded_pairs_on_disk_still_name_what_was_skipped(folder, tmp_path):
     for _ in range(2):  # When they are written, and when they are read again.
         ((pairs, _),) = open_training(config(folder, corrupt="skip", **kept), 0)
         assert [pairs[index]["name"] for index in range(3)] == ["0.png", "2.png", "2.png"]
-        assert "input/1.png is no picture" in pairs[1]["skipped"][0]
-    with pytest.raises(InputError, match=r"input/1\.png is no picture"):
+        assert "input/1.png is no image" in pairs[1]["skipped"][0]
+    with pytest.raises(InputError, match=r"input/1\.png is no image"):
         open_training(config(folder, **kept), 0)
 
 
@@ -249,7 +249,7 @@ def test_shares_of_processes_are_disjoint_and_complete(count, processes):
     assert max(map(len, names)) - min(map(len, names)) <= 1
     for share in shares:
         assert sizes_of(share) == [(24, 32)] * len(share)
-    # In the order of the pictures when one is taken of each share in turn.
+    # In the order of the images when one is taken of each share in turn.
     assert [names[k % processes][k // processes] for k in range(count)] == [
         each["name"] for each in PAIRS[:count]
     ]
@@ -260,7 +260,7 @@ def test_shares_of_processes_are_disjoint_and_complete(count, processes):
 
 def test_validation_has_no_dry_images_whose_score_would_be_infinite(tmp_path):
     for name in "abcdefghij":
-        write_picture(tmp_path / f"{name}.png", PAIRS[0]["clean"])
+        write_image(tmp_path / f"{name}.png", PAIRS[0]["clean"])
     mostly_dry = RainConfig(none=20.0)
     rain = DataConfig(photographs=str(tmp_path), rain=mostly_dry, rains=10)
     pairs = open_validation(rain, 0)
@@ -275,7 +275,7 @@ def test_validation_has_no_dry_images_whose_score_would_be_infinite(tmp_path):
 @pytest.mark.parametrize("corrupt", ["error", "skip"])
 def test_rain_on_windows_is_drawn_each_time_and_never_stored(tmp_path, corrupt):
     for name in "ab":
-        write_picture(tmp_path / "photographs" / f"{name}.png", PAIRS[0]["clean"])
+        write_image(tmp_path / "photographs" / f"{name}.png", PAIRS[0]["clean"])
     drawn = DataConfig(
         photographs=str(tmp_path / "photographs"),
         window=16,

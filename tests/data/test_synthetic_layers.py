@@ -237,7 +237,7 @@ def test_a_third_of_far_rain_is_dark():
 def test_far_rain_does_not_come_back_at_the_other_side(angle):
     for seed in range(4):
         light = far(seed, angle=angle)
-        # Neighbours are alike, and would be across the border.
+        # Neighbors are alike, and would be across the border.
         pairs = [(light[0], light[1], light[-1])]
         pairs += [(light[:, 0], light[:, 1], light[:, -1])] if angle else []
         for first, second, last in pairs:

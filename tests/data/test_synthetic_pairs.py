@@ -21,7 +21,7 @@ from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.sources import open_pairs, open_training
 from drsformer_jax.data.synthetic import Photograph, SyntheticRain, photographs
 from drsformer_jax.data.synthetic import pairs as pairs_module
-from drsformer_jax.images.pixels import read_picture, write_picture
+from drsformer_jax.images.pixels import read_image, write_image
 
 ROOT = Path(__file__).parents[2]
 SKIMAGE = [each for part in photographs("skimage") for each in part]
@@ -32,7 +32,7 @@ UNCHANGED = RainConfig(overcast_share=0.0, fog_share=0.0)
 @pytest.fixture
 def two(tmp_path) -> list[Photograph]:
     for name, level in (("dark", 30), ("bright", 200)):
-        write_picture(tmp_path / f"{name}.png", np.full((50, 70, 3), level, np.uint8))
+        write_image(tmp_path / f"{name}.png", np.full((50, 70, 3), level, np.uint8))
     return [Photograph(tmp_path / "dark.png"), Photograph(tmp_path / "bright.png")]
 
 
@@ -43,7 +43,7 @@ def coded(tmp_path) -> list[Photograph]:
     for name, (height, width) in (("wide", (90, 140)), ("small", (40, 200))):
         rows, columns = np.mgrid[:height, :width]
         image = np.stack([rows, columns, np.full_like(rows, 60)], axis=-1).astype(np.uint8)
-        write_picture(tmp_path / f"{name}.png", image)
+        write_image(tmp_path / f"{name}.png", image)
         found.append(Photograph(tmp_path / f"{name}.png"))
     return found
 
@@ -55,9 +55,9 @@ def reads(monkeypatch) -> Counter[str]:
 
     def counted(path):
         counts[path.stem] += 1
-        return read_picture(path)
+        return read_image(path)
 
-    monkeypatch.setattr("drsformer_jax.data.synthetic.pairs.read_picture", counted)
+    monkeypatch.setattr("drsformer_jax.data.synthetic.pairs.read_image", counted)
     return counts
 
 
@@ -188,7 +188,7 @@ def test_sizes_are_told_without_decoding(coded, reads):
 
 def test_windows_are_squares_of_the_photograph_at_every_place(coded):
     pairs = SyntheticRain(coded[:1], rains=250, seed=0, rain=UNCHANGED, window=80)
-    whole = read_picture(coded[0].path)
+    whole = read_image(coded[0].path)
     corners = set()
     for index in range(250):
         clean = pairs[index]["clean"]
@@ -203,7 +203,7 @@ def test_windows_are_squares_of_the_photograph_at_every_place(coded):
 def test_without_a_window_and_in_a_larger_one_a_photograph_is_whole(coded, window):
     pairs = SyntheticRain(coded, rains=1, seed=0, rain=UNCHANGED, window=window)
     for index, photograph in enumerate(coded):
-        np.testing.assert_array_equal(pairs[index]["clean"], read_picture(photograph.path))
+        np.testing.assert_array_equal(pairs[index]["clean"], read_image(photograph.path))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,7 +244,7 @@ def test_clean_photographs_are_pairs_without_rain(coded):
     assert len(pairs) == 2
     for index, photograph in enumerate(coded):
         assert pairs[index]["name"] == photograph.name
-        np.testing.assert_array_equal(pairs[index]["rainy"], read_picture(photograph.path))
+        np.testing.assert_array_equal(pairs[index]["rainy"], read_image(photograph.path))
         np.testing.assert_array_equal(pairs[index]["clean"], pairs[index]["rainy"])
         assert pairs.size(index) == pairs[index]["clean"].shape[:2]
 

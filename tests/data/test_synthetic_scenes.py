@@ -10,26 +10,26 @@ import numpy as np
 import pytest
 import rain_statistics
 from PIL import Image
-from synthetic_rain import DARK, PLAIN, RAINY, UNCHANGED, WITHOUT_STREAKS, grey, of, rained
+from synthetic_rain import DARK, PLAIN, RAINY, UNCHANGED, WITHOUT_STREAKS, gray, of, rained
 
 from drsformer_jax.config import KINDS, DropRanges, RainConfig
 from drsformer_jax.data.synthetic import add_rain, photographs
 from drsformer_jax.data.synthetic.layers import Window
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import read_picture
+from drsformer_jax.images.pixels import read_image
 
 
 @pytest.fixture(scope="module")
 def part() -> np.ndarray:
-    """A part of a photograph that has dark, bright and coloured places."""
-    return read_picture(photographs("skimage")[0][0].path)[40:140, 150:280]
+    """A part of a photograph that has dark, bright and colored places."""
+    return read_image(photographs("skimage")[0][0].path)[40:140, 150:280]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 97), (3, 2), (33, 65), (129, 31)])
 @pytest.mark.parametrize("level", [0, 90, 255])
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_size_and_brightness_gives_8_bit_images(size, level, kind):
-    clean = grey(level, size)
+    clean = gray(level, size)
     for seed in range(3):
         rained(clean, of(kind), seed)
     assert (clean == level).all()
@@ -37,7 +37,7 @@ def test_any_size_and_brightness_gives_8_bit_images(size, level, kind):
 
 @pytest.mark.parametrize("kind", RAINY)
 def test_bright_streaks_saturate_instead_of_wrapping(kind):
-    rainy, target = rained(grey(250), of(kind, **PLAIN, opaque_share=0.0))
+    rainy, target = rained(gray(250), of(kind, **PLAIN, opaque_share=0.0))
     assert rainy.max() == 255
     # Of a drop in linear light, less of what is behind it comes through.
     assert rainy.min() >= target.min() - (12 if kind == "fine" else 0)
@@ -65,13 +65,13 @@ def test_kinds_are_drawn_by_their_weights():
     )
     found = []
     for seed in range(1000, 1500):
-        rainy, clean = rained(grey(0, (48, 48)), config, seed)
-        coloured = (rainy != rainy[..., :1]).any()
+        rainy, clean = rained(gray(0, (48, 48)), config, seed)
+        colored = (rainy != rainy[..., :1]).any()
         found.append(
             "none"
             if (rainy == clean).all()
             else "fine"
-            if coloured
+            if colored
             else "light"
             if rainy.mean() < 35
             else "heavy"
@@ -83,12 +83,12 @@ def test_kinds_are_drawn_by_their_weights():
 @pytest.mark.parametrize("kind", ["light", "heavy"])
 def test_rain_falls_alike_on_the_three_channels(kind):
     for seed in range(4):
-        rainy, _ = rained(grey(60), of(kind, noise=0.0, jpeg_share=0.0), seed)
+        rainy, _ = rained(gray(60), of(kind, noise=0.0, jpeg_share=0.0), seed)
         assert (rainy == rainy[..., :1]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_target_is_the_photograph_without_grey_sky_and_fog(kind, part):
+def test_the_target_is_the_photograph_without_gray_sky_and_fog(kind, part):
     for seed in range(4):
         rainy, clean = rained(part, of(kind, **UNCHANGED), seed)
         np.testing.assert_array_equal(clean, part)
@@ -105,23 +105,23 @@ def test_images_without_rain_are_equal_sides_of_their_own(overcast, part):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_grey_sky_takes_colour_and_contrast_from_both_sides(kind, part):
+def test_a_gray_sky_takes_color_and_contrast_from_both_sides(kind, part):
     config = {**PLAIN, **WITHOUT_STREAKS, "overcast_share": 1.0, "linear_share": 0.0}
-    colours, levels = [], []
+    colors, levels = [], []
     for seed in range(30):
         rainy, clean = rained(part, of(kind, **config), seed)
         assert (clean != part).any()
         # Through linear light and back a value may be rounded otherwise.
         np.testing.assert_allclose(rainy, clean, atol=int(kind == "fine"))
-        colours.append(np.ptp(clean, axis=2).mean() / np.ptp(part.astype(int), axis=2).mean())
+        colors.append(np.ptp(clean, axis=2).mean() / np.ptp(part.astype(int), axis=2).mean())
         _, graded = rained(
             np.array([[[0] * 3, [127] * 3, [255] * 3]], np.uint8), of(kind, **config), seed
         )
-        assert (graded == graded[..., :1]).all(), "grey stays grey"
+        assert (graded == graded[..., :1]).all(), "gray stays gray"
         levels.append(graded[0, :, 0] / 255)
     # Saturation of 0.5 to 1 times contrast of 0.7 to 1, under a gamma of 0.8 to 1.4.
-    assert 0.25 < min(colours) < 0.65
-    assert 0.8 < max(colours) < 1.2
+    assert 0.25 < min(colors) < 0.65
+    assert 0.8 < max(colors) < 1.2
     black, middle, white = np.array(levels).T
     gamma = np.log(middle) / np.log(127 / 255)
     assert 0.79 < gamma.min() < 0.9
@@ -142,7 +142,7 @@ def test_fog_is_that_of_fine_rain_alone(kind, part):
 
 def test_fog_lifts_the_blacks_of_both_sides_most_at_the_top():
     for seed in range(10):
-        rainy, clean = rained(grey(0), of("fine", **FOG), seed)
+        rainy, clean = rained(gray(0), of("fine", **FOG), seed)
         np.testing.assert_allclose(rainy, clean, atol=1)
         rows = clean.mean((1, 2))
         assert rows[0] > 20
@@ -154,7 +154,7 @@ def test_fog_takes_light_by_its_density_and_has_a_slightly_blue_light_of_its_own
     lights, transmissions, blues = [], [], []
     for seed in range(40):
         config = of("fine", **FOG, fog_density=(0.8, 0.8))
-        (_, black), (_, white) = (rained(grey(level), config, seed) for level in (0, 255))
+        (_, black), (_, white) = (rained(gray(level), config, seed) for level in (0, 255))
         transmission = (white - black)[0].mean(1) / 255
         transmissions += [transmission.min(), transmission.max()]
         light = black[0].mean(0) / (1 - transmission.mean())
@@ -172,10 +172,10 @@ def test_fog_takes_light_by_its_density_and_has_a_slightly_blue_light_of_its_own
 def test_a_window_has_its_part_of_the_photographs_fog():
     config = of("fine", **FOG)
     for seed in range(3):
-        whole = rained(grey(0, (120, 160)), config, seed)[1]
+        whole = rained(gray(0, (120, 160)), config, seed)[1]
         for top, left in ((0, 0), (80, 90), (37, 11)):
             window = Window(top, left, 40, 70, 120, 160)
-            found = rained(grey(0, (40, 70)), config, seed, window)[1]
+            found = rained(gray(0, (40, 70)), config, seed, window)[1]
             np.testing.assert_allclose(found, whole[top : top + 40, left : left + 70], atol=1)
 
 
@@ -186,7 +186,7 @@ def test_without_streaks_the_veil_of_light_rain_draws_towards_the_air():
     lights, veils = [], []
     for seed in range(60):
         (black, _), (white, _) = (
-            rained(grey(level), of("light", **{**VEIL, "veil": 0.5}), seed) for level in (0, 255)
+            rained(gray(level), of("light", **{**VEIL, "veil": 0.5}), seed) for level in (0, 255)
         )
         assert (np.abs(np.diff(black, axis=1)) <= 2).all(), "the veil must be smooth"
         veil = 255 - (white - black)
@@ -203,31 +203,31 @@ def test_without_streaks_the_veil_of_light_rain_draws_towards_the_air():
 
 @pytest.mark.parametrize("kind", ["fine", "heavy"])
 def test_only_light_rain_has_a_veil(kind):
-    rainy, clean = rained(grey(0), of(kind, **{**VEIL, "veil": 1.0}))
+    rainy, clean = rained(gray(0), of(kind, **{**VEIL, "veil": 1.0}))
     np.testing.assert_array_equal(rainy, clean)
 
 
 @pytest.mark.parametrize("kind", ["light", "heavy"])
 def test_added_rain_adds_the_same_levels_over_everything(kind):
     config = of(kind, **PLAIN, linear_share=0.0, opaque_share=0.0)
-    (over_dark, _), (over_grey, _) = (rained(grey(level), config) for level in (0, 100))
-    np.testing.assert_allclose(np.minimum(over_dark + 100, 255), over_grey, atol=1)
+    (over_dark, _), (over_gray, _) = (rained(gray(level), config) for level in (0, 100))
+    np.testing.assert_allclose(np.minimum(over_dark + 100, 255), over_gray, atol=1)
     assert over_dark.max() > 60
 
 
 @pytest.mark.parametrize("kind", RAINY)
 def test_rain_in_linear_light_adds_more_levels_over_dark_than_over_bright_areas(kind):
-    """O^g is (1 - 0.3 S) B^g + U S: so does 1 - 0.3 S follow from what black and grey become."""
+    """O^g is (1 - 0.3 S) B^g + U S: so does 1 - 0.3 S follow from what black and gray become."""
     config = of(kind, **PLAIN, linear_share=1.0, opaque_share=0.0)
     shares = []
     for seed in range(12):
-        dark, middle, bright = (rained(grey(level), config, seed)[0] for level in (0, 120, 220))
+        dark, middle, bright = (rained(gray(level), config, seed)[0] for level in (0, 120, 220))
         if kind != "fine":
             assert dark.mean() > 1.5 * (middle - 120).mean()
         assert dark.mean() > (middle - 120).mean() > (bright - 220).mean()
         seen = (dark > 40) & (dark < 240)
-        over_black, over_grey = ((each / 255) ** 2.2 for each in (dark[seen], middle[seen]))
-        lost = 1 - (over_grey - over_black) / (120 / 255) ** 2.2
+        over_black, over_gray = ((each / 255) ** 2.2 for each in (dark[seen], middle[seen]))
+        lost = 1 - (over_gray - over_black) / (120 / 255) ** 2.2
         shares.append((lost * over_black).sum() / (over_black**2).sum())
     # 0.3 / U, U being from 0.6 to 1.
     assert 0.29 < min(shares) < 0.36
@@ -242,7 +242,7 @@ def test_opaque_rain_covers_what_is_behind_it(kind):
     config = of(kind, **PLAIN, **drops, linear_share=0.0, opaque_share=1.0)
     lights = []
     for seed in range(20):
-        (black, _), (white, _) = (rained(grey(level), config, seed) for level in (0, 255))
+        (black, _), (white, _) = (rained(gray(level), config, seed) for level in (0, 255))
         covered = 255 - (white - black)
         assert covered.max() == pytest.approx(0.85 * 255, abs=1)
         lights.append(black.sum() / covered.sum())
@@ -255,7 +255,7 @@ def test_ways_that_light_meets_the_photograph_are_drawn_by_their_shares():
     config = of("light", **PLAIN, linear_share=0.25, opaque_share=0.35)
     found = []
     for seed in range(150):
-        black, white = (rained(grey(level, (48, 48)), config, seed)[0] for level in (0, 255))
+        black, white = (rained(gray(level, (48, 48)), config, seed)[0] for level in (0, 255))
         added, covering = (white == 255).all(), (255 - (white - black)).sum() < 2.5 * black.sum()
         found.append("added" if added else "opaque" if covering else "linear")
     # Faint rain over white is brought to 255 by linear light too.
@@ -266,7 +266,7 @@ def test_ways_that_light_meets_the_photograph_are_drawn_by_their_shares():
 def test_seen_share_of_fine_and_heavy_rain_is_uneven(kind):
     drops = {"fine_drops": DARK, "blurred_drops": DARK}
     config = of(kind, **PLAIN, **drops, unevenness=(0.0, 0.0), opaque_share=0.0, linear_share=0.0)
-    rainy, clean = rained(grey(40), config)
+    rainy, clean = rained(gray(40), config)
     assert (rainy == clean).all() == (kind != "light")
 
 
@@ -281,7 +281,7 @@ def test_fine_rain_has_one_scale_for_its_lengths(layer):
         lengths = []
         for scale in (1.0, 2.0):
             scaled = of("fine", **config, fine_scale=(scale, scale))
-            rainy = rained(grey(0, (300, 300)), scaled, seed)[0].mean(2)
+            rainy = rained(gray(0, (300, 300)), scaled, seed)[0].mean(2)
             lengths.append(rain_statistics.streaks(rainy)[1])
         assert lengths[1] == pytest.approx(2 * lengths[0], rel=0.2)
 
@@ -291,7 +291,7 @@ def test_fine_rain_has_blurred_drops_by_their_share():
     drops = {**WITHOUT_STREAKS, "blurred_drops": blurred}
     for share in (0.0, 1.0):
         config = of("fine", **PLAIN, **drops, blurred_share=share)
-        added = np.subtract(*rained(grey(40, (256, 256)), config)).mean(2)
+        added = np.subtract(*rained(gray(40, (256, 256)), config)).mean(2)
         assert (added.max() > 5) == bool(share)
     # Out of focus: a half-width is 1.67 standard deviations of 2 to 4 pixels.
     assert 3 < rain_statistics.streaks(added)[2] < 8
@@ -310,7 +310,7 @@ def test_hard_streaks_of_heavy_rain_have_their_share(share):
     )
     alike = []
     for seed in range(6):
-        rainy = rained(grey(0), config, seed)[0][..., 0]
+        rainy = rained(gray(0), config, seed)[0][..., 0]
         below = (rainy[:-1] == rainy[1:])[rainy[:-1] > 5]
         alike.append(below.mean())
     assert (min(alike) > 0.9) if share else (max(alike) < 0.3)

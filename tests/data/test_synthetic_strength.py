@@ -11,7 +11,7 @@ from rain_statistics import statistics_of
 
 from drsformer_jax.config import RainConfig
 from drsformer_jax.data.synthetic import Photograph, SyntheticRain, photographs
-from drsformer_jax.images.pixels import read_picture
+from drsformer_jax.images.pixels import read_image
 
 
 @pytest.fixture(scope="module", params=("light", "fine", "heavy"))
@@ -58,7 +58,7 @@ def test_rain_of_each_kind_is_as_strong_as_the_benchmark(shared, kind, monkeypat
     rainy = sorted((shared / "data" / REAL[kind]).glob("*/input/*"))
     rainy = rainy[::2] if kind == "light" else rainy
     real = [
-        statistics_of(read_picture(path), read_picture(path.parents[1] / "target" / path.name))
+        statistics_of(read_image(path), read_image(path.parents[1] / "target" / path.name))
         for path in rainy
     ]
     photos = (shared / "data" / "Rain100L" / "train" / "target").iterdir()

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import rain_statistics
-from synthetic_rain import PLAIN, WITHOUT_STREAKS, grey, of, rained
+from synthetic_rain import PLAIN, WITHOUT_STREAKS, gray, of, rained
 
 from drsformer_jax.config import DropRanges
 from drsformer_jax.data.synthetic import add_rain
@@ -16,7 +16,7 @@ from drsformer_jax.data.synthetic.layers import Window
 
 def leans(kind: str, count: int, size: tuple[int, int] = (160, 160), **changes: object) -> list:
     config = of(kind, **PLAIN, linear_share=0.0, opaque_share=0.0, **changes)
-    pairs = [add_rain(grey(0, size), np.random.default_rng(s), config) for s in range(count)]
+    pairs = [add_rain(gray(0, size), np.random.default_rng(s), config) for s in range(count)]
     return [rain_statistics.streaks(rainy.mean(2) - clean.mean(2))[0] for rainy, clean in pairs]
 
 
@@ -57,7 +57,7 @@ def test_perspective_makes_leans_differ_between_left_and_right():
     differences = []
     for perspective, seed in itertools.product((0.0, 20.0), range(8)):
         config = of("light", **PLAIN, lean=0.0, perspective=perspective, lean_of_layers=0.0)
-        rainy = rained(grey(0, (200, 400)), config, seed)[0].mean(2)
+        rainy = rained(gray(0, (200, 400)), config, seed)[0].mean(2)
         left, _, right = (
             rain_statistics.streaks(part)[0] for part in np.split(rainy, (130, 270), axis=1)
         )
@@ -74,7 +74,7 @@ def test_windows_show_their_part_of_the_perspective():
     found = []
     for left in (0, 300, 600):
         window = Window(50, left, 150, 150, 300, 750)
-        rainy = rained(grey(0, (150, 150)), config, 1, window)[0].mean(2)
+        rainy = rained(gray(0, (150, 150)), config, 1, window)[0].mean(2)
         found.append(rain_statistics.streaks(rainy)[0])
     assert abs(found[1]) < 3
     assert found[0] == pytest.approx(-found[2], abs=4)

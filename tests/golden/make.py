@@ -51,7 +51,7 @@ TRAINING_GAP = 1e-7
 
 
 def uniform(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Float32 pictures in [0, 1), drawn as the weights are from the seed and a name."""
+    """Float32 images in [0, 1), drawn as the weights are from the seed and a name."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return rng.random(shape, dtype=np.float32)
 
@@ -65,15 +65,15 @@ def forward_golden(name: str, variant: dict[str, Any]) -> dict[str, Any]:
     shapes = reference.official_shapes(variant)
     for seed in itertools.count():
         weights = reference.recipe_weights(shapes, seed)
-        picture = uniform(seed, "input", SHAPE)
+        image = uniform(seed, "input", SHAPE)
         wide = {key: torch.from_numpy(weight).double() for key, weight in weights.items()}
-        result = reference.forward(wide, torch.from_numpy(picture).double(), variant)
+        result = reference.forward(wide, torch.from_numpy(image).double(), variant)
         if result.smallest_topk_gap > FORWARD_GAP:
             break
     kept = result.stages if name == "drsformer" else ("encoder_level1", "latent")
     return {
         **describe(variant, shapes, seed),
-        "input": picture,
+        "input": image,
         "output": result.output.numpy(),
         **{f"stage/{stage}": result.stages[stage].numpy().astype(np.float32) for stage in kept},
         "smallest_topk_gap": result.smallest_topk_gap,
@@ -81,7 +81,7 @@ def forward_golden(name: str, variant: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_golden(variant: dict[str, Any]) -> dict[str, Any]:
-    """Four optimiser steps on one batch of two crops."""
+    """Four optimizer steps on one batch of two crops."""
     shapes = reference.official_shapes(variant)
     for seed in itertools.count():
         weights = reference.recipe_weights(shapes, seed)

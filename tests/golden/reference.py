@@ -4,7 +4,7 @@ An independent check on the package: each line follows a description of the netw
 Sparse Transformer Network for Effective Image Deraining" (CVPR 2023) and "Restormer" (CVPR 2022),
 nothing is fused, and nothing is imported from the package. Weights are a dict under the official
 checkpoints' keys. A variant is a dict with the architecture fields of
-`drsformer_jax.config.ModelConfig`. Pictures go in and out as b h w c; inside, arrays are b c h w.
+`drsformer_jax.config.ModelConfig`. Images go in and out as b h w c; inside, arrays are b c h w.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Forward(NamedTuple):
 
 
 class Training(NamedTuple):
-    """What some optimiser steps on one batch give; norms are of the gradients before clipping."""
+    """What some optimizer steps on one batch give; norms are of the gradients before clipping."""
 
     output: np.ndarray
     losses: np.ndarray
@@ -175,11 +175,11 @@ def _network_shapes(variant: Variant) -> _Keys:
     yield from _conv_shapes("output", 2 * c, 3, 3, bias)
 
 
-def forward(weights: Weights, picture: Tensor, variant: Variant) -> Forward:
-    """Runs the network on `picture` (b h w 3, in [0, 1]) in the type of its arguments."""
+def forward(weights: Weights, image: Tensor, variant: Variant) -> Forward:
+    """Runs the network on `image` (b h w 3, in [0, 1]) in the type of its arguments."""
     _check_weights(weights, variant)
     w, v, blocks, heads = weights, variant, variant["blocks"], variant["heads"]
-    x = picture.permute(0, 3, 1, 2)
+    x = image.permute(0, 3, 1, 2)
     s: dict[str, Tensor] = {}
     gaps = [math.inf]
 
@@ -217,7 +217,7 @@ def forward(weights: Weights, picture: Tensor, variant: Variant) -> Forward:
         last = s["refinement"] = _blocks(w, "refinement", last, count, heads[0], v, gaps)
     s["output"] = _conv(w, "output", last)
     stages = {name: feature.permute(0, 2, 3, 1) for name, feature in s.items()}
-    return Forward(picture + stages["output"], stages, min(gaps))
+    return Forward(image + stages["output"], stages, min(gaps))
 
 
 def _check_weights(weights: Weights, variant: Variant) -> None:

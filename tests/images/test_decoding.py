@@ -14,7 +14,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from picture_files import SRGB, UPRIGHT, chunk, noise, phone
+from image_files import SRGB, UPRIGHT, chunk, noise, phone
 from PIL import Image, ImageOps
 
 from drsformer_jax.errors import InputError
@@ -66,7 +66,7 @@ def assert_fast(content: bytes) -> None:
 
 def assert_left_to_pillow(content: bytes) -> None:
     assert fast(content) is None
-    np.testing.assert_array_equal(images.decode_picture(content, "x"), pillow(content))
+    np.testing.assert_array_equal(images.decode_image(content, "x"), pillow(content))
 
 
 def png(pixels: np.ndarray, *, before: bytes = b"", after: bytes = b"", pieces: int = 1) -> bytes:
@@ -140,7 +140,7 @@ TURNING = {
 def test_orientation_of_png_is_found_before_and_after_the_pixels(name, place):
     content = png(scene(30, 40), **{place: TURNING[name]})
     assert_left_to_pillow(content)
-    turned = images.decode_picture(content, "x")
+    turned = images.decode_image(content, "x")
     np.testing.assert_array_equal(turned, np.rot90(scene(30, 40), -1))
     assert images.content_size(content, "x") == (40, 30)
 
@@ -157,7 +157,7 @@ def test_png_that_is_no_plain_rgb_is_left_to_pillow():
     key = struct.pack(">3H", *pixels[2, 3])
     transparent = png(pixels, before=chunk(b"tRNS", key))
     assert_left_to_pillow(transparent)
-    assert images.decode_picture(transparent, "x")[2, 3].tolist() == [255, 255, 255]
+    assert images.decode_image(transparent, "x")[2, 3].tolist() == [255, 255, 255]
 
 
 def test_interlaced_and_animated_png_are_left_to_pillow():
@@ -168,7 +168,7 @@ def test_interlaced_and_animated_png_are_left_to_pillow():
     frames, stream = [Image.fromarray(scene(6, 6, seed)) for seed in (1, 2)], io.BytesIO()
     frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:])
     assert fast(stream.getvalue()) is None
-    np.testing.assert_array_equal(images.decode_picture(stream.getvalue(), "x"), scene(6, 6, 1))
+    np.testing.assert_array_equal(images.decode_image(stream.getvalue(), "x"), scene(6, 6, 1))
 
 
 @pytest.mark.parametrize("keyword", ["transparency", "interlace", "bbox", "exif", "anything"])
@@ -240,7 +240,7 @@ def test_jpeg_of_several_kinds_is_decoded_fast(options):
 @pytest.mark.parametrize("transform", [None, 0, 1, 2])
 @pytest.mark.parametrize("jfif", [True, False])
 @pytest.mark.parametrize("names", [b"\1\2\3", b"RGB", b"\0\1\2"])
-def test_colours_of_jpeg_are_told_as_pillow_tells_them(transform, jfif, names):
+def test_colors_of_jpeg_are_told_as_pillow_tells_them(transform, jfif, names):
     content = bytearray(saved(scene(20, 30), "JPEG", subsampling=0))
     frame, scan = content.find(b"\xff\xc0"), content.find(b"\xff\xda")
     for component in range(3):
@@ -267,7 +267,7 @@ def test_orientation_of_jpeg_is_applied(orientation, kind):
     assert_left_to_pillow(content)
     plain = saved(scene(20, 30), "JPEG", subsampling=0)
     turned = UPRIGHT[orientation](fast(plain))
-    np.testing.assert_array_equal(images.decode_picture(content, "x"), turned)
+    np.testing.assert_array_equal(images.decode_image(content, "x"), turned)
     assert images.content_size(content, "x") == turned.shape[:2]
 
 
@@ -329,7 +329,7 @@ def count_fast(contents: list[bytes], monkeypatch) -> int:
         count += 1
         with monkeypatch.context() as patch:
             patch.setattr(images, "fast_pixels", lambda image, file: None)
-            np.testing.assert_array_equal(images.decode_picture(content, "x"), pixels, strict=True)
+            np.testing.assert_array_equal(images.decode_image(content, "x"), pixels, strict=True)
     return count
 
 
@@ -372,15 +372,15 @@ def test_pillow_decodes_where_imagecodecs_is_missing_or_fails(format_name, codec
     expected = fast(content)
     monkeypatch.setitem(sys.modules, "imagecodecs", codecs)
     assert_left_to_pillow(content)
-    np.testing.assert_array_equal(images.decode_picture(content, "x"), expected)
+    np.testing.assert_array_equal(images.decode_image(content, "x"), expected)
 
 
-def test_a_picture_beyond_the_limit_is_refused_before_decoding(monkeypatch):
+def test_an_image_beyond_the_limit_is_refused_before_decoding(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 599)
     monkeypatch.setattr(images, "fast_pixels", lambda image, file: pytest.fail("decoded"))
     for format_name in ("PNG", "JPEG"):
         with pytest.raises(InputError, match="30x20 exceeds the limit of 599 pixels"):
-            images.decode_picture(saved(scene(20, 30), format_name), "x")
+            images.decode_image(saved(scene(20, 30), format_name), "x")
 
 
 @pytest.mark.parametrize("format_name", ["PNG", "JPEG"])
@@ -393,7 +393,7 @@ def test_several_threads_decode_the_same(format_name):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
-def test_benchmark_pictures_are_decoded_fast():
+def test_benchmark_images_are_decoded_fast():
     paths = sorted(SHARED.rglob("*.png"))[::5]
     assert len(paths) > 10
     for path in paths:

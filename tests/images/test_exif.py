@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tifffile
-from picture_files import (
+from image_files import (
     CMYK,
-    GREY,
+    GRAY,
     KINDS,
     METADATA,
     SRGB,
@@ -66,7 +66,7 @@ def test_camera_data_stays_byte_for_byte_where_it_is_right(tmp_path, extension):
     ).replace(struct.pack(">HHLHH", 0xA003, 3, 1, 5, 0), struct.pack(">HHLL", 0xA003, 4, 1, 5))
 
 
-def test_the_thumbnail_of_the_rainy_picture_is_unlinked(tmp_path):
+def test_the_thumbnail_of_the_rainy_image_is_unlinked(tmp_path):
     main = struct.pack(">HHHLHHL", 1, 0x0112, 3, 1, 6, 0, 8 + 18)
     thumbnail = struct.pack(">HHHLLL", 1, 0x0202, 4, 1, 1234, 0)
     block = b"MM\0*\0\0\0\x08" + main + thumbnail
@@ -127,7 +127,7 @@ def test_what_is_too_long_for_a_jpeg_marker_is_dropped_with_a_note(tmp_path):
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".tif"])
-def test_a_cmyk_picture_becomes_rgb_without_its_profile(tmp_path, extension):
+def test_a_cmyk_image_becomes_rgb_without_its_profile(tmp_path, extension):
     stream = io.BytesIO()
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(
         stream, {".jpg": "JPEG", ".tif": "TIFF"}[extension], icc_profile=CMYK
@@ -135,21 +135,21 @@ def test_a_cmyk_picture_becomes_rgb_without_its_profile(tmp_path, extension):
     (tmp_path / "a").write_bytes(stream.getvalue())
     photo = read_photo(tmp_path / "a")
     assert photo.icc_profile is None
-    assert not photo.grey
+    assert not photo.gray
     assert np.abs(photo.rgb[0, 0].astype(int) - [255, 0, 0]).max() <= 2
 
 
-def test_profiles_go_with_the_colours_they_are_for(tmp_path):
-    (tmp_path / "grey.png").write_bytes(encoded(noise((3, 4)), ".png", profile=SRGB))
-    (tmp_path / "rgb.png").write_bytes(encoded(noise((3, 4, 3)), ".png", profile=GREY))
+def test_profiles_go_with_the_colors_they_are_for(tmp_path):
+    (tmp_path / "gray.png").write_bytes(encoded(noise((3, 4)), ".png", profile=SRGB))
+    (tmp_path / "rgb.png").write_bytes(encoded(noise((3, 4, 3)), ".png", profile=GRAY))
     (tmp_path / "odd.png").write_bytes(encoded(noise((3, 4, 3)), ".png", profile=b"nonsense" * 9))
-    for name in ("grey.png", "rgb.png", "odd.png"):
+    for name in ("gray.png", "rgb.png", "odd.png"):
         assert read_photo(tmp_path / name).icc_profile is None
     photo = Photo(noise((3, 4, 3)), icc_profile=SRGB)
-    for wrong in (replace(photo, grey=True), replace(photo, icc_profile=GREY)):
+    for wrong in (replace(photo, gray=True), replace(photo, icc_profile=GRAY)):
         for extension in METADATA:
             notes = write_photo(tmp_path / f"a{extension}", wrong)
-            if not (wrong.grey and extension == ".webp"):
+            if not (wrong.gray and extension == ".webp"):
                 assert notes == ["the ICC profile is dropped"]
                 assert metadata(tmp_path / f"a{extension}")[0] is None
 

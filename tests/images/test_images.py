@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drsformer_jax.data.folders import find_pictures
+from drsformer_jax.data.folders import find_images
 from drsformer_jax.errors import InputError
 from drsformer_jax.images import pixels as images
 from drsformer_jax.images.photo import Photo, write_photo
@@ -34,15 +34,15 @@ def smooth(h: int, w: int) -> np.ndarray:
     return np.stack([255 * y / h, 255 * x / w, 255 * (x + y) / (h + w)], -1).astype(np.uint8)
 
 
-def encoded(picture: np.ndarray, format_name: str, **options: object) -> bytes:
+def encoded(image: np.ndarray, format_name: str, **options: object) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format_name, **options)
+    Image.fromarray(image).save(stream, format_name, **options)
     return stream.getvalue()
 
 
 def refused(path: Path, reason: str) -> str:
     return (
-        f"^{re.escape(str(path))} is no picture that can be read \\({reason}\\); "
+        f"^{re.escape(str(path))} is no image that can be read \\({reason}\\); "
         "expected PNG, JPEG, WebP, BMP or TIFF$"
     )
 
@@ -50,10 +50,10 @@ def refused(path: Path, reason: str) -> str:
 @pytest.mark.parametrize("extension", LOSSLESS)
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (1, 50)])
 def test_lossless_formats_return_every_pixel(tmp_path, extension, size):
-    picture = noise(*size)
-    images.write_picture(tmp_path / f"a{extension}", picture)
-    read = images.read_picture(str(tmp_path / f"a{extension}"))
-    np.testing.assert_array_equal(read, picture)
+    image = noise(*size)
+    images.write_image(tmp_path / f"a{extension}", image)
+    read = images.read_image(str(tmp_path / f"a{extension}"))
+    np.testing.assert_array_equal(read, image)
     assert read.dtype == np.uint8
     assert read.flags.writeable
 
@@ -63,13 +63,13 @@ def test_lossless_formats_return_every_pixel(tmp_path, extension, size):
     [(".JPG", "JPEG"), (".jpeg", "JPEG"), (".Png", "PNG"), (".webp", "WEBP"), (".TIF", "TIFF")],
 )
 def test_the_extension_chooses_the_format(tmp_path, extension, format_name):
-    images.write_picture(tmp_path / f"a{extension}", smooth(9, 9))
+    images.write_image(tmp_path / f"a{extension}", smooth(9, 9))
     with Image.open(tmp_path / f"a{extension}") as image:
         assert image.format == format_name
 
 
 def test_jpeg_is_written_at_quality_95_without_chroma_subsampling(tmp_path):
-    images.write_picture(tmp_path / "a.jpg", noise(64, 64))
+    images.write_image(tmp_path / "a.jpg", noise(64, 64))
     reference = encoded(noise(64, 64), "JPEG", quality=95, subsampling="4:4:4")
     assert (tmp_path / "a.jpg").read_bytes() == reference
 
@@ -80,23 +80,23 @@ def test_unknown_extension_is_refused_before_anything_is_made(tmp_path):
         match=r"a\.gif has the extension '\.gif'; "
         r"expected one of \.png \.jpg \.jpeg \.webp \.bmp \.tif \.tiff$",
     ):
-        images.write_picture(tmp_path / "new" / "a.gif", smooth(4, 4))
+        images.write_image(tmp_path / "new" / "a.gif", smooth(4, 4))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "limit"), [("a.webp", 16383), ("a.jpg", 65500)])
 def test_a_side_too_long_for_the_format_is_refused(tmp_path, name, limit):
-    images.write_picture(tmp_path / name, np.zeros((1, limit, 3), np.uint8))
+    images.write_image(tmp_path / name, np.zeros((1, limit, 3), np.uint8))
     before = (tmp_path / name).read_bytes()
     with pytest.raises(
         InputError, match=rf"{name} is {limit + 1}x1; expected sides of at most {limit} in "
     ):
-        images.write_picture(tmp_path / name, np.zeros((1, limit + 1, 3), np.uint8))
+        images.write_image(tmp_path / name, np.zeros((1, limit + 1, 3), np.uint8))
     assert (tmp_path / name).read_bytes() == before
 
 
 def test_missing_folders_are_made_and_the_file_has_ordinary_permissions(tmp_path):
-    images.write_picture(tmp_path / "x" / "y" / "a.png", smooth(4, 4))
+    images.write_image(tmp_path / "x" / "y" / "a.png", smooth(4, 4))
     (tmp_path / "plain").touch()
     modes = [stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "x/y/a.png", tmp_path / "plain")]
     assert modes[0] == modes[1]
@@ -105,7 +105,7 @@ def test_missing_folders_are_made_and_the_file_has_ordinary_permissions(tmp_path
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_failing_halfway_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, error):
     path = tmp_path / "a.png"
-    images.write_picture(path, smooth(8, 8))
+    images.write_image(path, smooth(8, 8))
     before = path.read_bytes()
 
     def fail(unfinished, target):
@@ -115,7 +115,7 @@ def test_failing_halfway_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(error):
-        images.write_picture(path, noise(8, 8))
+        images.write_image(path, noise(8, 8))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -124,14 +124,14 @@ def test_failing_halfway_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
 @pytest.mark.parametrize("size", [(9, 9), (200, 300)])
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, extension, size):
     path = tmp_path / f"a{extension}"
-    images.write_picture(path, noise(*size))
+    images.write_image(path, noise(*size))
     whole = path.stat().st_size
     path.unlink()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (whole - 1, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            images.write_picture(path, noise(*size))
+            images.write_image(path, noise(*size))
         with pytest.raises(OSError, match="File too large") as error:
             write_photo(path, Photo(noise(*size)))
     finally:
@@ -140,17 +140,17 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, extension, size):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unfinished_file_is_no_picture_of_the_folder(tmp_path, monkeypatch):
-    images.write_picture(tmp_path / "a.png", smooth(8, 8))
+def test_an_unfinished_file_is_no_image_of_the_folder(tmp_path, monkeypatch):
+    images.write_image(tmp_path / "a.png", smooth(8, 8))
     seen = []
     save = Image.Image.save
 
     def look(self, file, format_name, **options):
         save(self, file, format_name, **options)
-        seen.extend(find_pictures(tmp_path))
+        seen.extend(find_images(tmp_path))
 
     monkeypatch.setattr(Image.Image, "save", look)
-    images.write_picture(tmp_path / "b.png", smooth(8, 8))
+    images.write_image(tmp_path / "b.png", smooth(8, 8))
     assert seen == [tmp_path / "a.png"]
 
 
@@ -159,7 +159,7 @@ def test_an_unfinished_file_is_no_picture_of_the_folder(tmp_path, monkeypatch):
 def test_format_is_told_by_content_whatever_the_name(tmp_path, format_name, name):
     path = tmp_path / name
     path.write_bytes(encoded(smooth(40, 30), format_name))
-    read = images.read_picture(path)
+    read = images.read_image(path)
     assert read.shape == (40, 30, 3)
     assert np.abs(read.astype(int) - smooth(40, 30)).max() <= 24
 
@@ -171,7 +171,7 @@ def test_truncated_files_are_refused(tmp_path, format_name, share):
     path = tmp_path / "cut.png"
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(InputError, match=refused(path, ".+")):
-        images.read_picture(path)
+        images.read_image(path)
 
 
 def test_damaged_pixels_are_refused(tmp_path):
@@ -180,14 +180,14 @@ def test_damaged_pixels_are_refused(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(data)
     with pytest.raises(InputError, match=refused(path, ".+")):
-        images.read_picture(path)
+        images.read_image(path)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"notes, not a picture", "its content is of another format"),
+        (b"notes, not an image", "its content is of another format"),
         (encoded(smooth(8, 8), "GIF"), "its content is of another format"),
         (encoded(smooth(8, 8), "PPM"), "its content is of another format"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), ".+"),
@@ -197,18 +197,18 @@ def test_damaged_pixels_are_refused(tmp_path):
         (b"II*\0\x08\0\0\0" + bytes(100), ".+"),
     ],
 )
-def test_what_is_no_picture_is_told_in_one_line(tmp_path, content, reason):
+def test_what_is_no_image_is_told_in_one_line(tmp_path, content, reason):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(InputError, match=refused(path, reason)):
-        images.read_picture(path)
+        images.read_image(path)
 
 
 def test_missing_file_and_folder_are_told_in_one_line(tmp_path):
     with pytest.raises(InputError, match=refused(tmp_path / "a.png", "No such file or directory")):
-        images.read_picture(tmp_path / "a.png")
+        images.read_image(tmp_path / "a.png")
     with pytest.raises(InputError, match=refused(tmp_path, "Is a directory")):
-        images.read_picture(tmp_path)
+        images.read_image(tmp_path)
 
 
 def png_chunk(name: bytes, content: bytes) -> bytes:
@@ -217,7 +217,7 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("w", "h"), [(12000, 12000), (100_000, 100_000)])
-def test_a_picture_beyond_the_limit_is_refused_without_decoding(tmp_path, w, h):
+def test_an_image_beyond_the_limit_is_refused_without_decoding(tmp_path, w, h):
     header = struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)
     path = tmp_path / "bomb.png"
     path.write_bytes(
@@ -226,13 +226,13 @@ def test_a_picture_beyond_the_limit_is_refused_without_decoding(tmp_path, w, h):
     with pytest.raises(
         InputError, match=refused(path, f"{w}x{h} exceeds the limit of 134217728 pixels")
     ):
-        images.read_picture(path)
+        images.read_image(path)
 
 
 def test_a_photograph_of_48_megapixels_is_read(tmp_path):
     path = tmp_path / "large.png"
     Image.new("L", (8000, 6000), 7).save(path, compress_level=1)
-    read = images.read_picture(path)
+    read = images.read_image(path)
     assert read.shape == (6000, 8000, 3)
     assert read[-1, -1].tolist() == [7, 7, 7]
 
@@ -243,9 +243,9 @@ def test_several_threads_read_the_same(tmp_path, format_name):
     for seed in range(8):
         paths.append(tmp_path / f"{seed}.png")
         paths[-1].write_bytes(encoded(noise(64, 64, seed), format_name))
-    expected = [images.read_picture(path) for path in paths]
+    expected = [images.read_image(path) for path in paths]
     with ThreadPoolExecutor(8) as pool:
-        for got, want in zip(pool.map(images.read_picture, paths * 8), expected * 8, strict=True):
+        for got, want in zip(pool.map(images.read_image, paths * 8), expected * 8, strict=True):
             np.testing.assert_array_equal(got, want)
 
 
@@ -276,18 +276,18 @@ def test_exif_orientation_is_applied_once(tmp_path, orientation, format_name, op
     exif[0x0112] = orientation
     path = tmp_path / "a"
     path.write_bytes(encoded(noise(5, 8), format_name, exif=exif, **options))
-    np.testing.assert_array_equal(images.read_picture(path), ORIENTED[orientation](noise(5, 8)))
+    np.testing.assert_array_equal(images.read_image(path), ORIENTED[orientation](noise(5, 8)))
 
 
 @pytest.mark.parametrize("orientation", ORIENTED)
 @pytest.mark.parametrize("mode", ["L", "RGBA"])
-def test_uncompressed_grey_and_rgba_tiff_pictures_are_turned_too(tmp_path, orientation, mode):
+def test_uncompressed_gray_and_rgba_tiff_images_are_turned_too(tmp_path, orientation, mode):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.fromarray(noise(5, 8)).convert(mode)
     image.save(tmp_path / "a.tif", exif=exif)
     np.testing.assert_array_equal(
-        images.read_picture(tmp_path / "a.tif"),
+        images.read_image(tmp_path / "a.tif"),
         ORIENTED[orientation](np.array(image.convert("RGB"))),
     )
 
@@ -296,7 +296,7 @@ def test_impossible_exif_orientation_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 9
     (tmp_path / "a.png").write_bytes(encoded(noise(5, 8), "PNG", exif=exif))
-    np.testing.assert_array_equal(images.read_picture(tmp_path / "a.png"), noise(5, 8))
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.png"), noise(5, 8))
 
 
 def test_a_phone_jpeg_is_turned_upright(tmp_path):
@@ -304,7 +304,7 @@ def test_a_phone_jpeg_is_turned_upright(tmp_path):
     exif[0x0112] = 6
     path = tmp_path / "a.jpg"
     path.write_bytes(encoded(smooth(40, 64), "JPEG", quality=95, exif=exif))
-    read = images.read_picture(path)
+    read = images.read_image(path)
     assert read.shape == (64, 40, 3)
     assert np.abs(read.astype(int) - np.rot90(smooth(40, 64), -1)).mean() < 2
 
@@ -317,8 +317,8 @@ def test_broken_camera_data_neither_spoils_nor_warns(tmp_path):
     path.write_bytes(encoded(smooth(8, 8), "JPEG", exif=exif.tobytes()[:-20]))
     (tmp_path / "b.jpg").write_bytes(encoded(smooth(8, 8), "JPEG", exif=b"Exif\0\0nonsense"))
     program = (
-        "import sys; from drsformer_jax.images.pixels import read_picture\n"
-        "for path in sys.argv[1:]: print(read_picture(path).shape)"
+        "import sys; from drsformer_jax.images.pixels import read_image\n"
+        "for path in sys.argv[1:]: print(read_image(path).shape)"
     )
     run = subprocess.run(
         [sys.executable, "-c", program, path, tmp_path / "b.jpg"],
@@ -330,12 +330,12 @@ def test_broken_camera_data_neither_spoils_nor_warns(tmp_path):
 
 
 @pytest.mark.parametrize("format_name", ["PNG", "TIFF"])
-def test_16_bit_grey_is_scaled_and_rounded(tmp_path, format_name):
+def test_16_bit_gray_is_scaled_and_rounded(tmp_path, format_name):
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     path = tmp_path / "a"
     path.write_bytes(encoded(values, format_name))
     expected = np.round(values / 65535 * 255).astype(np.uint8)
-    np.testing.assert_array_equal(images.read_picture(path), np.stack([expected] * 3, -1))
+    np.testing.assert_array_equal(images.read_image(path), np.stack([expected] * 3, -1))
 
 
 def test_16_bits_of_any_shape_become_the_nearest_8_bits():
@@ -346,41 +346,41 @@ def test_16_bits_of_any_shape_become_the_nearest_8_bits():
         np.testing.assert_array_equal(rounded, expected.reshape(shape), strict=True)
 
 
-def test_32_bit_pictures_are_refused(tmp_path):
+def test_32_bit_images_are_refused(tmp_path):
     path = tmp_path / "a.tif"
     path.write_bytes(encoded(np.ones((3, 3), np.float32), "TIFF"))
     with pytest.raises(InputError, match=r"32 bits a channel, whose white is unknown; use 8 or 16"):
-        images.read_picture(path)
+        images.read_image(path)
 
 
-def test_8_bit_grey_bilevel_and_cmyk_become_rgb(tmp_path):
-    grey = noise(6, 7)[..., 0]
-    (tmp_path / "grey.png").write_bytes(encoded(grey, "PNG"))
+def test_8_bit_gray_bilevel_and_cmyk_become_rgb(tmp_path):
+    gray = noise(6, 7)[..., 0]
+    (tmp_path / "gray.png").write_bytes(encoded(gray, "PNG"))
     np.testing.assert_array_equal(
-        images.read_picture(tmp_path / "grey.png"), np.stack([grey] * 3, -1)
+        images.read_image(tmp_path / "gray.png"), np.stack([gray] * 3, -1)
     )
-    Image.fromarray(grey > 127).save(tmp_path / "bilevel.png")
+    Image.fromarray(gray > 127).save(tmp_path / "bilevel.png")
     np.testing.assert_array_equal(
-        images.read_picture(tmp_path / "bilevel.png"), np.stack([255 * (grey > 127)] * 3, -1)
+        images.read_image(tmp_path / "bilevel.png"), np.stack([255 * (gray > 127)] * 3, -1)
     )
     Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "cmyk.tif")
-    assert images.read_picture(tmp_path / "cmyk.tif")[0, 0].tolist() == [255, 0, 0]
+    assert images.read_image(tmp_path / "cmyk.tif")[0, 0].tolist() == [255, 0, 0]
 
 
-def test_palette_colours_are_looked_up(tmp_path):
+def test_palette_colors_are_looked_up(tmp_path):
     image = Image.new("P", (3, 1))
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     image.putdata([2, 0, 1])
     image.save(tmp_path / "plain.png")
     image.save(tmp_path / "clear.png", transparency=b"\x00\xff\xff")
-    colours = [[70, 80, 90], [10, 20, 30], [40, 50, 60]]
-    assert images.read_picture(tmp_path / "plain.png")[0].tolist() == colours
-    colours[1] = [255, 255, 255]
-    assert images.read_picture(tmp_path / "clear.png")[0].tolist() == colours
+    colors = [[70, 80, 90], [10, 20, 30], [40, 50, 60]]
+    assert images.read_image(tmp_path / "plain.png")[0].tolist() == colors
+    colors[1] = [255, 255, 255]
+    assert images.read_image(tmp_path / "clear.png")[0].tolist() == colors
 
 
 @pytest.mark.parametrize("format_name", ["PNG", "WEBP", "TIFF"])
-def test_transparent_pictures_are_laid_on_white(tmp_path, format_name):
+def test_transparent_images_are_laid_on_white(tmp_path, format_name):
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, :3] = (100, 0, 200)
     rgba[0, :, 3] = (255, 0, 51)
@@ -388,11 +388,11 @@ def test_transparent_pictures_are_laid_on_white(tmp_path, format_name):
     options = {"lossless": True} if format_name == "WEBP" else {}
     path.write_bytes(encoded(rgba, format_name, **options))
     expected = [[100, 0, 200], [255, 255, 255], [224, 204, 244]]
-    assert images.read_picture(path)[0].tolist() == expected
+    assert images.read_image(path)[0].tolist() == expected
 
 
-def test_an_animation_gives_its_first_picture(tmp_path):
+def test_an_animation_gives_its_first_image(tmp_path):
     frames = [Image.fromarray(noise(6, 6, seed)) for seed in (1, 2)]
     for name, options in (("a.png", {}), ("a.webp", {"lossless": True}), ("a.tif", {})):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
-        np.testing.assert_array_equal(images.read_picture(tmp_path / name), noise(6, 6, 1))
+        np.testing.assert_array_equal(images.read_image(tmp_path / name), noise(6, 6, 1))

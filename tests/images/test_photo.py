@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_files import (
-    GREY,
+from image_files import (
+    GRAY,
     SRGB,
     UPRIGHT,
     camera,
@@ -30,13 +30,13 @@ from drsformer_jax.images.photo import Photo, read_photo, write_photo
 def files(draw) -> dict:
     extension = draw(st.sampled_from([".png", ".jpg", ".webp", ".bmp", ".tif"]))
     deep = extension in (".png", ".tif") and draw(st.booleans())
-    grey = extension != ".webp" and draw(st.booleans())
+    gray = extension != ".webp" and draw(st.booleans())
     alpha = extension not in (".jpg", ".bmp") and draw(st.booleans())
     known = extension != ".bmp"
     return {
         "extension": extension,
         "deep": deep,
-        "channels": (1 if grey else 3) + alpha,
+        "channels": (1 if gray else 3) + alpha,
         "size": (draw(st.integers(1, 9)), draw(st.integers(1, 9))),
         "orientation": draw(st.integers(1, 8)) if known and draw(st.booleans()) else None,
         "profile": known and draw(st.booleans()),
@@ -50,10 +50,10 @@ def files(draw) -> dict:
 def test_every_file_comes_through_unchanged_but_for_what_the_notes_tell(tmp_path_factory, file):
     folder = tmp_path_factory.mktemp("f")
     channels, deep, target = file["channels"], file["deep"], file["target"]
-    grey, alpha = channels < 3, channels % 2 == 0
+    gray, alpha = channels < 3, channels % 2 == 0
     shape = (*file["size"], channels) if channels > 1 else file["size"]
     stored = noise(shape, deep, file["seed"])
-    profile = (GREY if grey else SRGB) if file["profile"] else None
+    profile = (GRAY if gray else SRGB) if file["profile"] else None
     block = phone(file["orientation"]) if file["orientation"] else None
     source = folder / f"source{file['extension']}"
     source.write_bytes(encoded(stored, file["extension"], profile=profile, block=block))
@@ -63,15 +63,15 @@ def test_every_file_comes_through_unchanged_but_for_what_the_notes_tell(tmp_path
     if file["extension"] == ".jpg":
         with_channels = np.atleast_3d(np.asarray(Image.open(source)))
     expected = UPRIGHT[file["orientation"] or 1](with_channels)
-    colours = np.repeat(expected[..., :1], 3, 2) if grey else expected[..., :3]
+    colors = np.repeat(expected[..., :1], 3, 2) if gray else expected[..., :3]
     assert photo.rgb.dtype == stored.dtype
-    np.testing.assert_array_equal(photo.rgb, colours)
+    np.testing.assert_array_equal(photo.rgb, colors)
     assert photo.rgb.flags.writeable
     assert photo.rgb.flags.c_contiguous
     assert (photo.alpha is not None) == alpha
     if alpha:
         np.testing.assert_array_equal(photo.alpha, expected[..., -1])
-    assert photo.grey == grey
+    assert photo.gray == gray
     assert photo.icc_profile == profile
     assert (photo.exif is not None) == (block is not None)
     if block:
@@ -81,7 +81,7 @@ def test_every_file_comes_through_unchanged_but_for_what_the_notes_tell(tmp_path
     path = folder / f"target{target}"
     becomes_8 = deep and target not in (".png", ".tif")
     flat = alpha and target in (".jpg", ".bmp") and photo.alpha.min() < np.iinfo(stored.dtype).max
-    kept_profile = profile and target != ".bmp" and not (grey and target == ".webp")
+    kept_profile = profile and target != ".bmp" and not (gray and target == ".webp")
     assert ("16 bits become 8" in notes) == becomes_8
     assert ("transparency is laid on white" in notes) == flat
     assert ("the ICC profile is dropped" in notes) == bool(profile and not kept_profile)
@@ -96,7 +96,7 @@ def test_every_file_comes_through_unchanged_but_for_what_the_notes_tell(tmp_path
     assert found.dtype == (np.uint16 if deep and not becomes_8 else np.uint8)
     if becomes_8:
         expected = np.round(expected / 257).astype(np.uint8)
-    if grey and target == ".webp":
+    if gray and target == ".webp":
         expected = np.concatenate([expected[..., [0, 0, 0]], expected[..., 1:]], 2)
     if alpha and target in (".jpg", ".bmp"):
         weight = expected[..., -1:] / 255
@@ -108,9 +108,9 @@ def test_every_file_comes_through_unchanged_but_for_what_the_notes_tell(tmp_path
 
 @pytest.mark.parametrize("extension", [".png", ".jpg", ".bmp", ".tif"])
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_restored_grey_picture_is_written_as_luma(tmp_path, extension, deep):
+def test_a_restored_gray_image_is_written_as_luma(tmp_path, extension, deep):
     rgb = noise((64, 64, 3), deep)
-    write_photo(tmp_path / f"a{extension}", Photo(rgb, grey=True))
+    write_photo(tmp_path / f"a{extension}", Photo(rgb, gray=True))
     luma = rgb @ np.array([0.299, 0.587, 0.114])
     found = decoded(tmp_path / f"a{extension}").squeeze()
     assert found.ndim == 2
@@ -123,34 +123,34 @@ def test_a_restored_grey_picture_is_written_as_luma(tmp_path, extension, deep):
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_every_grey_comes_back_exactly(tmp_path, deep):
-    greys = np.arange(65536 if deep else 256).reshape(256, -1).astype("u2" if deep else "u1")
+def test_every_gray_comes_back_exactly(tmp_path, deep):
+    grays = np.arange(65536 if deep else 256).reshape(256, -1).astype("u2" if deep else "u1")
     for extension in [".png", ".tif"]:
-        photo = Photo(np.repeat(greys[..., None], 3, 2), grey=True)
+        photo = Photo(np.repeat(grays[..., None], 3, 2), gray=True)
         write_photo(tmp_path / f"a{extension}", photo)
         np.testing.assert_array_equal(read_photo(tmp_path / f"a{extension}").rgb, photo.rgb)
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".bmp"])
-@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("gray", [False, True])
 def test_transparency_is_laid_on_the_background_where_the_format_has_none(
-    tmp_path, extension, grey
+    tmp_path, extension, gray
 ):
-    colours = np.full((16, 16, 3), 100 if grey else (100, 0, 200), np.uint8)
-    photo = Photo(colours, np.full((16, 16), 51, np.uint8), grey=grey)
+    colors = np.full((16, 16, 3), 100 if gray else (100, 0, 200), np.uint8)
+    photo = Photo(colors, np.full((16, 16), 51, np.uint8), gray=gray)
     notes = write_photo(tmp_path / f"a{extension}", photo, background=(10, 10, 10))
-    assert notes == ["transparency is laid on the colour (10, 10, 10)"]
+    assert notes == ["transparency is laid on the color (10, 10, 10)"]
     with Image.open(tmp_path / f"a{extension}") as image:
-        assert image.mode == ("L" if grey else "RGB")
+        assert image.mode == ("L" if gray else "RGB")
         found = np.asarray(image.convert("RGB"))[8, 8].astype(int)
-    assert np.abs(found - ([28, 28, 28] if grey else [28, 8, 48])).max() <= 2 * (
+    assert np.abs(found - ([28, 28, 28] if gray else [28, 8, 48])).max() <= 2 * (
         extension == ".jpg"
     )
     opaque = replace(photo, alpha=np.full((16, 16), 255, np.uint8))
     assert write_photo(tmp_path / f"a{extension}", opaque) == []
 
 
-def test_webp_keeps_the_colours_below_what_is_transparent(tmp_path):
+def test_webp_keeps_the_colors_below_what_is_transparent(tmp_path):
     photo = Photo(noise((8, 8, 3)), np.zeros((8, 8), np.uint8))
     write_photo(tmp_path / "a.webp", photo)
     np.testing.assert_array_equal(read_photo(tmp_path / "a.webp").rgb, photo.rgb)

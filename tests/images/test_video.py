@@ -1,4 +1,4 @@
-"""Videos keep their number of frames, times, shape, colours and sound; only the pictures change."""
+"""Videos keep their number of frames, times, shape, colors and sound; only the images change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from drsformer_jax.images import video
 FFMPEG = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
 NTSC = Fraction(30000, 1001)
 LEVELS = np.arange(12) * 20 + 10
-"""The grey of each frame of `grey_clip`, so that every frame differs from every other."""
+"""The gray of each frame of `gray_clip`, so that every frame differs from every other."""
 SMOOTH = "gradients=s={size}:c0=red:c1=lime:c2=blue:c3=yellow:x0=0:y0=0:n=4:speed=0.02:seed=1:r=25"
 ENCODED = ["-pix_fmt", "yuv420p", "-c:v", "libx264", "-preset", "ultrafast", "-qp", "4"]
 
@@ -35,8 +35,8 @@ def ffmpeg(*arguments: object, data: bytes | None = None) -> bytes:
     return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout
 
 
-def grey_clip(path: Path, *, w: int = 64, h: int = 48, sound: bool = False) -> Path:
-    """Writes 12 frames of distinct grey at 30000/1001 a second."""
+def gray_clip(path: Path, *, w: int = 64, h: int = 48, sound: bool = False) -> Path:
+    """Writes 12 frames of distinct gray at 30000/1001 a second."""
     frames = np.broadcast_to(LEVELS[:, None, None, None], (12, h, w, 3)).astype(np.uint8)
     tone = ["-f", "lavfi", "-i", "sine=duration=0.4", "-c:a", "aac"] if sound else []
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}", "-r", NTSC, "-i", "-"]
@@ -96,7 +96,7 @@ def keeping(seen: list[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".m4v", ".mkv", ".webm"])
 def test_frames_their_order_size_and_exact_rate_are_kept(tmp_path, suffix):
-    source = grey_clip(tmp_path / "a.mp4")
+    source = gray_clip(tmp_path / "a.mp4")
     target = tmp_path / "deeper" / f"b{suffix}"
     assert video.restore_video(source, target, same, batch=5) == 12
     frames, rate = decode(target)
@@ -114,7 +114,7 @@ def test_each_frame_is_restored_once_in_batches_of_one_size(tmp_path):
         seen.append(frames[..., 0].mean((1, 2)))
         return 255 - frames
 
-    source, target = grey_clip(tmp_path / "a.mp4"), tmp_path / "b.mp4"
+    source, target = gray_clip(tmp_path / "a.mp4"), tmp_path / "b.mp4"
     assert video.restore_video(source, target, invert, batch=5, progress=done.append) == 12
     assert [len(levels) for levels in seen] == [5, 5, 5]
     np.testing.assert_allclose(np.concatenate(seen), [*LEVELS, *LEVELS[-1:].repeat(3)], atol=2)
@@ -125,7 +125,7 @@ def test_each_frame_is_restored_once_in_batches_of_one_size(tmp_path):
 
 
 def test_a_short_last_batch_and_one_larger_than_the_video_are_filled(tmp_path):
-    source, target = grey_clip(tmp_path / "a.mp4"), tmp_path / "b.mp4"
+    source, target = gray_clip(tmp_path / "a.mp4"), tmp_path / "b.mp4"
     for batch in (1, 4, 12, 20):
         seen: list[np.ndarray] = []
         assert video.restore_video(source, target, keeping(seen), batch=batch) == 12
@@ -135,14 +135,14 @@ def test_a_short_last_batch_and_one_larger_than_the_video_are_filled(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_sound_is_copied_packet_by_packet(tmp_path, suffix):
-    source, target = grey_clip(tmp_path / "a.mp4", sound=True), tmp_path / f"b{suffix}"
+    source, target = gray_clip(tmp_path / "a.mp4", sound=True), tmp_path / f"b{suffix}"
     video.restore_video(source, target, lambda frames: 255 - frames, batch=5)
     assert packets(target, "a") == packets(source, "a")
 
 
 def test_subtitles_are_copied_between_files_of_one_kind(tmp_path):
     (tmp_path / "a.srt").write_text("1\n00:00:00,100 --> 00:00:00,300\nrain\n")
-    clip, source = grey_clip(tmp_path / "a.mp4"), tmp_path / "a.mkv"
+    clip, source = gray_clip(tmp_path / "a.mp4"), tmp_path / "a.mkv"
     ffmpeg("-i", clip, "-i", tmp_path / "a.srt", "-c", "copy", source)
     video.restore_video(source, tmp_path / "b.mkv", same, batch=5)
     video.restore_video(source, tmp_path / "b.mp4", same, batch=5)
@@ -152,8 +152,8 @@ def test_subtitles_are_copied_between_files_of_one_kind(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mov", ".ts"])
 @pytest.mark.parametrize("late", ["v", "a"])
-def test_sound_and_pictures_stay_together(tmp_path, suffix, late):
-    clip, source = grey_clip(tmp_path / "a.mp4", sound=True), tmp_path / f"b{suffix}"
+def test_sound_and_images_stay_together(tmp_path, suffix, late):
+    clip, source = gray_clip(tmp_path / "a.mp4", sound=True), tmp_path / f"b{suffix}"
     first, second = ("v", "a") if late == "v" else ("a", "v")
     ffmpeg("-itsoffset", "0.123", "-i", clip, "-i", clip, "-map", f"0:{first}",
            "-map", f"1:{second}", "-c", "copy", source)  # fmt: skip
@@ -165,7 +165,7 @@ def test_sound_and_pictures_stay_together(tmp_path, suffix, late):
 
 
 def test_a_constant_rate_survives_a_container_that_counts_milliseconds(tmp_path):
-    clip, source = grey_clip(tmp_path / "a.mp4"), tmp_path / "a.mkv"
+    clip, source = gray_clip(tmp_path / "a.mp4"), tmp_path / "a.mkv"
     ffmpeg("-i", clip, "-c", "copy", source)
     assert len(set(np.diff(times(source)))) > 1
     video.restore_video(source, tmp_path / "b.mp4", same, batch=5)
@@ -184,7 +184,7 @@ def test_times_of_a_variable_rate_are_kept_within_three_milliseconds(tmp_path):
 
 
 def test_odd_sizes_are_kept(tmp_path):
-    source, target = grey_clip(tmp_path / "a.mp4", w=63, h=47), tmp_path / "b.mp4"
+    source, target = gray_clip(tmp_path / "a.mp4", w=63, h=47), tmp_path / "b.mp4"
     video.restore_video(source, target, same, batch=5)
     frames, _ = decode(target)
     assert frames.shape == (12, 47, 63, 3)
@@ -226,7 +226,7 @@ FULL_RANGE = "scale=out_color_matrix=bt601:out_range=pc,setparams=range=pc"
     ],
     ids=["small", "small-bt709", "small-full", "high", "wide", "wide-bt601"],
 )
-def test_colours_are_kept_and_their_matrix_is_named(tmp_path, size, options, matrix, tag):
+def test_colors_are_kept_and_their_matrix_is_named(tmp_path, size, options, matrix, tag):
     source, target = smooth_clip(tmp_path / "a.mp4", *options, size=size), tmp_path / "b.mp4"
     seen: list[np.ndarray] = []
     video.restore_video(source, target, keeping(seen), batch=4)
@@ -250,7 +250,7 @@ def test_quality_is_the_encoders_constant_rate_factor(tmp_path):
 )
 def test_file_names_are_taken_literally(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    shutil.move(grey_clip(tmp_path / "clip.mp4"), name)
+    shutil.move(gray_clip(tmp_path / "clip.mp4"), name)
     target = Path("http:out") / name
     assert video.restore_video(Path(name), target, same, batch=12) == 12
     assert target.is_file()
@@ -344,7 +344,7 @@ def test_a_target_of_another_kind_is_refused(tmp_path):
 
 
 def test_sound_that_the_target_cannot_hold_is_told_in_one_line(tmp_path, started):
-    source, target = grey_clip(tmp_path / "a.mp4", sound=True), tmp_path / "out" / "b.webm"
+    source, target = gray_clip(tmp_path / "a.mp4", sound=True), tmp_path / "out" / "b.webm"
     started.clear()
     with pytest.raises(InputError) as failure:
         video.restore_video(source, target, same, batch=2)
@@ -374,7 +374,7 @@ video.restore_video(Path(sys.argv[2]), Path(sys.argv[3]), die, batch=2)
 
 @pytest.mark.skipif(os.name != "posix", reason="kills a process by a signal")
 def test_a_killed_process_leaves_the_target_as_it_was(tmp_path):
-    source, target = grey_clip(tmp_path / "a.mp4"), tmp_path / "out" / "b.mp4"
+    source, target = gray_clip(tmp_path / "a.mp4"), tmp_path / "out" / "b.mp4"
     status = subprocess.run(
         [sys.executable, "-c", KILLED, FFMPEG, source, target],
         cwd=Path(__file__).parents[2],

@@ -45,7 +45,7 @@ def programs(inside, dtype):
     params = jax.tree.map(
         lambda leaf: jnp.asarray(random.standard_normal(leaf.shape) / 2, dtype), params
     )
-    # Height and width of the pictures that `inside` tells from what is around them.
+    # Height and width of the images that `inside` tells from what is around them.
     size = jnp.stack([inside.any(axis=2).sum(axis=1)[:, 0], inside.any(axis=1).sum(axis=1)[:, 0]])
 
     def own(params, x, gates):

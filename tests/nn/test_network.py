@@ -66,14 +66,14 @@ def test_golden_file_holds_every_stage(drsformer):
     }
 
 
-def test_pictures_of_a_batch_do_not_meet(drsformer):
+def test_images_of_a_batch_do_not_meet(drsformer):
     config = drsformer.config()
     params = params_from_torch(drsformer.weights, config)
     restore = jax.jit(lambda params, x: apply(config, params, x))
-    picture = drsformer["input"]
-    other = np.random.default_rng(0).random(picture.shape, np.float32) ** 2
-    one = restore(params, np.concatenate([picture, other]))
-    two = restore(params, np.concatenate([other, picture]))
+    image = drsformer["input"]
+    other = np.random.default_rng(0).random(image.shape, np.float32) ** 2
+    one = restore(params, np.concatenate([image, other]))
+    two = restore(params, np.concatenate([other, image]))
     assert relative_error(one[:1], drsformer["output"]) < 1.5e-6
     assert relative_error(two[1:], drsformer["output"]) < 1.5e-6
     assert relative_error(two[:1], one[1:]) < 1.5e-6

@@ -1,4 +1,4 @@
-"""Pictures computed in strips, or by several devices, are those computed at once."""
+"""Images computed in strips, or by several devices, are those computed at once."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def network(name: str):
     return config, params_from_torch(golden.weights, config)
 
 
-def pictures() -> np.ndarray:
+def images() -> np.ndarray:
     return np.random.default_rng(0).random((2, HEIGHT, WIDTH, 3))
 
 
 def run(name: str, rows: Rows, size: np.ndarray | None) -> np.ndarray:
-    """Restores two pictures in float64."""
+    """Restores two images in float64."""
     with jax.enable_x64(True):
         config, params = network(name)
         restore = functools.partial(apply, config)
         if isinstance(rows, Shards):
             restore = over_rows(functools.partial(restore, rows=rows), rows.count)
-            return np.asarray(jax.jit(restore)(params, pictures(), size))
-        return np.asarray(jax.jit(restore, static_argnums=3)(params, pictures(), size, rows))
+            return np.asarray(jax.jit(restore)(params, images(), size))
+        return np.asarray(jax.jit(restore, static_argnums=3)(params, images(), size, rows))
 
 
 @functools.cache
@@ -61,7 +61,7 @@ SLOW = pytest.mark.endurance
     ("name", "height"),
     [("drsformer", 50), pytest.param("drsformer", 1, marks=SLOW), ("bias", 7)],
 )
-def test_strips_give_the_whole_picture_in_float64(name, height):
+def test_strips_give_the_whole_image_in_float64(name, height):
     masked = height == 50
     found = run(name, Strips(height=height), SIZE if masked else None)
     assert_equal_inside(found, at_once(name, masked), masked)
@@ -71,8 +71,8 @@ def test_strips_give_the_whole_picture_in_float64(name, height):
     ("name", "count"),
     [("drsformer", 8), pytest.param("drsformer", 2, marks=SLOW), ("bias", 4)],
 )
-def test_devices_that_share_rows_give_the_whole_picture_in_float64(name, count):
-    # Eight devices have two rows each at the lowest level: what they read reaches past neighbours.
+def test_devices_that_share_rows_give_the_whole_image_in_float64(name, count):
+    # Eight devices have two rows each at the lowest level: what they read reaches past neighbors.
     masked = count == 2
     found = run(name, Shards(count=count), SIZE if masked else None)
     assert_equal_inside(found, at_once(name, masked), masked)
@@ -80,7 +80,7 @@ def test_devices_that_share_rows_give_the_whole_picture_in_float64(name, count):
 
 @pytest.mark.parametrize("rows", [Strips(height=1), Strips(height=3), Strips(height=7), AT_ONCE])
 @pytest.mark.parametrize("height", [7, 8, 9])
-def test_every_row_is_counted_once_and_sees_its_neighbours(rows, height):
+def test_every_row_is_counted_once_and_sees_its_neighbors(rows, height):
     x = jax.numpy.asarray(np.random.default_rng(1).random((1, height, 2, 1)))
 
     def added(window, inside):
@@ -97,7 +97,7 @@ def test_every_row_is_counted_once_and_sees_its_neighbours(rows, height):
     np.testing.assert_allclose(rows.sum(sums, x, 1), x.sum(), rtol=1e-6)
 
 
-def test_masks_of_windows_count_from_the_picture_s_first_row():
+def test_masks_of_windows_count_from_the_image_s_first_row():
     mask = np.asarray(inside(jax.numpy.array([[3, 2]]), 6, 3, -2))[0, ..., 0]
     np.testing.assert_array_equal(mask.any(axis=1), [False, False, True, True, True, False])
     np.testing.assert_array_equal(mask.any(axis=0), [True, True, False])

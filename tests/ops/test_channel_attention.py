@@ -31,7 +31,7 @@ CHANNELS = 6
 
 @pytest.fixture(autouse=True)
 def small_strips(monkeypatch):
-    """Strips of 8 rows, so that small pictures have several, the last of them not full."""
+    """Strips of 8 rows, so that small images have several, the last of them not full."""
     monkeypatch.setattr(strips, "SIZE", 1)
 
 
@@ -46,13 +46,13 @@ def arguments(height, width, size, bias, mask, dtype="float64"):
         for shape in ((CHANNELS, 2 * CHANNELS), (size, size, 2 * CHANNELS))
     ]
     inside = masks(2, height, width) if mask else None
-    # Counts part of what is inside, as pieces of pictures do.
+    # Counts part of what is inside, as pieces of images do.
     counted = inside.at[:, :2].set(False) if mask else None
     return draw(2, height, width, CHANNELS), QueryKeyWeights(*weights), inside, counted
 
 
 def reference(x, weights, heads, inside, counted):
-    """Sums over pixels, one picture, head and pair of channels after another."""
+    """Sums over pixels, one image, head and pair of channels after another."""
     inside = True if inside is None else inside
     (pointwise, first), (depthwise, second) = (
         (kernel, 0 if bias is None else bias) for kernel, bias in weights
@@ -106,7 +106,7 @@ def test_sums_are_as_exact_as_their_type(form, dtype):
 
 
 def attended(module, x, inside):
-    """TKSA as the paper has it: normalise, compare, keep (Eq. 5 and 6), mix, project."""
+    """TKSA as the paper has it: normalize, compare, keep (Eq. 5 and 6), mix, project."""
     heads, channels = module.heads, x.shape[-1]
 
     def affine(layer):

@@ -1,4 +1,4 @@
-"""A picture in a larger array is restored as if it were alone, whatever stands beside it."""
+"""An image in a larger array is restored as if it were alone, whatever stands beside it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_masked_bucket_equals_exact_shape_in_float32_with_dense_attention():
     assert_bucket_equals_exact_shape("restormer", "float32", 1e-5)
 
 
-def test_neither_infinities_nor_nans_beside_a_picture_reach_it():
+def test_neither_infinities_nor_nans_beside_an_image_reach_it():
     golden = load_small("fn")
     config = dataclasses.replace(golden.config(), attention="dense")
     params = params_from_torch(
@@ -56,7 +56,7 @@ def test_neither_infinities_nor_nans_beside_a_picture_reach_it():
     np.testing.assert_array_equal(spoilt[1, :, :16], clean[1, :, :16])
 
 
-def test_inside_is_the_upper_left_corner_of_each_picture():
+def test_inside_is_the_upper_left_corner_of_each_image():
     mask = np.asarray(inside(jnp.array([[2, 3], [4, 1]]), 4, 5))
     assert mask.shape == (2, 4, 5, 1)
     expected = np.zeros_like(mask)
@@ -69,7 +69,7 @@ def test_without_a_mask_nothing_changes():
     assert zero_outside(x, None) is x
 
 
-def test_pool_counts_only_pixels_of_the_picture():
+def test_pool_counts_only_pixels_of_the_image():
     x = jax.random.normal(jax.random.key(0), (1, 6, 7, 2))
     mask = inside(jnp.array([[4, 5]]), 6, 7)
     np.testing.assert_allclose(

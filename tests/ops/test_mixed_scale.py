@@ -30,7 +30,7 @@ CASES = [
 
 @pytest.fixture
 def small_strips(monkeypatch):
-    """Strips of 8 rows, so that small pictures have several, the last of them not full."""
+    """Strips of 8 rows, so that small images have several, the last of them not full."""
     monkeypatch.setattr(strips, "SIZE", 1)
 
 
@@ -51,7 +51,7 @@ def arguments(height, width, hidden, bias, mask, dtype="float64"):
 
 
 def reference(x, weights, inside):
-    """Eq. 8 in the official order of channels: pairs are neighbours."""
+    """Eq. 8 in the official order of channels: pairs are neighbors."""
     into, small, large, small_pairs, large_pairs, out = (
         (kernel, 0 if bias is None else bias) for kernel, bias in weights
     )
@@ -69,7 +69,7 @@ def reference(x, weights, inside):
 
 
 def seen(function, inside):
-    """`function` of pictures and weights, without what it makes of the pixels outside."""
+    """`function` of images and weights, without what it makes of the pixels outside."""
     return lambda x, weights: zero_outside(function(x, weights, inside), inside)
 
 
@@ -114,7 +114,7 @@ def test_form_is_as_exact_as_its_type(form, dtype):
 
 
 @pytest.mark.parametrize("width", [forms.NARROW - 1, forms.NARROW])
-def test_without_a_form_narrow_and_wide_pictures_have_equal_gradients(width):
+def test_without_a_form_narrow_and_wide_images_have_equal_gradients(width):
     x, weights, inside = arguments(2, width, 3, False, False, dtype="float32")
     found, expected = (
         with_gradients(of, x, weights) for of in (operation(inside), equation(inside))

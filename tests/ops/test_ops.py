@@ -178,7 +178,7 @@ def test_paired_conv_keeps_the_type(dtype, tolerance):
 
 
 def reference_pool(x, size):
-    """Mean of the pixels of the window that lie inside the picture, one pixel after another."""
+    """Mean of the pixels of the window that lie inside the image, one pixel after another."""
     _, height, width, _ = x.shape
     reach = size // 2
     rows = [slice(max(0, n - reach), n + reach + 1) for n in range(height)]
@@ -257,7 +257,7 @@ def scores_of(query, key, temperature):
 
 
 def reference_scores(query, key, temperature):
-    """Both normalised over the pixels first, as the paper writes it."""
+    """Both normalized over the pixels first, as the paper writes it."""
     query, key = (x / jnp.sqrt(jnp.sum(x * x, axis=1, keepdims=True)) for x in (query, key))
     return jnp.einsum("bpmd,bpme->bmde", query, key) * temperature[:, None, None]
 
@@ -311,7 +311,7 @@ def test_all_zero_channels_have_zero_scores_and_finite_gradients(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_black_picture_has_zero_scores_and_zero_gradients(dtype):
+def test_black_image_has_zero_scores_and_zero_gradients(dtype):
     black = jnp.zeros((1, 6, 2, 3), dtype)
     arguments = (black, black, jnp.ones(2))
     result = vjp(scores_of, arguments, jnp.ones((1, 2, 3, 3)))
@@ -372,7 +372,7 @@ def test_sparse_softmax_and_its_gradients_are_finite_on_far_apart_scores():
 
 
 @pytest.mark.usefixtures("x64")
-def test_sums_of_parts_of_a_picture_are_added():
+def test_sums_of_parts_of_an_image_are_added():
     query, key = draw(1, 2, 9, 3, 4), draw(2, 2, 9, 3, 5)
     parts = [channel_sums(query[:, part], key[:, part]) for part in (slice(0, 4), slice(4, 9))]
     for added, whole in zip(

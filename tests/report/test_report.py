@@ -85,7 +85,7 @@ def noise(h: int, w: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
 
 
-def picture(name: str, gain: float = 1.0, size: tuple[int, int] = (20, 30)) -> Shown:
+def image(name: str, gain: float = 1.0, size: tuple[int, int] = (20, 30)) -> Shown:
     scores = Scores(20.0, 0.5, 20.0 + gain, 0.625)
     return Shown(name, scores, *(noise(*size, seed) for seed in range(3)))
 
@@ -98,7 +98,7 @@ def training(steps: int) -> list[dict[str, float]]:
             "loss": 0.1 / step + 0.01 * value,
             "grad_norm": 1.0 + value,
             "learning_rate": 3e-4,
-            "pictures_per_second": 10.0 + value,
+            "images_per_second": 10.0 + value,
         }
         for step, value in enumerate(draw, 1)
     ]
@@ -113,7 +113,7 @@ def write(path: Path, **changes) -> str:
             {"step": 200, "validation/did_ddn/psnr": 30.0, "validation/did_ddn/ssim": 0.9},
         ],
         "scores": SCORES,
-        "shown": [picture("best"), picture("worst", -1.0)],
+        "shown": [image("best"), image("worst", -1.0)],
     }
     write_report(path, **{**arguments, **changes})
     return path.read_text()
@@ -149,18 +149,18 @@ def test_hostile_names_and_titles_are_text(tmp_path):
         config=TrainConfig(model=SMALL, init_from=HOSTILE),
         metrics=[{"step": 1, f"validation/{HOSTILE}/psnr": 30.0, HOSTILE: 1.0}],
         scores=[(HOSTILE, SCORES[0][1])],
-        shown=[picture(HOSTILE)],
+        shown=[image(HOSTILE)],
     )
     Page(text)
     assert "<script" not in text
-    # The title twice; setting, curve and row once; picture: its name and that of three forms.
+    # The title twice; setting, curve and row once; image: its name and that of three forms.
     assert text.count(ESCAPED) == 2 + 3 + 4
     assert text.count("alert(") == text.count(ESCAPED)
 
 
 def test_table_holds_the_scores_in_their_order_and_the_mean(tmp_path):
     page = Page(write(tmp_path / "report.html", metrics=[]))
-    start = next(at for at, row in enumerate(page.rows) if row[0] == "picture")
+    start = next(at for at, row in enumerate(page.rows) if row[0] == "image")
     minus, none = "\N{MINUS SIGN}", "\N{EN DASH}"
     assert page.rows[start + 1 : start + 7] == [
         ["a.png", "20.12", "0.5123", "30.46", "0.9123", "+10.33"],
@@ -176,7 +176,7 @@ def test_summary_tells_means_steps_parameters_and_protocol(tmp_path):
     page = Page(write(tmp_path / "report.html", scores=SCORES[:2]))
     assert page.told("dt") == ["Rainy", "Restored", "Gain", "Steps"]
     assert page.told("dd") == ["22.81 dB", "27.85 dB", "+5.04 dB", "200"]
-    assert page.told("small")[:4] == ["SSIM 0.6312", "SSIM 0.8262", "mean of 2 pictures", "of 200"]
+    assert page.told("small")[:4] == ["SSIM 0.6312", "SSIM 0.8262", "mean of 2 images", "of 200"]
     assert f"{parameters(SMALL):,} parameters, " in page.told("p")[0]
     assert "protocol did_ddn" in page.told("p")[0]
 
@@ -196,7 +196,7 @@ CURVES = {
     "validation/rain200_spa/ssim": "Validation SSIM",
     "grad_norm": "Gradient norm",
     "learning_rate": "Learning rate",
-    "pictures_per_second": "Pictures per second",
+    "images_per_second": "Images per second",
 }
 
 
@@ -250,15 +250,15 @@ def test_what_is_missing_is_left_out(tmp_path):
 
 
 def marks(svg: str) -> np.ndarray:
-    """Places of a curve's dots, which alone have a colour inside."""
+    """Places of a curve's dots, which alone have a color inside."""
     found = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)" style="fill: var.--accent', svg)
     return np.array(found, float)
 
 
-def strokes(svg: str, colour: str) -> np.ndarray:
-    """Points of the curve of a colour."""
+def strokes(svg: str, color: str) -> np.ndarray:
+    """Points of the curve of a color."""
     paths = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="([^"]*)"', svg)
-    (text,) = (points for points, style in paths if f"var(--{colour})" in style)
+    (text,) = (points for points, style in paths if f"var(--{color})" in style)
     return np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", text), float)
 
 
@@ -311,18 +311,18 @@ def sources(text: str) -> list[np.ndarray]:
     return [np.array(Image.open(io.BytesIO(base64.b64decode(each)))) for each in found]
 
 
-def test_small_pictures_are_shown_as_they_are_side_by_side(tmp_path):
-    shown = picture("small")
+def test_small_images_are_shown_as_they_are_side_by_side(tmp_path):
+    shown = image("small")
     text = write(tmp_path / "report.html", metrics=[], shown=[shown])
-    pictures = sources(text)
-    assert len(pictures) == 3
-    for found, expected in zip(pictures, (shown.rainy, shown.restored, shown.clean), strict=True):
+    images = sources(text)
+    assert len(images) == 3
+    for found, expected in zip(images, (shown.rainy, shown.restored, shown.clean), strict=True):
         np.testing.assert_array_equal(found, expected)
     labels = ["rainy · 20.00 dB · SSIM 0.5000", "restored · 21.00 dB · SSIM 0.6250", "clean"]
     assert Page(text).told("small")[-3:] == labels
 
 
-def test_large_pictures_are_scaled_down_and_still_look_the_same(tmp_path):
+def test_large_images_are_scaled_down_and_still_look_the_same(tmp_path):
     y, x = np.mgrid[:900, :1200]
     ramp = np.stack([x * 255 // 1199, y * 255 // 899, (x + y) * 255 // 2098], -1).astype(np.uint8)
     shown = Shown("large", SCORES[0][1], ramp, ramp[::-1], ramp[:, ::-1])
@@ -337,7 +337,7 @@ def test_large_pictures_are_scaled_down_and_still_look_the_same(tmp_path):
 
 
 def test_the_better_half_comes_first_and_of_the_other_the_worst(tmp_path):
-    shown = [picture(f"gain {gain}", gain) for gain in (3, 2, 1, 0)]
+    shown = [image(f"gain {gain}", gain) for gain in (3, 2, 1, 0)]
     page = Page(write(tmp_path / "report.html", metrics=[], shown=shown))
     assert page.told("h3") == ["Largest gain", "Smallest gain"]
     assert page.told("b") == ["gain 3", "gain 2", "gain 0", "gain 1"]
@@ -362,7 +362,7 @@ def test_every_setting_is_told(tmp_path):
         assert row in page.rows
 
 
-def test_long_runs_and_large_pictures_make_a_page_of_a_few_mib(tmp_path):
+def test_long_runs_and_large_images_make_a_page_of_a_few_mib(tmp_path):
     ramp = np.add.outer(np.arange(3000), np.arange(4000))[..., None] // 28
     large = (ramp + noise(3000, 4000) // 16).astype(np.uint8)
     shown = Shown("large", SCORES[0][1], large, large, large)
@@ -390,6 +390,13 @@ def test_page_is_the_same_whatever_the_user_has_set_and_drawing_is_quiet(tmp_pat
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert (tmp_path / "there.html").read_text() == write(tmp_path / "here.html")
+
+
+def test_metrics_of_older_runs_have_todays_names(tmp_path):
+    line = {"step": 1, "pictures_per_second": 8.0, "input_wait": 0.25}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    now = {"step": 1, "images_per_second": 8.0, "data_wait": 0.25}
+    assert read_metrics(tmp_path / "metrics.jsonl") == [now]
 
 
 def test_metrics_are_read_without_the_half_line_of_a_killed_run(tmp_path):

@@ -44,17 +44,17 @@ def test_up_to_three_sizes_are_padded_to_multiples_of_8_alone():
 def test_buckets_of_few_sizes_add_the_fewest_pixels():
     sizes = [(64, 64), (72, 64), (256, 256), (256, 264), (512, 96)]
     counts = [1, 3, 2, 1, 1]
-    pictures = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
+    images = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
 
     def pixels(buckets: list[tuple[int, int]]) -> float:
         return sum(
             min((h * w for h, w in buckets if holds((h, w), size)), default=np.inf)
-            for size in pictures
+            for size in images
         )
 
     corners = list(itertools.product({h for h, _ in sizes}, {w for _, w in sizes}))
     best = min(pixels(list(each)) for each in itertools.combinations(corners, 3))
-    assert pixels(plan_buckets(pictures, everything)) == best
+    assert pixels(plan_buckets(images, everything)) == best
 
 
 def test_no_bucket_grows_beyond_what_fits():

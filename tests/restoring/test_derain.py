@@ -1,4 +1,4 @@
-"""Folders of pictures of every kind are restored, each to its place, and nothing is lost."""
+"""Folders of images of every kind are restored, each to its place, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.photo import Photo, read_photo, write_photo
-from drsformer_jax.images.pixels import picture_size, read_picture, to_8_bits, write_picture
+from drsformer_jax.images.pixels import image_size, read_image, to_8_bits, write_image
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.files import Job, plan_jobs, restore_files
 from drsformer_jax.restoring.memory import forward_bytes
@@ -26,9 +26,9 @@ def noise(h: int, w: int, dtype: type = np.uint8) -> np.ndarray:
     return np.random.default_rng(h * w).integers(0, np.iinfo(dtype).max, (h, w, 3), dtype)
 
 
-def pictures(folder: Path, *names: str) -> Path:
+def images(folder: Path, *names: str) -> Path:
     for name in names:
-        write_picture(folder / name, noise(4, 6))
+        write_image(folder / name, noise(4, 6))
     return folder
 
 
@@ -44,7 +44,7 @@ def restorer(network):
 
 
 def test_subfolders_are_kept_and_hidden_ones_left_out(tmp_path):
-    pictures(tmp_path / "in", "10.png", "2.jpg", "deep/er/3.bmp", ".hidden/4.png", "deep/.5.png")
+    images(tmp_path / "in", "10.png", "2.jpg", "deep/er/3.bmp", ".hidden/4.png", "deep/.5.png")
     jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
     assert [job.source.name for job in jobs] == ["2.jpg", "10.png", "3.bmp"]
     assert places(jobs, tmp_path / "out") == {
@@ -55,41 +55,41 @@ def test_subfolders_are_kept_and_hidden_ones_left_out(tmp_path):
 
 
 def test_pattern_keeps_what_stands_below_its_plain_part(tmp_path):
-    pictures(tmp_path / "in", "a/1.png", "a/b/2.png", "a/b/3.jpg", "c/4.png")
+    images(tmp_path / "in", "a/1.png", "a/b/2.png", "a/b/3.jpg", "c/4.png")
     jobs = plan_jobs([tmp_path / "in" / "a" / "**" / "*.png"], tmp_path / "out")
     assert places(jobs, tmp_path / "out") == {"1.png": "1.png", "2.png": "b/2.png"}
 
 
-def test_pattern_takes_pictures_alone(tmp_path):
-    pictures(tmp_path, "1.png")
+def test_pattern_takes_images_alone(tmp_path):
+    images(tmp_path, "1.png")
     (tmp_path / "Thumbs.db").touch()
     assert [job.source.name for job in plan_jobs([tmp_path / "*"], tmp_path / "out")] == ["1.png"]
 
 
 def test_twenty_sizes_take_three_programs(network, tmp_path):
     for index in range(20):
-        write_picture(tmp_path / "in" / f"{index}.png", noise(9 + 3 * index, 80 - 2 * index))
+        write_image(tmp_path / "in" / f"{index}.png", noise(9 + 3 * index, 80 - 2 * index))
     jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
     assert restore_files(jobs, Restorer(*network), workers=2).programs <= 3
 
 
 def test_pattern_does_not_follow_links_to_folders(tmp_path):
-    pictures(tmp_path, "a/1.png")
+    images(tmp_path, "a/1.png")
     (tmp_path / "a" / "loop").symlink_to("..")
     jobs = plan_jobs([tmp_path / "**" / "*.png"], tmp_path / "out")
     assert [job.source.name for job in jobs] == ["1.png"]
 
 
 def test_several_inputs_go_into_one_folder(tmp_path):
-    pictures(tmp_path, "a/1.png", "b/2.png", "3.png")
+    images(tmp_path, "a/1.png", "b/2.png", "3.png")
     inputs = [tmp_path / "a", tmp_path / "b" / "2.png", tmp_path / "3.png"]
     jobs = plan_jobs(inputs, tmp_path / "out", extension=".jpg", compare=tmp_path / "both")
     assert places(jobs, tmp_path / "out") == {"1.png": "1.jpg", "2.png": "2.jpg", "3.png": "3.jpg"}
     assert jobs[0].comparison == tmp_path / "both" / "1.jpg"
 
 
-def test_one_picture_goes_to_a_file_or_into_a_folder(tmp_path):
-    source = pictures(tmp_path, "1.png") / "1.png"
+def test_one_image_goes_to_a_file_or_into_a_folder(tmp_path):
+    source = images(tmp_path, "1.png") / "1.png"
     (tmp_path / "folder.png").mkdir()
     for output, place in (
         ("x.jpg", "x.jpg"),
@@ -100,7 +100,7 @@ def test_one_picture_goes_to_a_file_or_into_a_folder(tmp_path):
 
 
 def test_results_inside_the_input_are_no_input_of_the_next_run(tmp_path):
-    pictures(tmp_path, "1.png", "out/1.png", "out/2.png")
+    images(tmp_path, "1.png", "out/1.png", "out/2.png")
     assert places(plan_jobs([tmp_path], tmp_path / "out"), tmp_path / "out") == {"1.png": "1.png"}
     jobs = plan_jobs([tmp_path / "**" / "*.png"], tmp_path / "out")
     assert places(jobs, tmp_path / "out") == {"1.png": "1.png"}
@@ -113,15 +113,15 @@ def test_results_inside_the_input_are_no_input_of_the_next_run(tmp_path):
             ["none.png"],
             "out",
             {},
-            r"none\.png is missing or no picture; expected pictures",
+            r"none\.png is missing or no image; expected images",
         ),
         (["x/*.gif"], "out", {}, r"x/\*\.gif is missing"),
         (["x"], "x", {}, r"1\.png is an input itself; expected another place"),
-        (["x"], "1.txt", {}, r"1\.txt is a file; expected a folder for 2 pictures"),
+        (["x"], "1.txt", {}, r"1\.txt is a file; expected a folder for 2 images"),
         (["x/1.png"], "out.gif", {}, r"out\.gif has the extension '\.gif'; expected one of"),
         (["x", "y"], "out", {}, r"x/1\.png and .*y/1\.png would both be written to .*out/1\.png"),
         (["z"], "out", {"extension": ".png"}, r"a\.jpg and .*a\.png would both be written to"),
-        (["empty"], "out", {}, "empty holds no picture"),
+        (["empty"], "out", {}, "empty holds no image"),
         (["x"], "out", {"compare": "x"}, r"x/1\.png is an input itself; expected another place"),
         (["x"], "out", {"compare": "out"}, r"out/1\.png is result and comparison; expected ano"),
         (["d/x/1.png", "d/x"], "d/x/new/..", {}, r"1\.png is an input itself"),
@@ -130,8 +130,8 @@ def test_results_inside_the_input_are_no_input_of_the_next_run(tmp_path):
     ],
 )
 def test_impossible_places_are_told_in_one_line(tmp_path, inputs, output, flags, message):
-    pictures(tmp_path, "x/1.png", "x/2.png", "y/1.png", "z/a.png", "z/a.jpg", "d/x/1.png")
-    pictures(tmp_path, "p/sub/2.png", "q/sub/2.png")
+    images(tmp_path, "x/1.png", "x/2.png", "y/1.png", "z/a.png", "z/a.jpg", "d/x/1.png")
+    images(tmp_path, "p/sub/2.png", "q/sub/2.png")
     flags = {name: tmp_path / flag if name == "compare" else flag for name, flag in flags.items()}
     (tmp_path / "1.txt").touch()
     (tmp_path / "empty").mkdir()
@@ -140,15 +140,15 @@ def test_impossible_places_are_told_in_one_line(tmp_path, inputs, output, flags,
     assert "\n" not in str(error.value)
 
 
-KINDS = st.sampled_from(["L", "LA", "RGB", "RGBA", "P", "1", "deep", "deep grey"])
+KINDS = st.sampled_from(["L", "LA", "RGB", "RGBA", "P", "1", "deep", "deep gray"])
 FORMATS = st.sampled_from([".png", ".jpg", ".webp", ".bmp", ".tif"])
 SIDES = st.integers(1, 16)  # Four sizes when padded, so that little is compiled.
 
 
 def save_any(path: Path, kind: str, size: tuple[int, int]) -> None:
-    """Writes a picture of a kind, as far as its format can."""
+    """Writes an image of a kind, as far as its format can."""
     if kind.startswith("deep"):
-        write_photo(path, Photo(noise(*size, np.uint16), grey="grey" in kind))
+        write_photo(path, Photo(noise(*size, np.uint16), gray="gray" in kind))
         return
     image = Image.fromarray(noise(*size)).convert(kind)
     plain = {".jpg": ("L", "RGB"), ".bmp": ("L", "RGB", "P", "1"), ".webp": ("RGB", "RGBA")}
@@ -159,10 +159,10 @@ def save_any(path: Path, kind: str, size: tuple[int, int]) -> None:
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.tuples(KINDS, FORMATS, SIDES, SIDES), min_size=1, max_size=12), FORMATS)
-def test_pictures_of_any_kind_size_and_format_are_restored(restorer, pictures, extension):
+def test_images_of_any_kind_size_and_format_are_restored(restorer, images, extension):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for index, (kind, suffix, *size) in enumerate(pictures):
+        for index, (kind, suffix, *size) in enumerate(images):
             save_any(folder / f"{index}{suffix}", kind, (size[0], size[1]))
         jobs = plan_jobs([folder], folder / "out", extension=extension)
         jobs += [Job(job.source, folder / "same" / job.source.name) for job in jobs]
@@ -171,18 +171,18 @@ def test_pictures_of_any_kind_size_and_format_are_restored(restorer, pictures, e
         for job in jobs:
             before, after = read_photo(job.source), read_photo(job.target)
             assert after.rgb.shape == before.rgb.shape
-            assert after.grey == (before.grey and job.target.suffix != ".webp")
+            assert after.gray == (before.gray and job.target.suffix != ".webp")
             if job.target.suffix in (".png", ".tif"):
                 assert after.rgb.dtype == before.rgb.dtype
                 assert (after.alpha is None) == (before.alpha is None)
                 expected = restorer(before.rgb)
-                if not before.grey:
+                if not before.gray:
                     np.testing.assert_array_equal(after.rgb, expected)
 
 
 def test_bad_files_are_reported_and_the_rest_goes_on(restorer, tmp_path, capsys):
-    pictures(tmp_path / "in", "1.png", "3.png")
-    (tmp_path / "in" / "2.png").write_text("no picture")
+    images(tmp_path / "in", "1.png", "3.png")
+    (tmp_path / "in" / "2.png").write_text("no image")
     data = (tmp_path / "in" / "1.png").read_bytes()
     (tmp_path / "in" / "4.png").write_bytes(data[: len(data) - 30])
     summary = restore_files(plan_jobs([tmp_path / "in"], tmp_path / "out"), restorer, workers=2)
@@ -190,12 +190,12 @@ def test_bad_files_are_reported_and_the_rest_goes_on(restorer, tmp_path, capsys)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"1.png", "3.png"}
     lines = capsys.readouterr().err.splitlines()
     assert len([line for line in lines if line.startswith("error: ")]) == 2
-    assert any("2.png is no picture" in line for line in lines)
+    assert any("2.png is no image" in line for line in lines)
 
 
 def test_resumed_run_skips_what_is_done_and_uses_the_same_buckets(network, tmp_path):
     for index, side in enumerate((8, 16, 24, 32)):
-        write_picture(tmp_path / "in" / f"{index}.png", noise(side, 8))
+        write_image(tmp_path / "in" / f"{index}.png", noise(side, 8))
     jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
     first = Restorer(*network)
     restore_files(jobs, first, workers=1)
@@ -214,7 +214,7 @@ def test_comparison_shows_rainy_and_restored_side_by_side(restorer, tmp_path):
     write_photo(tmp_path / "in.png", deep)
     job = Job(tmp_path / "in.png", tmp_path / "out.png", tmp_path / "both.png")
     restore_files([job], restorer, workers=1)
-    sheet = read_picture(tmp_path / "both.png")
+    sheet = read_image(tmp_path / "both.png")
     np.testing.assert_array_equal(sheet[32:52, 8:38], to_8_bits(deep.rgb))
     restored = read_photo(tmp_path / "out.png").rgb
     assert any(
@@ -227,23 +227,23 @@ def test_further_pages_are_told(restorer, tmp_path, capsys):
     pages = [Image.fromarray(noise(8, 8)) for _ in range(3)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     restore_files(plan_jobs([tmp_path / "a.tif"], tmp_path / "b.png"), restorer, workers=1)
-    assert "b.png: only the first of 3 pictures is kept" in capsys.readouterr().err
+    assert "b.png: only the first of 3 images is kept" in capsys.readouterr().err
 
 
-def test_picture_whose_head_tells_no_size_is_restored_and_counted(restorer, tmp_path):
-    grey = noise(8, 16, np.uint16)[..., 0]
-    pixels = np.dstack([grey, np.full_like(grey, 65535)])
+def test_image_whose_head_tells_no_size_is_restored_and_counted(restorer, tmp_path):
+    gray = noise(8, 16, np.uint16)[..., 0]
+    pixels = np.dstack([gray, np.full_like(gray, 65535)])
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", extrasamples=[2])
     with pytest.raises(InputError):
-        picture_size(tmp_path / "a.tif")
-    write_picture(tmp_path / "b.png", noise(8, 8))
+        image_size(tmp_path / "a.tif")
+    write_image(tmp_path / "b.png", noise(8, 8))
     summary = restore_files(plan_jobs([tmp_path], tmp_path / "out"), restorer, workers=1)
     assert (summary.restored, summary.failed, summary.waste) == (2, 0, 0)
 
 
 def test_resumed_run_leaves_a_comparison_that_is_there(restorer, tmp_path):
-    pictures(tmp_path, "in/1.png")
-    pictures(tmp_path, "both/1.png")
+    images(tmp_path, "in/1.png")
+    images(tmp_path, "both/1.png")
     before = (tmp_path / "both" / "1.png").read_bytes()
     jobs = plan_jobs([tmp_path / "in"], tmp_path / "out", compare=tmp_path / "both")
     assert restore_files(jobs, restorer, workers=1, resume=True).restored == 1
@@ -255,12 +255,12 @@ def test_what_a_format_cannot_keep_is_told(restorer, tmp_path, capsys):
     Image.fromarray(rgba).save(tmp_path / "a.png")
     jobs = [Job(tmp_path / "a.png", tmp_path / "a.jpg")]
     restore_files(jobs, restorer, workers=1, background=(255, 0, 0))
-    assert "a.jpg: transparency is laid on the colour (255, 0, 0)" in capsys.readouterr().err
+    assert "a.jpg: transparency is laid on the color (255, 0, 0)" in capsys.readouterr().err
 
 
 def test_tiles_that_were_asked_for_are_counted(network, tmp_path, capsys):
-    pictures(tmp_path, "1.png")
-    write_picture(tmp_path / "2.png", noise(40, 30))
+    images(tmp_path, "1.png")
+    write_image(tmp_path / "2.png", noise(40, 30))
     restorer = Restorer(*network, tile=32, overlap=8)
     summary = restore_files(plan_jobs([tmp_path], tmp_path / "out"), restorer, workers=1)
     told = capsys.readouterr().err
@@ -268,9 +268,9 @@ def test_tiles_that_were_asked_for_are_counted(network, tmp_path, capsys):
     assert summary.waste == pytest.approx((64 + 2 * 24 * 32) / (24 + 1200) - 1)
 
 
-def test_picture_beyond_memory_is_reported_and_the_rest_goes_on(network, tmp_path, capsys):
-    pictures(tmp_path, "1.png")
-    write_picture(tmp_path / "2.png", noise(400, 400))
+def test_image_beyond_memory_is_reported_and_the_rest_goes_on(network, tmp_path, capsys):
+    images(tmp_path, "1.png")
+    write_image(tmp_path / "2.png", noise(400, 400))
     restorer = Restorer(*network, memory=forward_bytes(network[0], 24, 32))
     summary = restore_files(plan_jobs([tmp_path], tmp_path / "out"), restorer, workers=1)
     assert (summary.restored, summary.failed) == (1, 1)
@@ -278,11 +278,11 @@ def test_picture_beyond_memory_is_reported_and_the_rest_goes_on(network, tmp_pat
     assert re.search(r"^error: .*2\.png: 400x400 pixels do not fit into", told, re.M)
 
 
-def test_pictures_are_computed_in_batches_and_one_that_fails_spoils_no_other(
+def test_images_are_computed_in_batches_and_one_that_fails_spoils_no_other(
     restorer, tmp_path, capsys
 ):
     names = [f"{i}.png" for i in range(7)]
-    pictures(tmp_path / "in", *names)
+    images(tmp_path / "in", *names)
     (tmp_path / "in" / "3.png").write_bytes((tmp_path / "in" / "3.png").read_bytes()[:-30])
     jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
     before = Counter(restorer.programs)
@@ -290,12 +290,12 @@ def test_pictures_are_computed_in_batches_and_one_that_fails_spoils_no_other(
     assert (summary.restored, summary.failed) == (6, 1)
     assert restorer.programs - before == {(3, (8, 8)): 3}
     assert re.search(r"^error: .*3\.png", capsys.readouterr().err, re.M)
-    alone = restorer(read_picture(tmp_path / "in" / "5.png"))
-    np.testing.assert_array_equal(read_picture(tmp_path / "out" / "5.png"), alone)
+    alone = restorer(read_image(tmp_path / "in" / "5.png"))
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "5.png"), alone)
 
 
 def test_summary_of_nothing_to_do_wastes_nothing(restorer, tmp_path):
-    pictures(tmp_path / "in", "1.png")
-    pictures(tmp_path / "out", "1.png")
+    images(tmp_path / "in", "1.png")
+    images(tmp_path / "out", "1.png")
     jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
     assert restore_files(jobs, restorer, workers=1, resume=True).waste == 0

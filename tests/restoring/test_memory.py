@@ -47,7 +47,7 @@ def test_estimate_is_near_what_xla_reports(name):
     assert lowest <= estimate / reported <= highest
 
 
-def test_estimate_of_a_narrow_picture_is_near_what_xla_reports():
+def test_estimate_of_a_narrow_image_is_near_what_xla_reports():
     config = dataclasses.replace(SMALL, feed_forward="msfn")
     assert 1.0 <= memory.forward_bytes(config, 512, 40) / reported_bytes(config, 512, 40) <= 4 / 3
 

@@ -1,4 +1,4 @@
-"""Pictures of any size, depth and number are restored, few programs serving them all."""
+"""Images of any size, depth and number are restored, few programs serving them all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def assert_differ_by_rounding(found: np.ndarray, expected: np.ndarray, levels: i
     assert np.mean(difference > 0) < 0.01 * levels**2
 
 
-def test_twenty_pictures_of_twenty_sizes_take_three_compilations(network):
+def test_twenty_images_of_twenty_sizes_take_three_compilations(network):
     restorer = Restorer(*network)
     restorer.plan(TWENTY)
     before = _restore._cache_size()
@@ -58,8 +58,8 @@ def test_twenty_pictures_of_twenty_sizes_take_three_compilations(network):
     assert _restore._cache_size() - before <= 3
     assert len(restorer.programs) <= 3
     assert sum(restorer.programs.values()) == 20
-    for size, picture in list(zip(TWENTY, restored, strict=True))[::12]:
-        assert_differ_by_rounding(picture, exactly(network, noise(*size)))
+    for size, image in list(zip(TWENTY, restored, strict=True))[::12]:
+        assert_differ_by_rounding(image, exactly(network, noise(*size)))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 12)])
@@ -73,25 +73,25 @@ def test_sixteen_bits_are_restored_in_floating_point(network, restorer):
     assert len(np.unique(restorer(deep) % 257)) > 200, "not eight bits made wider"
 
 
-def test_batch_equals_its_pictures_one_by_one(restorer):
+def test_batch_equals_its_images_one_by_one(restorer):
     batch = noise(3, 20, 30)
     restored = restorer(batch)
     assert restored.shape == batch.shape
-    for picture, alone in zip(restored, batch, strict=True):
-        assert_differ_by_rounding(picture, restorer(alone))
+    for image, alone in zip(restored, batch, strict=True):
+        assert_differ_by_rounding(image, restorer(alone))
 
 
 def test_batch_beyond_memory_is_restored_one_by_one(network):
     restorer = Restorer(*network, memory=forward_bytes(network[0], 24, 32))
-    expected = [restorer(picture) for picture in noise(2, 20, 30)]
+    expected = [restorer(image) for image in noise(2, 20, 30)]
     np.testing.assert_array_equal(restorer(noise(2, 20, 30)), expected)
 
 
 def test_threads_share_a_restorer(restorer):
-    pictures = [noise(8 + i, 30) for i in range(8)]
-    expected = [restorer(picture) for picture in pictures]
+    images = [noise(8 + i, 30) for i in range(8)]
+    expected = [restorer(image) for image in images]
     with ThreadPoolExecutor(4) as pool:
-        for found, alone in zip(pool.map(restorer, pictures * 3), expected * 3, strict=True):
+        for found, alone in zip(pool.map(restorer, images * 3), expected * 3, strict=True):
             np.testing.assert_array_equal(found, alone)
 
 
@@ -100,34 +100,34 @@ def test_library_needs_four_lines(model, network):
     assert_differ_by_rounding(restorer(noise(20, 30)), exactly(network, noise(20, 30)))
 
 
-def test_tiles_are_near_to_the_whole_picture_and_of_one_size(network):
+def test_tiles_are_near_to_the_whole_image_and_of_one_size(network):
     whole, tiled = Restorer(*network, tile=0), Restorer(*network, tile=48, overlap=16)
-    picture = noise(100, 90)
-    error = whole(picture).astype(float) - tiled(picture)
+    image = noise(100, 90)
+    error = whole(image).astype(float) - tiled(image)
     assert 0 < np.sqrt(np.mean(error**2)) < 2
     assert tiled.programs == {(1, (48, 48)): 9}
     small = noise(40, 48)
     np.testing.assert_array_equal(tiled(small), whole(small))
 
 
-def test_pictures_beyond_memory_are_restored_in_strips_exactly(network):
+def test_images_beyond_memory_are_restored_in_strips_exactly(network):
     config, _ = network
     small = Restorer(*network, memory=strips_bytes(config, 264, 40, 32))
     assert small.rows((64, 40)) == AT_ONCE
     assert small.rows((264, 40)) == Strips(height=32)
     assert small.bucket((259, 37)) == (264, 40), "the ladder's bucket is too large"
-    picture = noise(259, 37)
-    assert_differ_by_rounding(small(picture), Restorer(*network, tile=0)(picture))
+    image = noise(259, 37)
+    assert_differ_by_rounding(small(image), Restorer(*network, tile=0)(image))
 
 
-def test_accelerators_share_pictures_beyond_the_memory_of_one_exactly(network):
+def test_accelerators_share_images_beyond_the_memory_of_one_exactly(network):
     config, _ = network
     several = Restorer(*network, memory=forward_bytes(config, 104, 144), devices=3)
     assert several.rows((96, 96)) == AT_ONCE
     assert several.rows((136, 144)) == Shards(count=3)
     assert several.bucket((131, 141)) == (168, 160), "rows for three devices that halve them"
-    picture = noise(131, 141)
-    assert_differ_by_rounding(several(picture), Restorer(*network, tile=0)(picture))
+    image = noise(131, 141)
+    assert_differ_by_rounding(several(image), Restorer(*network, tile=0)(image))
 
 
 def test_batch_takes_as_many_as_memory_holds(network):
@@ -142,24 +142,24 @@ def test_overlap_without_tiles_is_refused(network):
         Restorer(*network, overlap=32)
 
 
-def test_pictures_of_a_bucket_are_computed_together_and_come_back_in_order(restorer):
+def test_images_of_a_bucket_are_computed_together_and_come_back_in_order(restorer):
     sizes = [(20, 30), (70, 40), (33, 8), (64, 80), (7, 7)]
     deep = [noise(*size, dtype=np.uint16) for size in sizes[:1]]
-    pictures = deep + [noise(*size) for size in sizes[1:]]
+    images = deep + [noise(*size) for size in sizes[1:]]
     before = Counter(restorer.programs)
-    together = restorer.batch(pictures, 3)
+    together = restorer.batch(images, 3)
     buckets = [(64, 80), (80, 64), (16, 80)]
     assert restorer.programs - before == {(3, bucket): 1 for bucket in buckets}
-    for found, picture in zip(together, pictures, strict=True):
-        assert found.shape == picture.shape
-        assert_differ_by_rounding(found, restorer(picture), levels=257 if found.itemsize > 1 else 1)
+    for found, image in zip(together, images, strict=True):
+        assert found.shape == image.shape
+        assert_differ_by_rounding(found, restorer(image), levels=257 if found.itemsize > 1 else 1)
 
 
 def test_narrow_type_is_near_and_not_the_same(model, network):
-    picture = noise(20, 30)
+    image = noise(20, 30)
     narrow = drsformer_jax.load(model, dtype="bfloat16")
     assert narrow.config.dtype == "bfloat16"
-    error = narrow(picture).astype(float) - exactly(network, picture)
+    error = narrow(image).astype(float) - exactly(network, image)
     assert 0 < np.sqrt(np.mean(error**2)) < 2
 
 

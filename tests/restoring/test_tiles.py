@@ -1,4 +1,4 @@
-"""Tiles cover a picture, overlap as asked, and blend without seams."""
+"""Tiles cover an image, overlap as asked, and blend without seams."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from drsformer_jax.restoring.tiles import Tiling
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 12), st.data())
-def test_tiles_that_change_nothing_give_the_picture_back(height, width, side, data):
+def test_tiles_that_change_nothing_give_the_image_back(height, width, side, data):
     tiling = Tiling(8 * side, data.draw(st.integers(0, 4 * side)))
-    picture = np.random.default_rng(0).random((8 * height, 8 * width, 3)).astype(np.float32)
+    image = np.random.default_rng(0).random((8 * height, 8 * width, 3)).astype(np.float32)
     shapes: list[tuple[int, int]] = []
 
     def restore(tile: np.ndarray) -> np.ndarray:
         shapes.append(tile.shape[:2])
         return tile
 
-    np.testing.assert_allclose(tiling.apply(restore, picture), picture, atol=1e-6)
-    assert tiling.tiles(picture.shape[:2]) == (shapes[0], len(shapes))
+    np.testing.assert_allclose(tiling.apply(restore, image), image, atol=1e-6)
+    assert tiling.tiles(image.shape[:2]) == (shapes[0], len(shapes))
     assert len(set(shapes)) == 1, "one program serves every tile"
 
 
-def test_neighbours_share_the_overlap_and_start_at_multiples_of_8():
+def test_neighbors_share_the_overlap_and_start_at_multiples_of_8():
     starts: list[int] = []
     rows = np.arange(400, dtype=np.float32)[:, None, None].repeat(64, 1).repeat(3, 2)
     Tiling(64, 20).apply(lambda tile: starts.append(int(tile[0, 0, 0])) or tile, rows)

@@ -27,7 +27,7 @@ SMALL_WORK = (
     # block of 32, 32 -> 64
     + 1 * (11104 + 9 * 32 * 64)
 )
-# Sums of C^2 and of C over all blocks and the pixels of an 8x8 picture that each works on.
+# Sums of C^2 and of C over all blocks and the pixels of an 8x8 image that each works on.
 SQUARES = 64 * (16 + 64) + 16 * (64 + 64) + 4 * (256 + 256) + 1024
 CHANNELS = 64 * (4 + 8) + 16 * (8 + 8) + 4 * (16 + 16) + 32
 
@@ -111,6 +111,6 @@ def test_parameters_are_those_of_the_network(feed_forward, options):
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (0, 8), (-8, -8)])
 def test_a_size_that_the_network_does_not_take_is_refused(height, width):
     with pytest.raises(
-        InputError, match=f"^the picture is {width}x{height}; expected multiples of 8$"
+        InputError, match=f"^the image is {width}x{height}; expected multiples of 8$"
     ):
         multiply_accumulates(SMALL, height, width)

@@ -16,7 +16,7 @@ import pytest
 
 from drsformer_jax import metrics, weights
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import read_picture, write_picture
+from drsformer_jax.images.pixels import read_image, write_image
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.scoring import complexity
 from drsformer_jax.weights.convert import params_to_torch
@@ -38,7 +38,7 @@ def program():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """The current folder: rainy, restored and clean pictures under three kinds of names."""
+    """The current folder: rainy, restored and clean images under three kinds of names."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for index in (1, 2):
@@ -50,7 +50,7 @@ def place(tmp_path, monkeypatch):
             ("tagged", f"{index}_DR.png", 10),
         ):
             error = rng.integers(-noise, noise + 1, clean.shape)
-            write_picture(tmp_path / folder / name, (clean + error).astype(np.uint8))
+            write_image(tmp_path / folder / name, (clean + error).astype(np.uint8))
     return tmp_path
 
 
@@ -72,36 +72,36 @@ def read_scores(folder):
 
 
 def psnrs(document):
-    return [round(each["restored_psnr"], 2) for each in document["pictures"]]
+    return [round(each["restored_psnr"], 2) for each in document["images"]]
 
 
-def test_pictures_of_any_program_are_scored_with_the_rainy_ones(place, score):
+def test_images_of_any_program_are_scored_with_the_rainy_ones(place, score):
     printed = score(restored=Path("restored"), input=Path("data/input"), target=Path("data/target"))
     document, table = read_scores(Path("evaluation/restored/rain200_spa"))
     assert (document["restored"], document["protocol"]) == ("restored", "rain200_spa")
-    assert [row["picture"] for row in table] == ["1.png", "2.png"]
-    for row, listed in zip(table, document["pictures"], strict=True):
-        clean = read_picture(Path("data/target") / row["picture"])
+    assert [row["image"] for row in table] == ["1.png", "2.png"]
+    for row, listed in zip(table, document["images"], strict=True):
+        clean = read_image(Path("data/target") / row["image"])
         for kind, folder in (("rainy", "data/input"), ("restored", "restored")):
-            picture = read_picture(Path(folder) / row["picture"])
-            psnr, ssim = (f(picture, clean, "rain200_spa") for f in (metrics.psnr, metrics.ssim))
+            image = read_image(Path(folder) / row["image"])
+            psnr, ssim = (f(image, clean, "rain200_spa") for f in (metrics.psnr, metrics.ssim))
             assert listed[f"{kind}_psnr"] == float(row[f"{kind}_psnr"]) == psnr
             assert listed[f"{kind}_ssim"] == float(row[f"{kind}_ssim"]) == ssim
         assert listed["gain"] == listed["restored_psnr"] - listed["rainy_psnr"] > 5
-    mean = np.mean([each["restored_psnr"] for each in document["pictures"]])
+    mean = np.mean([each["restored_psnr"] for each in document["images"]])
     assert document["mean"]["restored_psnr"] == pytest.approx(mean, abs=1e-12)
     assert "rainy PSNR" in printed
     assert f"{mean:.2f}" in next(line for line in printed.splitlines() if "mean of 2" in line)
     assert not {"dataset", "systems", "complexity", "checkpoint"} & document.keys()
 
 
-def test_without_rainy_pictures_only_the_restored_ones_have_columns(place, score):
+def test_without_rainy_images_only_the_restored_ones_have_columns(place, score):
     printed = score(restored=Path("restored"), target=Path("data/target"), output=Path("out"))
     document, table = read_scores(Path("out"))
     assert "rainy" not in printed
-    assert printed.splitlines()[1].split() == ["picture", "restored", "PSNR", "SSIM"]
-    for each in (document["mean"], *document["pictures"], *table):
-        assert each.keys() - {"picture"} == {"restored_psnr", "restored_ssim"}
+    assert printed.splitlines()[1].split() == ["image", "restored", "PSNR", "SSIM"]
+    for each in (document["mean"], *document["images"], *table):
+        assert each.keys() - {"image"} == {"restored_psnr", "restored_ssim"}
 
 
 def test_data_stands_for_input_and_target(place, score):
@@ -114,14 +114,14 @@ def test_the_pattern_pairs_names_that_differ(place, score):
     score(restored=Path("restored"), data=Path("data"), output=Path("plain"))
     score(restored=Path("tagged"), data=Path("data"), output=Path("out"), match=r"\d+")
     document, _ = read_scores(Path("out"))
-    assert [each["picture"] for each in document["pictures"]] == ["1_DR.png", "2_DR.png"]
-    rainy = [each["rainy_psnr"] for each in document["pictures"]]
-    assert rainy == [each["rainy_psnr"] for each in read_scores(Path("plain"))[0]["pictures"]]
+    assert [each["image"] for each in document["images"]] == ["1_DR.png", "2_DR.png"]
+    rainy = [each["rainy_psnr"] for each in document["images"]]
+    assert rainy == [each["rainy_psnr"] for each in read_scores(Path("plain"))[0]["images"]]
     with pytest.raises(InputError, match=r"^data/target/1\.png has no partner in tagged \(4 of 4 "):
         score(restored=Path("tagged"), data=Path("data"))
 
 
-def test_equal_pictures_have_no_finite_psnr_in_the_files(place, score):
+def test_equal_images_have_no_finite_psnr_in_the_files(place, score):
     printed = score(
         restored=Path("data/target"), target=Path("data/target"), dataset="DID-Data", output=place
     )
@@ -139,9 +139,9 @@ def test_a_checkpoint_restores_and_is_scored_beside_published_systems(place, sco
     )
     document, table = read_scores(Path("net/evaluation/Rain200H"))
     assert (document["checkpoint"], document["protocol"]) == ("net", "rain200_spa")
-    assert set(table[0]) == {"picture", "restored_psnr", "restored_ssim", *RAINY}
-    restored = Restorer.load(model)(read_picture("data/input/1.png"))
-    np.testing.assert_array_equal(read_picture("saved/1.png"), restored)
+    assert set(table[0]) == {"image", "restored_psnr", "restored_ssim", *RAINY}
+    restored = Restorer.load(model)(read_image("data/input/1.png"))
+    np.testing.assert_array_equal(read_image("saved/1.png"), restored)
     config, params = weights.load(model)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     products = complexity.multiply_accumulates(config)
@@ -220,7 +220,7 @@ def test_the_dataset_decides_on_the_protocol(place, score):
         ),
         (
             {"checkpoint": "run", "data": "data", "save": "data/../data/input"},
-            "^--save is data/input, whose pictures are read; expected another folder$",
+            "^--save is data/input, whose images are read; expected another folder$",
         ),
         (
             {"restored": "restored", "data": "data", "dataset": "Rain"},
@@ -254,7 +254,7 @@ def test_flags_that_do_not_go_together_are_refused_before_anything_is_made(
     place, score, flags, message
 ):
     for name in ("1.png", "2.png"):
-        write_picture(Path("small") / name, np.zeros((8, 8, 3), np.uint8))
+        write_image(Path("small") / name, np.zeros((8, 8, 3), np.uint8))
     before = sorted(place.rglob("*"))
     texts = ("dataset", "protocol", "match", "step")
     paths = {name: value if name in texts else Path(value) for name, value in flags.items()}
@@ -263,8 +263,8 @@ def test_flags_that_do_not_go_together_are_refused_before_anything_is_made(
     assert sorted(place.rglob("*")) == before
 
 
-def test_a_rainy_picture_of_another_size_is_refused(place, score):
-    write_picture(Path("data/input/2.png"), np.zeros((8, 8, 3), np.uint8))
+def test_a_rainy_image_of_another_size_is_refused(place, score):
+    write_image(Path("data/input/2.png"), np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(
         InputError, match=r"^data/input/2\.png is 8x8, restored/2\.png is 32x24; a "
     ):
@@ -286,7 +286,7 @@ def test_the_command_line_has_the_flags(place, program, monkeypatch, capsys):
     ("dataset", "expected"),
     [("Rain200H", [39.27, 26.20, 36.12]), ("Rain200L", [45.57, 36.74, 43.54])],
 )
-def test_pictures_of_the_official_program_have_their_published_scores(
+def test_images_of_the_official_program_have_their_published_scores(
     place, score, shared, dataset, expected
 ):
     folder = shared / "data" / "published_outputs" / "DRSformer" / dataset
@@ -299,7 +299,7 @@ def test_pictures_of_the_official_program_have_their_published_scores(
     assert "\n3 of the 200 pairs: averages do not compare with published ones\n" in printed
 
 
-def test_a_published_picture_of_did_data_is_paired_by_its_number(place, score, shared):
+def test_a_published_image_of_did_data_is_paired_by_its_number(place, score, shared):
     source = shared / "data" / "published_outputs" / "DID-Data"
     for name, folder in (("1_DR.png", "official"), ("1_GT.png", "clean")):
         Path(folder).mkdir()

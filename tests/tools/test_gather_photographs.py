@@ -25,7 +25,7 @@ from photograph_packages import (
     write_list,
 )
 
-from drsformer_jax.images.pixels import read_picture
+from drsformer_jax.images.pixels import read_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,18 +72,18 @@ def test_photographs_of_every_kind_of_package_are_gathered_and_credited(packages
         "wheel.png",
     }
     for seed, name in enumerate(("plain", "zlib", "zstd"), 1):
-        found = read_picture(tmp_path / f"train/{name}.png")
+        found = read_image(tmp_path / f"train/{name}.png")
         np.testing.assert_array_equal(found, photograph(16, 24, seed))
-    assert read_picture(tmp_path / "train/two.png").shape == (32, 32, 3)
+    assert read_image(tmp_path / "train/two.png").shape == (32, 32, 3)
 
-    halved = read_picture(tmp_path / "validation/ordinary.png")
+    halved = read_image(tmp_path / "validation/ordinary.png")
     blocks = photograph(30, 41, 4)[:, :40].reshape(15, 2, 20, 2, 3).astype(int)
     assert halved.shape == (15, 21, 3)
     np.testing.assert_array_equal(halved[:, :20], (blocks.sum((1, 3)) + 2) // 4)
 
     site = Path(importlib.metadata.distribution("scikit-image").locate_file(""))
-    chelsea = read_picture(site / "skimage/data/chelsea.png")
-    found = read_picture(tmp_path / "validation/skimage-chelsea.png")
+    chelsea = read_image(site / "skimage/data/chelsea.png")
+    found = read_image(tmp_path / "validation/skimage-chelsea.png")
     np.testing.assert_array_equal(found, chelsea)
 
 
@@ -177,7 +177,7 @@ def test_file_that_is_no_image_is_told_in_one_line(tmp_path):
     (line,) = gather(
         [row("x", b"text", "some.png", kind="wheel", package="some")], tmp_path, tmp_path
     )
-    assert line.startswith("x is no picture that can be read")
+    assert line.startswith("x is no image that can be read")
 
 
 def test_machine_without_apt_is_told_in_one_line(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gather_photographs import LICENCES, LIST, Photograph, credits_text, read_list
+from gather_photographs import LICENSES, LIST, Photograph, credits_text, read_list
 from photograph_packages import ROWS, write_list
 
 from drsformer_jax.errors import InputError
@@ -19,7 +19,7 @@ PHOTOGRAPHS = read_list(LIST)
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"licence": "CC-BY-SA-4.0"}, "row 2: licence is 'CC-BY-SA-4.0'; expected public"),
+        ({"license": "CC-BY-SA-4.0"}, "row 2: license is 'CC-BY-SA-4.0'; expected public"),
         ({"name": "../x"}, "row 2: name is '../x'; expected"),
         ({"downscale": 3}, "row 2: downscale is '3'; expected 1|2"),
         ({"sha256": "0" * 63}, "row 2: sha256 is"),
@@ -50,7 +50,7 @@ def test_file_that_is_no_list_is_told_in_one_line(tmp_path, content, told):
 
 
 def test_credits_have_a_row_for_each_photograph(tmp_path):
-    rows = [ROWS[0]._replace(author="A|B"), ROWS[4]._replace(licence="public domain", source="it")]
+    rows = [ROWS[0]._replace(author="A|B"), ROWS[4]._replace(license="public domain", source="it")]
     lines = credits_text(rows).splitlines()
     assert lines[-2:] == [
         "| plain | A\\|B | [CC-BY-4.0](https://creativecommons.org/licenses/by/4.0/) | "
@@ -78,10 +78,10 @@ def test_paths_stay_inside_their_package():
         assert ".." not in Path(one.container).parts
 
 
-def test_licences_let_weights_be_shared_and_have_an_author_and_a_source():
-    assert not any("SA" in licence or "NC" in licence for licence in LICENCES)
+def test_licenses_let_weights_be_shared_and_have_an_author_and_a_source():
+    assert not any("SA" in license or "NC" in license for license in LICENSES)
     for one in PHOTOGRAPHS:
-        assert one.licence in LICENCES
+        assert one.license in LICENSES
         assert one.author
         assert one.source
         assert "ShareAlike" not in " ".join(map(str, one))

@@ -12,7 +12,7 @@ from gather_photographs import LIST, read_list
 
 from drsformer_jax import weights
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import write_picture
+from drsformer_jax.images.pixels import write_image
 
 SPLIT_OF = {"a": "train", "b": "train", "c": "validation"}
 
@@ -32,7 +32,7 @@ def rained(run, place):
     random = np.random.default_rng(0)
     for name, split in SPLIT_OF.items():
         image = random.integers(0, 256, (40, 48, 3), np.uint8)
-        write_picture(place / "photographs" / split / f"{name}.png", image)
+        write_image(place / "photographs" / split / f"{name}.png", image)
     result = run(
         *("train", "--config", "config.py", "--workdir", "rained", "--data.train", "synthetic"),
         *("--data.validation", "synthetic", "--data.photographs", "photographs"),

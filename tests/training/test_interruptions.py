@@ -46,7 +46,7 @@ def losses(folder):
 
 
 def assert_equal_runs(found, expected):
-    """Compares parameters, average, optimiser state and counts bit for bit, losses and scores."""
+    """Compares parameters, average, optimizer state and counts bit for bit, losses and scores."""
     ours, theirs = state(found, 6), state(expected, 6)
     assert theirs.ema is not None
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)

@@ -48,7 +48,7 @@ def test_rainy_and_clean_are_blended_alike_with_a_permutation_of_the_batch(blend
 
 
 def test_half_of_the_batches_stay_and_shares_have_their_beta_distribution(blend):
-    # Of two pictures, 0 and 1, the first becomes 1 - s if they change places, and stays else.
+    # Of two images, 0 and 1, the first becomes 1 - s if they change places, and stays else.
     pair = jnp.array([0.0, 1.0]).reshape(2, 1, 1, 1)
     draws = 20_000
     keys = jax.random.split(jax.random.key(0), draws)
@@ -71,10 +71,10 @@ def test_a_step_blends_by_the_seed_and_its_number():
     restore = jax.jit(lambda rainy: apply(model, initial.params, rainy))
     blended = 0
     for step in range(8):
-        pictures = both.astype(np.float32) / 255
+        images = both.astype(np.float32) / 255
         key = jax.random.fold_in(jax.random.key(5), step)
-        rainy, clean = mixup(key, *map(jnp.asarray, pictures))
-        blended += not np.array_equal(rainy, pictures[0])
+        rainy, clean = mixup(key, *map(jnp.asarray, images))
+        blended += not np.array_equal(rainy, images[0])
         expected = jnp.mean(jnp.abs(restore(rainy) - clean))
         state = placed.state()._replace(step=jnp.int32(step))
         _, metrics = placed.step(state, {"rainy": both[0], "clean": both[1]})

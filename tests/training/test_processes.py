@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from programs import UNOPTIMISED, refused
+from programs import UNOPTIMIZED, refused
 
 from drsformer_jax.training import checkpoint
 
@@ -27,7 +27,7 @@ def start_two(run, *arguments, devices=1):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = f"{UNOPTIMISED} --xla_force_host_platform_device_count={devices}"
+    flags = f"{UNOPTIMIZED} --xla_force_host_platform_device_count={devices}"
     cluster = ("--coordinator-address", address, "--num-processes", 2, "--process-id")
     return [
         run.start(
@@ -69,7 +69,7 @@ def test_two_processes_of_four_devices_train_like_one_and_one_goes_on_with_their
         np.testing.assert_allclose(value, other, rtol=1e-8, atol=1e-12)
     rows = zip(metrics(place / "together"), metrics(place / "alone"), strict=True)
     for value, other in rows:
-        # Scores are of 8-bit pictures: they are the same to the last bit.
+        # Scores are of 8-bit images: they are the same to the last bit.
         names = [name for name in other if name.startswith(("step", "validation"))]
         assert [value[name] for name in names] == [other[name] for name in names]
         for name in {"loss", "grad_norm", "learning_rate"} & other.keys():
@@ -115,7 +115,7 @@ def test_process_that_fails_ends_its_run_with_one_line(run, place):
     results = ended(start_two(run, "--workdir", "two_failed", "--data.train", "broken"))
     assert all(status != 0 for status, *_ in results)
     assert "steps 0 to 4" in results[0][1], "it had begun to train"
-    assert any("error: broken/input/0.png is no picture that can be read" in e for *_, e in results)
+    assert any("error: broken/input/0.png is no image that can be read" in e for *_, e in results)
 
 
 def test_processes_that_cannot_meet_are_told_what_to_give(run):

@@ -77,23 +77,23 @@ def test_pace_is_counted_since_the_last_line(clock):
     with Progress(10, 20, peak_flops=1000.0) as progress:
         progress.update(8, 600.0, 0.5)
         clock.now += 1
-        progress.update(8, 600.0, 0.75, ["a.png is no picture"])
+        progress.update(8, 600.0, 0.75, ["a.png is no image"])
         clock.now += 1
         values = progress.log(12, VALUES)
         assert values == {
             **VALUES,
-            "pictures_per_second": 8.0,
+            "images_per_second": 8.0,
             "flops_per_second": 600.0,
             "peak_share": 0.6,
-            "input_wait": 0.625,
+            "data_wait": 0.625,
             "host_memory_mib": 7.0,
             "skipped_pairs": 1,
         }
         progress.update(2, 100.0, 0.0)
         clock.now += 4
         values = progress.log(13, VALUES)
-    assert [values[name] for name in ("pictures_per_second", "flops_per_second")] == [0.5, 25.0]
-    assert (values["input_wait"], values["skipped_pairs"]) == (0, 1)
+    assert [values[name] for name in ("images_per_second", "flops_per_second")] == [0.5, 25.0]
+    assert (values["data_wait"], values["skipped_pairs"]) == (0, 1)
 
 
 def test_share_of_an_unknown_peak_is_left_out(clock):
@@ -112,7 +112,7 @@ def test_what_is_no_training_does_not_count(clock, capsys):
             progress.update(4, 10.0, 0.25)
             clock.now += 2
         values = progress.log(3, VALUES)
-    assert (values["pictures_per_second"], values["input_wait"]) == (2, 0.125)
+    assert (values["images_per_second"], values["data_wait"]) == (2, 0.125)
     # 597 steps of 2 seconds.
     assert capsys.readouterr().out.endswith(", 20 min left\n")
 
@@ -120,10 +120,10 @@ def test_what_is_no_training_does_not_count(clock, capsys):
 @pytest.mark.parametrize(
     ("peak", "wait", "expected"),
     [
-        (None, 0.2, "8.0 pictures/s"),
-        (1600.0, 0.2, "8.0 pictures/s, 12.5% of peak"),
-        (None, 0.5, "8.0 pictures/s, 25% waiting for input"),
-        (1600.0, 0.5, "8.0 pictures/s, 12.5% of peak, 25% waiting for input"),
+        (None, 0.2, "8.0 images/s"),
+        (1600.0, 0.2, "8.0 images/s, 12.5% of peak"),
+        (None, 0.5, "8.0 images/s, 25% waiting for input"),
+        (1600.0, 0.5, "8.0 images/s, 12.5% of peak, 25% waiting for input"),
     ],
 )
 def test_line_tells_what_is_worth_a_look(clock, capsys, peak, wait, expected):
@@ -144,7 +144,7 @@ def test_terminal_shows_the_same_in_a_bar(clock, monkeypatch):
         progress.update(16, 400.0, 0.0)
         clock.now += 2
         progress.log(1, VALUES)
-    assert "loss 0.2500, learning rate 3.00e-04, 8.0 pictures/s]" in terminal.getvalue()
+    assert "loss 0.2500, learning rate 3.00e-04, 8.0 images/s]" in terminal.getvalue()
 
 
 def test_a_skipped_pair_is_named_once_and_counted_always(clock, capsys):
@@ -164,14 +164,14 @@ def test_other_processes_show_what_they_skip_alone_and_write_nothing(
         Progress(0, 2, enabled=False) as progress,
         MetricsWriter(tmp_path, 0, enabled=False) as writer,
     ):
-        progress.update(4, 8.0, 0.0, ["a.png is no picture"])
+        progress.update(4, 8.0, 0.0, ["a.png is no image"])
         clock.now += 2
         values = progress.log(1, VALUES)
         writer.scalars(1, values)
-        writer.picture(1, "validation", np.zeros((8, 8, 3), np.uint8))
-    assert values["pictures_per_second"] == 2
+        writer.image(1, "validation", np.zeros((8, 8, 3), np.uint8))
+    assert values["images_per_second"] == 2
     assert values["skipped_pairs"] == 1
-    assert capfd.readouterr() == ("skipped: a.png is no picture\n", "")
+    assert capfd.readouterr() == ("skipped: a.png is no image\n", "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,14 +190,14 @@ def test_tensorboard_does_without_numbers_that_are_not_finite(tmp_path, caplog):
     assert shown(tmp_path) == [(1, "ssim", 1.0)]
 
 
-def test_picture_in_tensorboard_is_the_one_given(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+def test_image_in_tensorboard_is_the_one_given(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     with MetricsWriter(tmp_path, 0) as writer:
-        writer.picture(3, "validation", picture)
+        writer.image(3, "validation", image)
     (value,) = events(tmp_path)[-1].summary.value
     assert value.tag == "validation"
     content = io.BytesIO(value.image.encoded_image_string)
-    np.testing.assert_array_equal(Image.open(content), picture)
+    np.testing.assert_array_equal(Image.open(content), image)
 
 
 def test_continued_run_replaces_what_came_after_its_start(tmp_path):
@@ -227,16 +227,16 @@ def test_full_disk_names_the_metrics(tmp_path):
 
 
 def test_run_goes_on_without_tensorboard_on_a_full_disk(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     with MetricsWriter(tmp_path, 0) as writer:
         with (
             full_disk(2000),
             pytest.warns(UserWarning, match=r"^no more is written for TensorBoard \(File too"),
         ):
-            writer.picture(1, "validation", picture)
+            writer.image(1, "validation", image)
         # Once: a second warning would be an error here.
         for step in range(2, 30):
-            writer.picture(step, "validation", picture)
+            writer.image(step, "validation", image)
             writer.scalars(step, {"loss": 1.0})
     assert [line["step"] for line in lines(tmp_path)] == list(range(2, 30))
 

@@ -162,7 +162,7 @@ def test_pace_and_memory_are_recorded(trained):
     line = next(json.loads(line) for line in lines if '"loss"' in line)
     assert line["flops_per_second"] > 0
     assert line["host_memory_mib"] > 0
-    assert 0 <= line["input_wait"] <= 1
+    assert 0 <= line["data_wait"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The first optimiser steps against a reference, and what a step must do with any batch."""
+"""The first optimizer steps against a reference, and what a step must do with any batch."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_gradient_of_every_official_key_has_the_norm_of_the_reference(golden, fi
 
 @pytest.fixture(scope="module")
 def second_loss(double, first_gradients):
-    """Loss of the second step, had an optimiser of this configuration made the first."""
+    """Loss of the second step, had an optimizer of this configuration made the first."""
 
     def run(optim: OptimConfig) -> float:
         with jax.enable_x64(True):
@@ -107,8 +107,8 @@ def second_loss(double, first_gradients):
             # In one array: its arithmetic does not know the tree, and compiles in no time.
             flat, unravel = jax.flatten_util.ravel_pytree(initial)
             gradients = jax.flatten_util.ravel_pytree(first_gradients)[0]
-            optimiser = transformation(optim)
-            updates, _ = optimiser.update(gradients, optimiser.init(flat), flat)
+            optimizer = transformation(optim)
+            updates, _ = optimizer.update(gradients, optimizer.init(flat), flat)
             params = unravel(optax.apply_updates(flat, updates))
             _, metrics = placed.step(placed.state(params), batch)
             return float(metrics["loss"])
@@ -116,7 +116,7 @@ def second_loss(double, first_gradients):
     return run
 
 
-def test_optimiser_alone_makes_the_first_step(golden, second_loss):
+def test_optimizer_alone_makes_the_first_step(golden, second_loss):
     assert math.isclose(second_loss(OptimConfig()), golden["losses"][1], rel_tol=2e-10)
 
 
@@ -138,7 +138,7 @@ def test_changed_constant_breaks_the_agreement(change, golden, second_loss):
 
 
 @pytest.mark.parametrize("clip_norm", [0.5, 100.0])
-def test_optimiser_is_adamw_on_clipped_gradients(clip_norm):
+def test_optimizer_is_adamw_on_clipped_gradients(clip_norm):
     config = OptimConfig(
         learning_rate=0.1,
         final_learning_rate=0.01,
@@ -157,13 +157,13 @@ def test_optimiser_is_adamw_on_clipped_gradients(clip_norm):
     rates = [0.1, 0.1, 0.1, 0.0775, 0.0325, 0.01, 0.01]
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.asarray, expected)
-        optimiser = transformation(config)
-        state = optimiser.init(params)
+        optimizer = transformation(config)
+        state = optimizer.init(params)
         for step, rate in enumerate(rates):
             gradients = {
                 n: rng.standard_normal(v.shape) * 10 ** (step - 3) for n, v in mean.items()
             }
-            updates, state = optimiser.update(gradients, state, params)
+            updates, state = optimizer.update(gradients, state, params)
             params = optax.apply_updates(params, updates)
             norm = math.sqrt(sum(np.sum(value**2) for value in gradients.values()))
             for name, value in expected.items():
@@ -209,26 +209,26 @@ def test_cosine_alone_begins_at_once_and_is_damped_by_the_warm_up():
     )
 
 
-def test_first_float32_step_is_close_and_black_pictures_do_not_break_it(golden):
+def test_first_float32_step_is_close_and_black_images_do_not_break_it(golden):
     placed, params, batch = start(golden, "float32")
     state, metrics = placed.step(placed.state(params), batch)
     assert math.isclose(metrics["loss"], golden["losses"][0], rel_tol=1e-5)
     assert math.isclose(metrics["grad_norm"], golden["total_grad_norms"][0], rel_tol=1e-4)
-    # One batch of black pictures, in one compiled program with the step above.
+    # One batch of black images, in one compiled program with the step above.
     black = {"rainy": np.zeros_like(batch["rainy"]), "clean": batch["clean"]}
     state, metrics = placed.step(state, black)
     assert np.isfinite(metrics["grad_norm"])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
 
 
-def pictures(seed: int) -> np.ndarray:
+def images(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (2, 8, 8, 3), np.uint8)
 
 
 def test_eight_bit_batch_equals_the_same_batch_in_floating_point():
     # Black and white alone: the other values divided by 255 have a last bit, which the compiler may
     # round either way and the network amplifies.
-    eight_bit = {"rainy": pictures(0) // 128 * 255, "clean": pictures(1) // 128 * 255}
+    eight_bit = {"rainy": images(0) // 128 * 255, "clean": images(1) // 128 * 255}
     floating = {name: value.astype(np.float64) / 255 for name, value in eight_bit.items()}
     model = dataclasses.replace(COMPACT.model, dtype="float64", param_dtype="float64")
     config = dataclasses.replace(COMPACT, model=model)
@@ -252,7 +252,7 @@ def compact() -> Placed:
 def test_step_consumes_its_state(compact):
     state = compact.state()
     before = jax.tree.leaves(state)
-    after, _ = compact.step(state, {"rainy": pictures(0), "clean": pictures(1)})
+    after, _ = compact.step(state, {"rainy": images(0), "clean": images(1)})
     assert all(leaf.is_deleted() for leaf in before)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
@@ -260,7 +260,7 @@ def test_step_consumes_its_state(compact):
 def test_average_follows_the_parameters_and_a_step_that_is_not_finite_changes_neither():
     optim = OptimConfig(learning_rate=1.0, ema_decay=0.75, warmup_steps=8)
     placed = Placed(dataclasses.replace(COMPACT, optim=optim))
-    good = {"rainy": pictures(0) / np.float32(255), "clean": pictures(1) / np.float32(255)}
+    good = {"rainy": images(0) / np.float32(255), "clean": images(1) / np.float32(255)}
     bad = {**good, "rainy": good["rainy"].copy()}
     bad["rainy"][0, 0, 0, 0] = np.inf
     state = placed.state()
@@ -287,7 +287,7 @@ def test_average_follows_the_parameters_and_a_step_that_is_not_finite_changes_ne
     np.testing.assert_allclose(rates, [1 / 8, 2 / 8, 2 / 8], rtol=1e-6)
 
 
-def test_mixed_precision_keeps_parameters_optimiser_and_loss_in_float32():
+def test_mixed_precision_keeps_parameters_optimizer_and_loss_in_float32():
     config = dataclasses.replace(
         COMPACT, model=dataclasses.replace(COMPACT.model, dtype="bfloat16")
     )

@@ -267,7 +267,7 @@ def test_what_is_no_file_or_no_file_of_tensors_is_refused(tmp_path):
     assert refusal(tmp_path / "absent").endswith("absent cannot be read: No such file or directory")
     assert refusal(tmp_path).endswith(" cannot be read: Is a directory")
     with zipfile.ZipFile(tmp_path / "x", "w") as archive:
-        archive.writestr("picture.png", b"")
+        archive.writestr("image.png", b"")
     assert "x is a zip without the data.pkl of torch.save" in refusal(tmp_path / "x")
     zipped(tmp_path / "x", tensor(), FOUR, byteorder=b"middle")
     assert "x has byte order middle; expected little or big" in refusal(tmp_path / "x")

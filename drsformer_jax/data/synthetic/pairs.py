@@ -14,7 +14,7 @@ from drsformer_jax.data.pairs import Cached, Pair, fingerprint
 from drsformer_jax.data.synthetic.layers import Window
 from drsformer_jax.data.synthetic.photographs import Photograph
 from drsformer_jax.data.synthetic.scene import add_rain
-from drsformer_jax.images.pixels import picture_size, read_picture
+from drsformer_jax.images.pixels import image_size, read_image
 
 
 class _CleanPhotographs:
@@ -22,14 +22,14 @@ class _CleanPhotographs:
 
     def __init__(self, photographs: Sequence[Photograph]) -> None:
         self._photographs = photographs
-        self._size = functools.cache(picture_size)
+        self._size = functools.cache(image_size)
 
     def __len__(self) -> int:
         return len(self._photographs)
 
     def __getitem__(self, index: int) -> Pair:
         photograph = self._photographs[index]
-        clean = read_picture(photograph.path)
+        clean = read_image(photograph.path)
         return {"name": photograph.name, "rainy": clean, "clean": clean}
 
     def size(self, index: int) -> tuple[int, int]:

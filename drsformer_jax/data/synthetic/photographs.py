@@ -7,14 +7,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from drsformer_jax.data.folders import find_pictures
+from drsformer_jax.data.folders import find_images
 from drsformer_jax.errors import InputError
 
 PHOTOGRAPHS = {
     "train": ("astronaut.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg"),
     "validation": ("chelsea.png", "coffee.png"),
 }
-"""The colour photographs that scikit-image installs.
+"""The color photographs that scikit-image installs.
 
 The two views of the motorcycle show one scene and so stand on one side. Chelsea and coffee
 validate: they show no scene of the others, both fine texture and smooth areas, in ordinary light.
@@ -55,11 +55,11 @@ def photographs(source: str | os.PathLike[str]) -> tuple[list[Photograph], list[
         )
     elif all((Path(source) / part).is_dir() for part in ("train", "validation")):
         train, validation = (
-            [Photograph(path) for path in find_pictures(Path(source) / part)]
+            [Photograph(path) for path in find_images(Path(source) / part)]
             for part in ("train", "validation")
         )
     else:
-        found = [Photograph(path) for path in find_pictures(source)]
+        found = [Photograph(path) for path in find_images(source)]
         if len(found) < 2:
             raise InputError(
                 f"{source} holds 1 image; expected 2 or more, to train and to validate"

@@ -16,7 +16,7 @@ from drsformer_jax.data.synthetic.layers import (
     draw_streaks,
     smooth_field,
 )
-from drsformer_jax.images.pixels import decode_picture, encode_picture
+from drsformer_jax.images.pixels import decode_image, encode_image
 
 _GAMMA = 2.2
 _LARGEST_LEAN = 45.0
@@ -32,7 +32,7 @@ def add_rain(
 
     Light and heavy rain add the light of their streaks, as in O = t (B + S) + (1 - t) A (Yang et
     al., CVPR 2017; Li et al., "Heavy Rain Image Restoration", CVPR 2019), or cover what is behind
-    them; fine rain adds it in linear light. Grey skies and the fog of fine rain are on both sides,
+    them; fine rain adds it in linear light. Gray skies and the fog of fine rain are on both sides,
     since they are not to be removed; noise and JPEG are on the rainy side alone.
 
     Args:
@@ -144,10 +144,10 @@ def _fine(config: RainConfig, wind: _Wind, window: Window, rng: np.random.Genera
 
 
 def _overcast(target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Less colour and contrast, and another gamma, as under a grey sky."""
+    """Less color and contrast, and another gamma, as under a gray sky."""
     saturation, contrast = (np.float32(rng.uniform(*span)) for span in ((0.5, 1), (0.7, 1)))
-    grey = target.mean(2, keepdims=True)
-    graded = np.float32(0.5) + (grey + (target - grey) * saturation - np.float32(0.5)) * contrast
+    gray = target.mean(2, keepdims=True)
+    graded = np.float32(0.5) + (gray + (target - gray) * saturation - np.float32(0.5)) * contrast
     return np.clip(graded, 0, 1) ** np.float32(rng.uniform(0.8, 1.4))
 
 
@@ -186,8 +186,8 @@ def _photographed(
     image = _to_8_bits(rainy)
     if rng.random() < (config.fine_jpeg_share if fine else config.jpeg_share):
         quality = int(rng.integers(*config.jpeg_quality, endpoint=True))
-        content = encode_picture(image, ".jpg", quality=quality, subsampling="4:2:0")
-        image = decode_picture(content, "synthetic rain")
+        content = encode_image(image, ".jpg", quality=quality, subsampling="4:2:0")
+        image = decode_image(content, "synthetic rain")
     return image
 
 

@@ -1,4 +1,4 @@
-"""Picture files made and read without the package."""
+"""Image files made and read without the package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-GREY = SRGB[:16] + b"GRAY" + SRGB[20:]
+GRAY = SRGB[:16] + b"GRAY" + SRGB[20:]
 CMYK = SRGB[:16] + b"CMYK" + SRGB[20:]
 KINDS = [(name, False) for name in (".png", ".jpg", ".webp", ".tif")] + [
     (name, True) for name in (".png", ".tif")
@@ -79,7 +79,7 @@ def encoded(
     block: bytes | None = None,
     **options: object,
 ) -> bytes:
-    """A picture file made without the package; in TIFF of 16 bits `block` is the orientation."""
+    """An image file made without the package; in TIFF of 16 bits `block` is the orientation."""
     stream = io.BytesIO()
     if pixels.dtype == np.uint8:
         name = {".jpg": "JPEG", ".tif": "TIFF"}.get(extension, extension[1:].upper())
@@ -168,6 +168,6 @@ def tiff_metadata(path: Path) -> tuple[bytes | None, Image.Exif]:
 
 def refused(path: Path) -> str:
     return (
-        rf"^{re.escape(str(path))} is no picture that can be read \(.+\); "
+        rf"^{re.escape(str(path))} is no image that can be read \(.+\); "
         "expected PNG, JPEG, WebP, BMP or TIFF$"
     )

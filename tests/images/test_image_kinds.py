@@ -7,12 +7,12 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from picture_files import GREY, KINDS, SRGB, chunk, encoded, noise, phone, refused
+from image_files import GRAY, KINDS, SRGB, chunk, encoded, noise, phone, refused
 from PIL import Image
 
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.photo import Photo, read_photo, write_photo
-from drsformer_jax.images.pixels import EXTENSIONS, picture_size, read_picture
+from drsformer_jax.images.pixels import EXTENSIONS, image_size, read_image
 
 
 def test_palettes_become_rgb_and_keep_their_transparency(tmp_path):
@@ -25,7 +25,7 @@ def test_palettes_become_rgb_and_keep_their_transparency(tmp_path):
     assert plain.rgb[0].tolist() == [[70, 80, 90], [10, 20, 30], [40, 50, 60]]
     assert clear.rgb.tolist() == plain.rgb.tolist()
     assert (plain.alpha, clear.alpha.tolist()) == (None, [[255, 0, 128]])
-    assert not plain.grey
+    assert not plain.gray
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_palettes_become_rgb_and_keep_their_transparency(tmp_path):
         (16, 2, b"\0\1\0\2\0\3\0\1\0\2\0\4", (1, 2, 4), [[1, 2, 3], [1, 2, 4]], [65535, 0]),
     ],
 )
-def test_a_transparent_colour_of_a_png_becomes_alpha(tmp_path, depth, kind, row, key, rgb, alpha):
+def test_a_transparent_color_of_a_png_becomes_alpha(tmp_path, depth, kind, row, key, rgb, alpha):
     (tmp_path / "a.png").write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, kind, 0, 0, 0))
@@ -50,15 +50,15 @@ def test_a_transparent_colour_of_a_png_becomes_alpha(tmp_path, depth, kind, row,
     )
     photo = read_photo(tmp_path / "a.png")
     assert (photo.rgb[0].tolist(), photo.alpha[0].tolist()) == (rgb, alpha)
-    assert photo.grey == (kind == 0)
+    assert photo.gray == (kind == 0)
 
 
 @pytest.mark.parametrize("extension", [".png", ".tif", ".bmp"])
-def test_bilevel_pictures_are_grey(tmp_path, extension):
+def test_bilevel_images_are_gray(tmp_path, extension):
     levels = noise((5, 9)) > 127
     Image.fromarray(levels).save(tmp_path / f"a{extension}")
     photo = read_photo(tmp_path / f"a{extension}")
-    assert photo.grey
+    assert photo.gray
     np.testing.assert_array_equal(photo.rgb, np.repeat(255 * levels[..., None], 3, 2))
 
 
@@ -91,27 +91,27 @@ def test_tiff_files_of_every_layout_are_read(tmp_path, channels, deep, options):
             "photometric": "rgb" if channels > 2 else "minisblack",
             "planarconfig": "contig" if channels > 1 else None,
             "extrasamples": ["unassalpha"] if channels in (2, 4) else None,
-            "iccprofile": SRGB if channels > 2 else GREY,
+            "iccprofile": SRGB if channels > 2 else GRAY,
             "extratags": [(0x0112, 3, 1, 8, True), (0x013B, 2, 0, "Zoe", True)],
         }
         | options,
     )
     photo = read_photo(tmp_path / "a.tif")
     expected = np.rot90(np.atleast_3d(pixels))
-    colours = expected[..., :3] if channels > 2 else expected[..., [0, 0, 0]]
-    np.testing.assert_array_equal(photo.rgb, colours)
+    colors = expected[..., :3] if channels > 2 else expected[..., [0, 0, 0]]
+    np.testing.assert_array_equal(photo.rgb, colors)
     if channels in (2, 4):
         np.testing.assert_array_equal(photo.alpha, expected[..., -1])
-    assert photo.icc_profile == (SRGB if channels > 2 else GREY)
+    assert photo.icc_profile == (SRGB if channels > 2 else GRAY)
     exif = Image.Exif()
     exif.load(photo.exif)
     assert (exif[0x013B], exif[0x0112]) == ("Zoe", 1)
 
 
 def test_tiff_of_16_bits_with_white_at_zero_and_with_multiplied_alpha(tmp_path):
-    grey = noise((5, 7), True)
-    tifffile.imwrite(tmp_path / "a.tif", grey, photometric="miniswhite")
-    np.testing.assert_array_equal(read_photo(tmp_path / "a.tif").rgb[..., 1], 65535 - grey)
+    gray = noise((5, 7), True)
+    tifffile.imwrite(tmp_path / "a.tif", gray, photometric="miniswhite")
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.tif").rgb[..., 1], 65535 - gray)
     rgb, alpha = noise((64, 64, 3), True), noise((64, 64, 1), True, 1)
     stored = np.dstack([np.round(rgb * (alpha / 65535)).astype(np.uint16), alpha])
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
@@ -150,11 +150,11 @@ def test_tiff_of_16_bits_cmyk_is_read_as_rgb(tmp_path):
 )
 def test_values_without_a_known_white_are_refused(tmp_path, pixels, reason):
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb" if pixels.ndim > 2 else None)
-    with pytest.raises(InputError, match=rf"a\.tif is no picture that can be read \(.*{reason}\);"):
+    with pytest.raises(InputError, match=rf"a\.tif is no image that can be read \(.*{reason}\);"):
         read_photo(tmp_path / "a.tif")
 
 
-def test_of_an_animation_the_first_picture_is_read(tmp_path):
+def test_of_an_animation_the_first_image_is_read(tmp_path):
     frames = [Image.fromarray(noise((6, 6, 3), seed=seed)) for seed in (1, 2)]
     for name, options in (("a.png", {}), ("a.webp", {"lossless": True}), ("a.tif", {})):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
@@ -200,7 +200,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, extension, deep
 
 
 def test_nothing_but_pixels_and_transparency_of_a_16_bit_png_reaches_the_decoder(tmp_path, capfd):
-    # The decoder would print that the profile is of other colours.
+    # The decoder would print that the profile is of other colors.
     (tmp_path / "a.png").write_bytes(encoded(noise((5, 7), True), ".png", profile=SRGB))
     np.testing.assert_array_equal(read_photo(tmp_path / "a.png").rgb[..., 0], noise((5, 7), True))
     assert capfd.readouterr() == ("", "")
@@ -217,10 +217,10 @@ def bomb(tags: dict[int, tuple[int, int]]) -> bytes:
     ("changed", "reason"),
     [
         ({0x0100: (4, 100_000), 0x0101: (4, 100_000)}, "100000x100000 exceeds the limit of"),
-        ({0x0115: (3, 60_000)}, "it has 60000 values a pixel for 1 colours"),
-        ({0x0115: (3, 0)}, "it has 0 values a pixel for 1 colours"),
-        ({0x0100: (4, 0)}, "no picture"),
-        ({0x0111: (4, 2**31)}, "no picture"),
+        ({0x0115: (3, 60_000)}, "it has 60000 values a pixel for 1 colors"),
+        ({0x0115: (3, 0)}, "it has 0 values a pixel for 1 colors"),
+        ({0x0100: (4, 0)}, "no image"),
+        ({0x0111: (4, 2**31)}, "no image"),
     ],
 )
 def test_tiff_files_that_promise_too_much_are_refused(tmp_path, changed, reason):
@@ -261,7 +261,7 @@ def test_tiff_files_whose_strips_or_tiles_leave_a_part_out_are_refused(
     path.write_bytes(bomb(tags) + bytes(600))
     with pytest.raises(InputError, match=refused(path)):
         read_photo(path)
-    for read in (picture_size, read_picture, read_photo)[: 3 if bits == 8 else 2]:
+    for read in (image_size, read_image, read_photo)[: 3 if bits == 8 else 2]:
         with pytest.raises(InputError, match=rf"\(its strips or tiles hold {found} values\);"):
             read(path)
 
@@ -276,7 +276,7 @@ def test_a_png_bomb_of_16_bits_is_refused_without_decoding(tmp_path):
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
-def test_an_opaque_picture_of_8_bits_is_read_as_for_training(tmp_path, extension):
+def test_an_opaque_image_of_8_bits_is_read_as_for_training(tmp_path, extension):
     write_photo(tmp_path / f"a{extension}", Photo(noise((9, 12, 3))))
     photo = read_photo(tmp_path / f"a{extension}")
-    np.testing.assert_array_equal(photo.rgb, read_picture(tmp_path / f"a{extension}"))
+    np.testing.assert_array_equal(photo.rgb, read_image(tmp_path / f"a{extension}"))

@@ -340,7 +340,7 @@ GOOD = "real/2.png real_gt/2.png"
         ([GOOD, "real/3.png ../../secret.png"], r", line 2: .*\.\./secret\.png'; expected two pa"),
         ([GOOD, "real/4.png real_gt/2.png"], r", line 2: \S+/test/real/4\.png is missing; expect"),
         ([GOOD, "real/3.png real_gt/4.png"], r", line 2: \S+/test/real_gt/4\.png is missing; exp"),
-        (["real/4.png real_gt/2.png"], r", line 1: \S+/test/real/4\.png is missing; expected a p"),
+        (["real/4.png real_gt/2.png"], r", line 1: \S+/test/real/4\.png is missing; expected an i"),
         (["real real_gt"], r", line 1: \S+/test/real is missing; expected an image$"),
         (["real/2.png a\0b/c.png"], r", line 1: \S+/test/a\0b/c\.png is missing; expected"),
         (["real/2.png .."], r", line 1: \S+/test/\.\. is missing; expected an image$"),

@@ -11,7 +11,7 @@ from recipe import load_small, relative_error
 
 from drsformer_jax.nn.functional import apply
 from drsformer_jax.nn.rows import AT_ONCE, Rows, Shards, Strips
-from drsformer_jax.ops.masking import inside, rows_between
+from drsformer_jax.ops.masking import rows_between, size_mask
 from drsformer_jax.sharding import over_rows
 from drsformer_jax.weights.convert import params_from_torch
 
@@ -83,7 +83,7 @@ def test_devices_that_share_rows_give_the_whole_image_in_float64(name, count):
 def test_every_row_is_counted_once_and_sees_its_neighbors(rows, height):
     x = jax.numpy.asarray(np.random.default_rng(1).random((1, height, 2, 1)))
 
-    def added(window, inside):
+    def added(window, valid_mask):
         padded = jax.numpy.pad(window, ((0, 0), (1, 1), (0, 0), (0, 0)))
         return padded[:, :-2] + 10 * window + 100 * padded[:, 2:]
 
@@ -91,14 +91,14 @@ def test_every_row_is_counted_once_and_sees_its_neighbors(rows, height):
     expected = padded[:, :-2] + 10 * x + 100 * padded[:, 2:]
     np.testing.assert_allclose(rows.map(added, x, 1), expected, rtol=1e-6)
 
-    def sums(window, inside, counted):
+    def sums(window, valid_mask, counted):
         return jax.numpy.sum(window if counted is None else window * counted)
 
     np.testing.assert_allclose(rows.sum(sums, x, 1), x.sum(), rtol=1e-6)
 
 
 def test_masks_of_windows_count_from_the_image_s_first_row():
-    mask = np.asarray(inside(jax.numpy.array([[3, 2]]), 6, 3, -2))[0, ..., 0]
+    mask = np.asarray(size_mask(jax.numpy.array([[3, 2]]), 6, 3, -2))[0, ..., 0]
     np.testing.assert_array_equal(mask.any(axis=1), [False, False, True, True, True, False])
     np.testing.assert_array_equal(mask.any(axis=0), [True, True, False])
     chosen = np.asarray(rows_between(1, 3, jax.numpy.zeros((2, 4, 2, 5)), 0))

@@ -14,7 +14,7 @@ from plain import STEPS
 
 from drsformer_jax.ops import depthwise
 from drsformer_jax.ops.attention import channel_scores, channel_sums, sparse_softmax
-from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, paired_conv
+from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, grouped_conv
 from drsformer_jax.ops.linear import linear
 from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
 
@@ -52,14 +52,14 @@ def assert_close(found, expected, tolerance):
     assert np.max(np.abs(found - expected)) <= tolerance * max(np.max(np.abs(expected)), 1e-30)
 
 
-def grouped_conv(x, kernel, groups, dilation=1):
+def lax_conv(x, kernel, groups, dilation=1):
     """The official layer: `kernel` is k k i o, and output channel n reads the n-th i channels."""
-    reach = dilation * (kernel.shape[0] // 2)
+    halo = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(
         x,
         kernel,
         (1, 1),
-        [(reach, reach)] * 2,
+        [(halo, halo)] * 2,
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
@@ -68,7 +68,7 @@ def grouped_conv(x, kernel, groups, dilation=1):
 
 
 def reference_depthwise(x, kernel, dilation=1):
-    return grouped_conv(x, kernel[:, :, None], x.shape[-1], dilation)
+    return lax_conv(x, kernel[:, :, None], x.shape[-1], dilation)
 
 
 def vjp(function, arguments, cotangent):
@@ -123,8 +123,8 @@ def test_all_kernel_gradients_are_equal(size, dilation, shape):
     border = dilation * (size - 1)
     padded, grad = draw(1, batch, height + border, width + border, channels), draw(2, *shape)
     by_tap = depthwise._kernel_grad_by_tap(padded, grad, size=size, dilation=dilation)
-    for way in (depthwise._kernel_grad_by_pixel, depthwise._kernel_grad_by_conv):
-        assert_close(way(padded, grad, size=size, dilation=dilation), by_tap, 1e-13)
+    for kernel_grad in (depthwise._kernel_grad_by_pixel, depthwise._kernel_grad_by_conv):
+        assert_close(kernel_grad(padded, grad, size=size, dilation=dilation), by_tap, 1e-13)
 
 
 def test_both_paddings_are_equal(monkeypatch):
@@ -134,7 +134,7 @@ def test_both_paddings_are_equal(monkeypatch):
         monkeypatch.setattr(
             depthwise.lax,
             "platform_dependent",
-            lambda *arrays, name=name, **way: way[name](*arrays),
+            lambda *arrays, name=name, **programs: programs[name](*arrays),
         )
         padded.append(np.asarray(depthwise._pad(parts, 5, 2)))
     np.testing.assert_array_equal(*padded)
@@ -142,47 +142,47 @@ def test_both_paddings_are_equal(monkeypatch):
     np.testing.assert_array_equal(padded[0], np.pad(joined, ((0, 0), (4, 4), (4, 4), (0, 0))))
 
 
-def paired_arguments(size, dtype="float64"):
-    """Unequal parts whose channels add up: 2 + 3 of the first, 4 + 1 of the second of each pair."""
+def grouped_arguments(size, dtype="float64"):
+    """Unequal parts whose channels add up: 2 + 3 of the first, 4 + 1 of the second of each group."""
     height, width = size
     first = [draw(n, 2, height, width, channels, dtype=dtype) for n, channels in enumerate((2, 3))]
     second = [draw(n, 2, height, width, channels, dtype=dtype) for n, channels in enumerate((4, 1))]
     return first, second
 
 
-def reference_paired(first, second, kernel):
+def reference_grouped(first, second, kernel):
     both = jnp.stack([jnp.concatenate(first, -1), jnp.concatenate(second, -1)], axis=-1)
-    return grouped_conv(both.reshape(*both.shape[:3], -1), kernel, kernel.shape[-1])
+    return lax_conv(both.reshape(*both.shape[:3], -1), kernel, kernel.shape[-1])
 
 
 @pytest.mark.usefixtures("x64", "platform")
 @pytest.mark.parametrize("side", [3, 5])
 @pytest.mark.parametrize("size", [(5, 7), (1, 1)])
-def test_paired_conv_and_its_gradients_equal_grouped_convolution(side, size):
-    arguments = (*paired_arguments(size), draw(3, side, side, 2, 5))
+def test_grouped_conv_and_its_gradients_equal_that_of_lax(side, size):
+    arguments = (*grouped_arguments(size), draw(3, side, side, 2, 5))
     cotangent = draw(4, 2, *size, 5)
-    found = vjp(paired_conv, arguments, cotangent)
-    expected = vjp(reference_paired, arguments, cotangent)
+    found = vjp(grouped_conv, arguments, cotangent)
+    expected = vjp(reference_grouped, arguments, cotangent)
     jax.tree.map(lambda f, e: assert_close(f, e, 1e-13), found, expected)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2 * BF16_STEP)])
-def test_paired_conv_keeps_the_type(dtype, tolerance):
-    first, second = paired_arguments((5, 7), dtype)
+def test_grouped_conv_keeps_the_dtype(dtype, tolerance):
+    first, second = grouped_arguments((5, 7), dtype)
     kernel = draw(3, 3, 3, 2, 5, dtype="float32")
-    y = paired_conv(first, second, kernel)
+    y = grouped_conv(first, second, kernel)
     assert y.dtype == dtype
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda a: jnp.asarray(wide(a)), (first, second, kernel))
-        assert_close(y, reference_paired(*exact), tolerance)
+        assert_close(y, reference_grouped(*exact), tolerance)
 
 
 def reference_pool(x, size):
     """Mean of the pixels of the window that lie inside the image, one pixel after another."""
     _, height, width, _ = x.shape
-    reach = size // 2
-    rows = [slice(max(0, n - reach), n + reach + 1) for n in range(height)]
-    columns = [slice(max(0, n - reach), n + reach + 1) for n in range(width)]
+    halo = size // 2
+    rows = [slice(max(0, n - halo), n + halo + 1) for n in range(height)]
+    columns = [slice(max(0, n - halo), n + halo + 1) for n in range(width)]
     means = [x[:, r, c].mean(axis=(1, 2)) for r, c in itertools.product(rows, columns)]
     return jnp.stack(means, axis=1).reshape(x.shape)
 
@@ -319,10 +319,10 @@ def test_black_image_has_zero_scores_and_zero_gradients(dtype):
         np.testing.assert_array_equal(wide(value), 0)
 
 
-def reference_sparse_softmax(scores, kept, weights):
+def reference_sparse_softmax(scores, top_k, weights):
     """Every softmax by itself, with minus infinity where a score is not kept."""
     total = 0
-    for n, count in enumerate(kept):
+    for n, count in enumerate(top_k):
         threshold = jnp.sort(lax.stop_gradient(scores), axis=-1)[..., -count, None]
         masked = jnp.where(scores >= threshold, scores, -jnp.inf)
         total += weights[n] * jax.nn.softmax(masked, axis=-1)
@@ -330,12 +330,12 @@ def reference_sparse_softmax(scores, kept, weights):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kept", [(1,), (6,), (3, 4, 5), (2, 2)])
-def test_sparse_softmax_and_its_gradients_equal_masked_softmaxes(kept):
-    arguments = (draw(1, 2, 3, 4, 6), draw(2, len(kept)))
+@pytest.mark.parametrize("top_k", [(1,), (6,), (3, 4, 5), (2, 2)])
+def test_sparse_softmax_and_its_gradients_equal_masked_softmaxes(top_k):
+    arguments = (draw(1, 2, 3, 4, 6), draw(2, len(top_k)))
     cotangent = draw(3, 2, 3, 4, 6)
-    found = vjp(lambda s, w: sparse_softmax(s, kept, w), arguments, cotangent)
-    expected = vjp(lambda s, w: reference_sparse_softmax(s, kept, w), arguments, cotangent)
+    found = vjp(lambda s, w: sparse_softmax(s, top_k, w), arguments, cotangent)
+    expected = vjp(lambda s, w: reference_sparse_softmax(s, top_k, w), arguments, cotangent)
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=1e-14), found, expected)
 
 

@@ -172,9 +172,7 @@ def operation(name: str, channels: int, gradients: bool) -> Build:
     """One operation of `drsformer_jax.ops`, such as depthwise5, grouped3, dilated7, linear."""
     parts = re.fullmatch(r"(depthwise|dilated|grouped|pool|linear)(\d*)", name)
     if parts is None:
-        raise InputError(
-            f"the operation is {name!r}; expected such as depthwise5, grouped3, linear"
-        )
+        raise InputError(f"the operation is {name!r}; expected, say, depthwise5, grouped3, linear")
     kind, side = parts[1], int(parts[2] or 3)
 
     def build(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]]:

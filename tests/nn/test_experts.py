@@ -46,9 +46,7 @@ def programs(valid_mask, dtype):
         lambda leaf: jnp.asarray(random.standard_normal(leaf.shape) / 2, dtype), params
     )
     # Height and width of the images of which `valid_mask` has the pixels.
-    size = jnp.stack(
-        [valid_mask.any(axis=2).sum(axis=1)[:, 0], valid_mask.any(axis=1).sum(axis=1)[:, 0]]
-    )
+    size = jnp.stack([valid_mask.any(axis=axis).sum(axis=1)[:, 0] for axis in (2, 1)])
 
     def own(params, x, gates):
         y = nnx.merge(definition, params)(x, gates, AT_ONCE.with_size(size.T))

@@ -143,7 +143,7 @@ def test_both_paddings_are_equal(monkeypatch):
 
 
 def grouped_arguments(size, dtype="float64"):
-    """Unequal parts whose channels add up: 2 + 3 of the first, 4 + 1 of the second of each group."""
+    """Unequal parts: the first channels of groups are 2 + 3, the second 4 + 1."""
     height, width = size
     first = [draw(n, 2, height, width, channels, dtype=dtype) for n, channels in enumerate((2, 3))]
     second = [draw(n, 2, height, width, channels, dtype=dtype) for n, channels in enumerate((4, 1))]

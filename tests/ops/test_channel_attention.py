@@ -38,17 +38,17 @@ def small_strips(monkeypatch):
 def arguments(height, width, size, bias, mask, dtype="float64"):
     random = np.random.default_rng([height, width, size])
 
-    def draw(*shape):
+    def normal(*shape):
         return jnp.asarray(random.standard_normal(shape), dtype)
 
     weights = [
-        Affine(draw(*shape) / np.sqrt(np.prod(shape[:-1])), draw(shape[-1]) if bias else None)
+        Affine(normal(*shape) / np.sqrt(np.prod(shape[:-1])), normal(shape[-1]) if bias else None)
         for shape in ((CHANNELS, 2 * CHANNELS), (size, size, 2 * CHANNELS))
     ]
     valid_mask = masks(2, height, width) if mask else None
     # Counts part of what is valid, as parts of images do.
     counted = valid_mask.at[:, :2].set(False) if mask else None
-    return draw(2, height, width, CHANNELS), QueryKeyWeights(*weights), valid_mask, counted
+    return normal(2, height, width, CHANNELS), QueryKeyWeights(*weights), valid_mask, counted
 
 
 def reference(x, weights, heads, valid_mask, counted):

@@ -38,17 +38,17 @@ def small_strips(monkeypatch):
 def arguments(height, width, hidden, bias, mask, dtype="float64"):
     random = np.random.default_rng([height, width, hidden])
 
-    def draw(*shape):
+    def normal(*shape):
         return jnp.asarray(random.standard_normal(shape), dtype)
 
     shapes = [(3, 2 * hidden), (3, 3, 2 * hidden), (5, 5, 2 * hidden)]
     shapes += [(3, 3, 2, hidden), (5, 5, 2, hidden), (2 * hidden, 3)]
     weights = [
-        Affine(draw(*shape) / np.sqrt(np.prod(shape[:-1])), draw(shape[-1]) if bias else None)
+        Affine(normal(*shape) / np.sqrt(np.prod(shape[:-1])), normal(shape[-1]) if bias else None)
         for shape in shapes
     ]
     valid_mask = masks(2, height, width) if mask else None
-    return draw(2, height, width, 3), MixedScaleWeights(*weights), valid_mask
+    return normal(2, height, width, 3), MixedScaleWeights(*weights), valid_mask
 
 
 def reference(x, weights, valid_mask):

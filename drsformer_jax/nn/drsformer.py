@@ -162,29 +162,29 @@ class DRSformer(nnx.Module):
         )
         network = _Recorder(self)
 
-        x = network.patch_embed(x.astype(self.config.dtype), rows1)
+        x = network.patch_embed(x.astype(self.config.dtype), rows=rows1)
         if self.config.encoder_level0 != "none":
-            x = network.encoder_level0(x, rows1)
-        skip1 = network.encoder_level1(x, rows1)
-        x = network.down1_2(skip1, rows1)
-        skip2 = network.encoder_level2(x, rows2)
-        x = network.down2_3(skip2, rows2)
-        skip3 = network.encoder_level3(x, rows3)
-        x = network.down3_4(skip3, rows3)
+            x = network.encoder_level0(x, rows=rows1)
+        skip1 = network.encoder_level1(x, rows=rows1)
+        x = network.down1_2(skip1, rows=rows1)
+        skip2 = network.encoder_level2(x, rows=rows2)
+        x = network.down2_3(skip2, rows=rows2)
+        skip3 = network.encoder_level3(x, rows=rows3)
+        x = network.down3_4(skip3, rows=rows3)
 
-        x = network.latent(x, rows4)
+        x = network.latent(x, rows=rows4)
 
-        x = network.up4_3(x, rows4)
+        x = network.up4_3(x, rows=rows4)
         x = network.reduce_chan_level3(_concat(x, skip3))
-        x = network.decoder_level3(x, rows3)
-        x = network.up3_2(x, rows3)
+        x = network.decoder_level3(x, rows=rows3)
+        x = network.up3_2(x, rows=rows3)
         x = network.reduce_chan_level2(_concat(x, skip2))
-        x = network.decoder_level2(x, rows2)
-        x = network.up2_1(x, rows2)
-        x = network.decoder_level1(_concat(x, skip1), rows1)
+        x = network.decoder_level2(x, rows=rows2)
+        x = network.up2_1(x, rows=rows2)
+        x = network.decoder_level1(_concat(x, skip1), rows=rows1)
         if self.config.refinement != "none":
-            x = network.refinement(x, rows1)
-        network.output(x, rows1)
+            x = network.refinement(x, rows=rows1)
+        network.output(x, rows=rows1)
         return network.outputs
 
 
@@ -203,9 +203,9 @@ class _Recorder:
         self._module = module
 
     def __getattr__(self, name: str) -> Callable[..., Array]:
-        def call(*arguments: Array | Rows) -> Array:
+        def call(x: Array, **options: Rows) -> Array:
             with jax.named_scope(name):
-                self.outputs[name] = getattr(self._module, name)(*arguments)
+                self.outputs[name] = getattr(self._module, name)(x, **options)
             return self.outputs[name]
 
         return call

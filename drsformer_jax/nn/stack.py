@@ -20,13 +20,13 @@ class Stack(nnx.Module):
     Args:
         layer: one layer; its parameters are repeated.
         count: number of layers.
-        remat: keep only each layer's input for the backward pass and compute the rest again.
+        remat: keep only each layer's input for the backward pass and recompute the rest.
         unroll: compile every layer by itself instead.
     """
 
     def __init__(self, layer: nnx.Module, count: int, *, remat: bool, unroll: bool) -> None:
         self.remat = remat
-        self.unroll = unroll
+        self.unroll = count if unroll else 1
         self.layers = layer
         repeated = jax.tree.map(
             lambda leaf: np.broadcast_to(leaf, (count, *leaf.shape)), nnx.state(layer)
@@ -44,14 +44,14 @@ class Stack(nnx.Module):
         Args:
             x: input of the first layer.
             *per_layer: further arguments, stacked along a first axis like the parameters.
-            rows: how they are computed, which every layer is told.
+            rows: how the rows of images are computed, by every layer.
         """
-        definition, params = nnx.split(self.layers)
 
-        def apply(x: Array, layer: tuple[Any, tuple[Any, ...]]) -> tuple[Array, None]:
-            params, arguments = layer
-            return nnx.merge(definition, params)(x, *arguments, rows=rows), None
+        def apply(layer: nnx.Module, x: Array, *arguments: Any) -> Array:
+            return layer(x, *arguments, rows=rows)
 
         if self.remat:
-            apply = jax.checkpoint(apply, prevent_cse=False)  # A scan cannot be merged with CSE.
-        return jax.lax.scan(apply, x, (params, per_layer), unroll=self.unroll)[0]
+            apply = nnx.remat(apply, prevent_cse=False)  # A scan cannot be merged with CSE.
+        axes = (0, nnx.Carry, *(0 for _ in per_layer))
+        scan = nnx.scan(apply, in_axes=axes, out_axes=nnx.Carry, unroll=self.unroll)
+        return scan(self.layers, x, *per_layer)

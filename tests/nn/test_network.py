@@ -283,6 +283,22 @@ def test_key_decides_the_initial_parameters():
     assert np.all(kernel != other["latent"]["layers"]["attn"]["qkv"]["kernel"])
 
 
+def test_initial_parameters_of_a_seed_stay_the_same():
+    # Otherwise a run could not be repeated from its configuration.
+    params = init_params(BARE, jax.random.key(1))
+    found = [
+        params["decoder_level1"]["layers"]["attn"]["project_out"]["kernel"][0, 0, :3],
+        params["latent"]["layers"]["attn"]["qkv"]["kernel"][0, 0, :3],
+        params["up4_3"]["kernel"][2, 2, -1, -3:],
+    ]
+    expected = [
+        [0.14327062666416168, -0.18750019371509552, 0.2247641682624817],
+        [-0.019936176016926765, -0.09732330590486526, -0.10294009000062943],
+        [0.04665379226207733, -0.03894996643066406, 0.04513055086135864],
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def run_alone(program: str) -> str:
     finished = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],

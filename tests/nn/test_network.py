@@ -186,6 +186,7 @@ def equations(program):
             yield from equations(inner)
 
 
+@functools.cache
 def equations_with(**fields):
     """Every equation of a network with these fields."""
     config = dataclasses.replace(COMPACT, **fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -67,39 +68,51 @@ def reference(x, weights, heads, valid_mask, counted):
     return products.sum(axis=2), (query**2).sum(axis=2), (key**2).sum(axis=2)
 
 
+@functools.cache
+def expected_of(case):
+    with jax.enable_x64(True):
+        x, weights, *where = arguments(*case[:2], *case[3:])
+        return with_gradients(lambda x, weights: reference(x, weights, case[2], *where), x, weights)
+
+
+def rounded_arguments(dtype):
+    x, weights, *where = arguments(23, 9, 3, True, True, dtype=dtype)
+    # As in training, where parameters stay in float32.
+    return x, jax.tree.map(lambda leaf: leaf.astype("float32"), weights), *where
+
+
+@functools.cache
+def exact_results(dtype):
+    """Of the same rounded arguments, in float64."""
+    x, weights, *where = rounded_arguments(dtype)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (x, weights))
+        return with_gradients(lambda x, weights: reference(x, weights, 2, *where), *exact)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_sums_and_their_gradients_equal_the_equation(implementation, case):
     heads = case[2]
     with jax.enable_x64(True):
         x, weights, *where = arguments(*case[:2], *case[3:])
-        found, expected = (
-            with_gradients(of, x, weights)
-            for of in (
-                lambda x, weights: query_key_sums(x, weights, heads, *where, implementation),
-                lambda x, weights: reference(x, weights, heads, *where),
-            )
+        found = with_gradients(
+            lambda x, weights: query_key_sums(x, weights, heads, *where, implementation), x, weights
         )
-        assert difference(found, expected) < 1e-13
+    assert difference(found, expected_of(case)) < 1e-13
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", STEPS)
 def test_sums_are_as_exact_as_their_type(implementation, dtype):
-    x, weights, *where = arguments(23, 9, 3, True, True, dtype=dtype)
-    # As in training, where parameters stay in float32.
-    weights = jax.tree.map(lambda leaf: leaf.astype("float32"), weights)
+    x, weights, *where = rounded_arguments(dtype)
     values, gradients = with_gradients(
         lambda x, weights: query_key_sums(x, weights, 2, *where, implementation), x, weights
     )
     assert {leaf.dtype for leaf in values} == {jnp.dtype("float32")}
     assert gradients[0].dtype == x.dtype
     assert {leaf.dtype for leaf in gradients[1:]} == {jnp.dtype("float32")}
-    with jax.enable_x64(True):
-        exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (x, weights))
-        expected, expected_gradients = with_gradients(
-            lambda x, weights: reference(x, weights, 2, *where), *exact
-        )
+    expected, expected_gradients = exact_results(dtype)
     # Values are rounded after each convolution and each bias, and summed without rounding.
     assert difference(values, expected) < 4 * STEPS[dtype]
     assert relative_error(together(gradients), together(expected_gradients)) < 4 * STEPS[dtype]

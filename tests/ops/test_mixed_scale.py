@@ -82,32 +82,47 @@ def equation(valid_mask):
     return valid_only(reference, valid_mask)
 
 
+@functools.cache
+def expected_of(case):
+    with jax.enable_x64(True):
+        x, weights, valid_mask = arguments(*case)
+        return with_gradients(equation(valid_mask), x, weights)
+
+
+def rounded_arguments(dtype):
+    x, weights, valid_mask = arguments(*CASES[1], dtype=dtype)
+    # As in training, where parameters stay in float32.
+    return x, jax.tree.map(lambda leaf: leaf.astype("float32"), weights), valid_mask
+
+
+@functools.cache
+def exact_results(dtype):
+    """Of the same rounded arguments, in float64."""
+    x, weights, valid_mask = rounded_arguments(dtype)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda a: jnp.asarray(np.float64(a)), (x, weights))
+        return with_gradients(equation(valid_mask), *exact)
+
+
 @pytest.mark.usefixtures("small_strips")
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_implementation_and_its_gradients_equal_the_equation(implementation, case):
     with jax.enable_x64(True):
         x, weights, valid_mask = arguments(*case)
-        found, expected = (
-            with_gradients(of, x, weights)
-            for of in (operation(valid_mask, implementation), equation(valid_mask))
-        )
-        assert difference(found, expected) < 1e-13
+        found = with_gradients(operation(valid_mask, implementation), x, weights)
+    assert difference(found, expected_of(case)) < 1e-13
 
 
 @pytest.mark.usefixtures("small_strips")
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", STEPS)
 def test_implementation_is_as_exact_as_its_dtype(implementation, dtype):
-    x, weights, valid_mask = arguments(*CASES[1], dtype=dtype)
-    # As in training, where parameters stay in float32.
-    weights = jax.tree.map(lambda leaf: leaf.astype("float32"), weights)
+    x, weights, valid_mask = rounded_arguments(dtype)
     (y,), (x_grad, *grads) = with_gradients(operation(valid_mask, implementation), x, weights)
     assert (y.dtype, x_grad.dtype) == (x.dtype, x.dtype)
     assert {leaf.dtype for leaf in grads} == {jnp.dtype("float32")}
-    with jax.enable_x64(True):
-        exact = jax.tree.map(lambda a: jnp.asarray(np.float64(a)), (x, weights))
-        (expected,), expected_grads = with_gradients(equation(valid_mask), *exact)
+    (expected,), expected_grads = exact_results(dtype)
     # Each of four convolutions and four biases rounds once; float32 sums round more often.
     assert difference(y, expected) < 8 * STEPS[dtype]
     # Rounding moves values through the zero of relu, which single gradients show strongly.

@@ -88,27 +88,46 @@ SIZES = [(5, 7), (1, 1), (1, 9)]
 DEPTHWISE = [(KERNELS[n], size) for n in range(len(KERNELS)) for size in SIZES[: 1 + n % 3]]
 
 
+def depthwise_arguments(side, size):
+    return (normal(1, 2, *size, 3), normal(3, side, side, 3)), normal(2, 2, *size, 3)
+
+
+@functools.cache
+def expected_depthwise(kernel, size):
+    """The same for every platform's program."""
+    side, dilation = kernel
+    return vjp(lambda x, k: reference_depthwise(x, k, dilation), *depthwise_arguments(side, size))
+
+
 @pytest.mark.usefixtures("x64", "platform")
 @pytest.mark.parametrize(("kernel", "size"), DEPTHWISE)
 def test_depthwise_conv_and_its_gradients_equal_grouped_convolution(kernel, size):
-    (side, dilation), (height, width) = kernel, size
-    x, cotangent = normal(1, 2, height, width, 3), normal(2, 2, height, width, 3)
-    arguments = (x, normal(3, side, side, 3))
-    found = vjp(lambda x, k: depthwise_conv(x, k, dilation), arguments, cotangent)
-    expected = vjp(lambda x, k: reference_depthwise(x, k, dilation), arguments, cotangent)
+    side, dilation = kernel
+    found = vjp(lambda x, k: depthwise_conv(x, k, dilation), *depthwise_arguments(side, size))
+    expected = expected_depthwise(kernel, size)
     jax.tree.map(lambda f, e: assert_close(f, e, 1e-13), found, expected)
+
+
+def rounded_arguments(dtype):
+    x, cotangent = normal(1, 2, 13, 17, 5, dtype=dtype), normal(2, 2, 13, 17, 5, dtype=dtype)
+    return x, normal(3, 7, 7, 5, dtype="float32"), cotangent
+
+
+@functools.cache
+def exact_depthwise(dtype):
+    """Of the same rounded arguments, in float64."""
+    with jax.enable_x64(True):
+        x, kernel, cotangent = (jnp.asarray(wide(a)) for a in rounded_arguments(dtype))
+        return vjp(reference_depthwise, (x, kernel), cotangent)
 
 
 @pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize(("dtype", "x_tolerance"), [("float32", 1e-6), ("bfloat16", BF16_STEP)])
 def test_depthwise_conv_sums_in_float32_and_keeps_types(dtype, x_tolerance):
-    x, cotangent = normal(1, 2, 13, 17, 5, dtype=dtype), normal(2, 2, 13, 17, 5, dtype=dtype)
-    kernel = normal(3, 7, 7, 5, dtype="float32")
+    x, kernel, cotangent = rounded_arguments(dtype)
     y, (x_grad, kernel_grad) = vjp(depthwise_conv, (x, kernel), cotangent)
     assert (y.dtype, x_grad.dtype, kernel_grad.dtype) == (x.dtype, x.dtype, kernel.dtype)
-    with jax.enable_x64(True):
-        exact = [jnp.asarray(wide(a)) for a in (x, kernel, cotangent)]
-        expected, (x_expected, kernel_expected) = vjp(reference_depthwise, exact[:2], exact[2])
+    expected, (x_expected, kernel_expected) = exact_depthwise(dtype)
     assert_close(y, expected, x_tolerance)
     assert_close(x_grad, x_expected, x_tolerance)
     # Sums over all pixels: in bfloat16 they would be far beyond this.
@@ -159,14 +178,20 @@ def reference_grouped(first, second, kernel):
     return lax_conv(both.reshape(*both.shape[:3], -1), kernel, kernel.shape[-1])
 
 
+@functools.cache
+def expected_grouped(side, size):
+    """The same for every platform's program."""
+    arguments = (*grouped_arguments(size), normal(3, side, side, 2, 5))
+    return vjp(reference_grouped, arguments, normal(4, 2, *size, 5))
+
+
 @pytest.mark.usefixtures("x64", "platform")
 @pytest.mark.parametrize("side", [3, 5])
 @pytest.mark.parametrize("size", [(5, 7), (1, 1)])
 def test_grouped_conv_and_its_gradients_equal_that_of_lax(side, size):
     arguments = (*grouped_arguments(size), normal(3, side, side, 2, 5))
-    cotangent = normal(4, 2, *size, 5)
-    found = vjp(grouped_conv, arguments, cotangent)
-    expected = vjp(reference_grouped, arguments, cotangent)
+    found = vjp(grouped_conv, arguments, normal(4, 2, *size, 5))
+    expected = expected_grouped(side, size)
     jax.tree.map(lambda f, e: assert_close(f, e, 1e-13), found, expected)
 
 

@@ -17,6 +17,10 @@ class Stack(nnx.Module):
 
     The program has one layer's size whatever the count: compiling takes a fraction of the time.
 
+    It is scanned by `jax.lax.scan`. `nnx.scan` compiles to the same program in as many lines, but
+    raises an error ("different trace level") on a network that a surrounding transformation closes
+    over, as in `jax.eval_shape(network, x)`.
+
     Args:
         layer: one layer; its parameters are repeated.
         count: number of layers.
@@ -26,7 +30,7 @@ class Stack(nnx.Module):
 
     def __init__(self, layer: nnx.Module, count: int, *, remat: bool, unroll: bool) -> None:
         self.remat = remat
-        self.unroll = count if unroll else 1
+        self.unroll = unroll
         self.layers = layer
         repeated = jax.tree.map(
             lambda leaf: np.broadcast_to(leaf, (count, *leaf.shape)), nnx.state(layer)
@@ -46,12 +50,12 @@ class Stack(nnx.Module):
             *per_layer: further arguments, stacked along a first axis like the parameters.
             rows: how the rows of images are computed, by every layer.
         """
+        definition, params = nnx.split(self.layers)
 
-        def apply(layer: nnx.Module, x: Array, *arguments: Any) -> Array:
-            return layer(x, *arguments, rows=rows)
+        def apply(x: Array, layer: tuple[Any, tuple[Any, ...]]) -> tuple[Array, None]:
+            params, arguments = layer
+            return nnx.merge(definition, params)(x, *arguments, rows=rows), None
 
         if self.remat:
-            apply = nnx.remat(apply, prevent_cse=False)  # A scan cannot be merged with CSE.
-        axes = (0, nnx.Carry, *(0 for _ in per_layer))
-        scan = nnx.scan(apply, in_axes=axes, out_axes=nnx.Carry, unroll=self.unroll)
-        return scan(self.layers, x, *per_layer)
+            apply = jax.checkpoint(apply, prevent_cse=False)  # A scan cannot be merged with CSE.
+        return jax.lax.scan(apply, x, (params, per_layer), unroll=self.unroll)[0]

@@ -1,4 +1,4 @@
-"""Times every form of the operations of `drsformer_jax.ops`, and plain XLA, in turn in one run.
+"""Times every implementation of the operations of `drsformer_jax.ops`, and plain XLA, in turn.
 
 python benchmarks/ops.py [--all] [--only mixed_scale] [--dtype float32] [--runs 7] [--json ops.json]
     [--without-plain]
@@ -31,9 +31,10 @@ from drsformer_jax.ops.attention import (
     query_key_sums,
     sparse_softmax,
 )
-from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, paired_conv
+from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, grouped_conv
 from drsformer_jax.ops.linear import Affine, linear
-from drsformer_jax.ops.mixed_scale import MixedScaleWeights, mixed_scale
+from drsformer_jax.ops.mixed_scale import mixed_scale
+from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights
 from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
 
 Way = Callable[..., jax.Array]
@@ -44,7 +45,7 @@ HOPELESS = 20
 """Times the fastest: what takes longer is not repeated."""
 
 
-def grouped_conv(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
+def plain_conv(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
     """XLA's own convolution: kernel k k i o, output channel n reads the n-th i channels."""
     return jax.lax.conv_general_dilated(
         x,
@@ -58,21 +59,21 @@ def grouped_conv(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Arra
 
 
 def plain_pairs(first: jax.Array, second: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The paired convolution by XLA, of channels that lie together."""
-    return grouped_conv(jnp.stack([first, second], -1).reshape(*first.shape[:3], -1), kernel)
+    """The grouped convolution by XLA, of channels that lie together."""
+    return plain_conv(jnp.stack([first, second], -1).reshape(*first.shape[:3], -1), kernel)
 
 
 def plain_mixed_scale(x: jax.Array, weights: MixedScaleWeights) -> jax.Array:
     """The mixed-scale network by XLA, its channels in the official order."""
     x = x @ weights.project_in.kernel.astype(x.dtype)
     paths = [
-        jax.nn.relu(grouped_conv(x, path.kernel[:, :, None]))
-        for path in (weights.small, weights.large)
+        jax.nn.relu(plain_conv(x, path.kernel[:, :, None]))
+        for path in (weights.depthwise3x3, weights.depthwise5x5)
     ]
     halves = zip(*(jnp.split(path, 2, axis=-1) for path in paths), strict=True)
-    kernels = weights.small_pairs.kernel, weights.large_pairs.kernel
+    kernels = weights.grouped3x3.kernel, weights.grouped5x5.kernel
     mixed = [
-        jax.nn.relu(grouped_conv(jnp.concatenate(half, -1), kernel))
+        jax.nn.relu(plain_conv(jnp.concatenate(half, -1), kernel))
         for half, kernel in zip(halves, kernels, strict=True)
     ]
     return jnp.concatenate(mixed, -1) @ weights.project_out.kernel.astype(x.dtype)
@@ -81,7 +82,7 @@ def plain_mixed_scale(x: jax.Array, weights: MixedScaleWeights) -> jax.Array:
 def plain_sums(x: jax.Array, weights: QueryKeyWeights, heads: int) -> ChannelSums:
     """Queries, keys and their sums by XLA."""
     y = x @ weights.pointwise.kernel.astype(x.dtype)
-    both = grouped_conv(y, weights.depthwise.kernel[:, :, None])
+    both = plain_conv(y, weights.depthwise.kernel[:, :, None])
     query, key = (
         part.reshape(len(x), -1, heads, x.shape[-1] // heads) for part in jnp.split(both, 2, -1)
     )
@@ -104,13 +105,13 @@ def plain_step(x: jax.Array, gates: jax.Array, step: Step) -> jax.Array:
     experts = []
     for size in SEPARABLE_SIZES:
         own = getattr(step, f"separable{size}")
-        y = grouped_conv(x, own.depthwise_first.kernel[:, :, None])
+        y = plain_conv(x, own.depthwise_first.kernel[:, :, None])
         y = jax.nn.relu(y @ own.pointwise_first.kernel[...].astype(cast))
-        y = grouped_conv(y, own.depthwise_last.kernel[:, :, None])
+        y = plain_conv(y, own.depthwise_last.kernel[:, :, None])
         experts.append(y @ own.pointwise_last.kernel[...].astype(cast))
     for size in DILATED_SIZES:
         own = getattr(step, f"dilated{size}")
-        y = grouped_conv(x, own.depthwise.kernel[:, :, None], dilation=2)
+        y = plain_conv(x, own.depthwise.kernel[:, :, None], dilation=2)
         experts.append(y @ own.pointwise_last.kernel[...].astype(cast))
     experts.append(plain_pool(x))
     gated = [gates[:, n, None, None, None].astype(cast) * y for n, y in enumerate(experts)]
@@ -127,33 +128,35 @@ def cases(
     """
     hidden = int(channels * EXPANSION)
     x, wide = (draw(1, side, side, size).astype(dtype) for size in (channels, 2 * hidden))
-    conv_forms = ("by_pixel", "by_tap", "by_conv")
+    conv_names = ("by_pixel", "by_tap", "by_conv")
     kernels = [(3, 1), (5, 1)]
     if every:
         kernels += [(1, 1), (7, 1), (3, 2), (5, 2), (7, 2)]
     for size, dilation in kernels:
         ways: dict[str, Way] = {
-            form: functools.partial(depthwise_conv, dilation=dilation, form=form)
-            for form in conv_forms
+            name: functools.partial(depthwise_conv, dilation=dilation, implementation=name)
+            for name in conv_names
         }
-        ways["plain"] = lambda x, k, d=dilation: grouped_conv(x, k[:, :, None], d)
+        ways["plain"] = lambda x, k, d=dilation: plain_conv(x, k[:, :, None], d)
         yield f"depthwise {size}x{size}/{dilation}", ways, (wide, draw(size, size, 2 * hidden))
     for size in (3, 5):
         ways = {
-            form: lambda a, b, k, form=form: paired_conv([a], [b], k, form) for form in conv_forms
+            name: lambda a, b, k, name=name: grouped_conv([a], [b], k, name) for name in conv_names
         }
         arguments = (wide[..., :hidden], wide[..., hidden:], draw(size, size, 2, hidden))
-        yield f"paired {size}x{size}", {**ways, "plain": plain_pairs}, arguments
+        yield f"grouped {size}x{size}", {**ways, "plain": plain_pairs}, arguments
     shapes = ((channels, 2 * hidden), (3, 3, 2 * hidden), (5, 5, 2 * hidden))
     shapes += ((3, 3, 2, hidden), (5, 5, 2, hidden), (2 * hidden, channels))
     weights = MixedScaleWeights(*(Affine(draw(*shape), None) for shape in shapes))
-    ways = {form: functools.partial(mixed_scale, form=form) for form in ("whole", "strips")}
+    ways = {
+        name: functools.partial(mixed_scale, implementation=name) for name in ("whole", "strips")
+    }
     yield "mixed_scale", {**ways, "plain": plain_mixed_scale}, (x, weights)
-    yield "average_pool", {"one form": average_pool, "plain": plain_pool}, (x,)
+    yield "average_pool", {"single": average_pool, "plain": plain_pool}, (x,)
     definition, empty = nnx.split(Step(channels, ModelConfig()))
     params = jax.tree.map(lambda leaf: draw(*leaf.shape), empty)
     ways = {
-        "one form": lambda x, gates, params: nnx.merge(definition, params)(x, gates, AT_ONCE),
+        "single": lambda x, gates, params: nnx.merge(definition, params)(x, gates, AT_ONCE),
         "plain": lambda x, gates, params: plain_step(x, gates, nnx.merge(definition, params)),
     }
     yield "expert_step", ways, (jnp.abs(x), jnp.full((1, EXPERTS), 1 / EXPERTS), params)
@@ -164,19 +167,19 @@ def cases(
         Affine(draw(*shape), None) for shape in ((channels, 2 * channels), (3, 3, 2 * channels))
     )
     ways = {
-        form: functools.partial(query_key_sums, heads=heads, form=form)
-        for form in ("whole", "strips")
+        name: functools.partial(query_key_sums, heads=heads, implementation=name)
+        for name in ("whole", "strips")
     }
     ways["plain"] = functools.partial(plain_sums, heads=heads)
     yield "query_key_sums", ways, (x, QueryKeyWeights(*both))
     pixels = draw(1, side * side, heads, 48).astype(dtype)
-    ways = {"one form": lambda q, k, t: channel_scores(channel_sums(q, k), t)}
+    ways = {"single": lambda q, k, t: channel_scores(channel_sums(q, k), t)}
     yield "channel_scores", ways, (pixels, pixels[:, ::-1], draw(heads))
-    softmax = functools.partial(sparse_softmax, kept=(24, 32, 36, 38))
-    one = {"one form": lambda scores, weights: softmax(scores, weights=weights)}
+    softmax = functools.partial(sparse_softmax, top_k=(24, 32, 36, 38))
+    one = {"single": lambda scores, weights: softmax(scores, weights=weights)}
     yield "sparse_softmax", one, (draw(1, heads, 48, 48), draw(4))
     for move in (pixel_unshuffle, pixel_shuffle):
-        yield move.__name__, {"one form": move}, (x,)
+        yield move.__name__, {"single": move}, (x,)
 
 
 def gradients(way: Way, count: int) -> Way:

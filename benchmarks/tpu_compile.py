@@ -5,7 +5,7 @@
     python benchmarks/tpu_compile.py forward --height 2160 --width 3840 --strips 128
     python benchmarks/tpu_compile.py train --batch 4 --height 128 --width 128
     python benchmarks/tpu_compile.py stages --gradients
-    python benchmarks/tpu_compile.py op depthwise5 paired5 --channels 254
+    python benchmarks/tpu_compile.py op depthwise5 grouped5 --channels 254
 
 It needs `pip install "jax[tpu]"`, no TPU. Figures of memory and bytes are the compiler's and repeat
 exactly; seconds depend on the machine. Only one such program can run at a time (libtpu holds a
@@ -56,7 +56,7 @@ from drsformer_jax.files import write_text
 from drsformer_jax.nn.drsformer import DRSformer
 from drsformer_jax.nn.functional import abstract_params, apply
 from drsformer_jax.nn.rows import AT_ONCE, Strips
-from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, paired_conv
+from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, grouped_conv
 from drsformer_jax.ops.linear import linear
 from drsformer_jax.sharding import batch_sharding, replicated
 from drsformer_jax.training import abstract_state, compiled_step
@@ -169,10 +169,10 @@ def stage(name: str, gradients: bool) -> Build:
 
 
 def operation(name: str, channels: int, gradients: bool) -> Build:
-    """One operation of `drsformer_jax.ops`, such as depthwise5, paired3, dilated7, linear."""
-    parts = re.fullmatch(r"(depthwise|dilated|paired|pool|linear)(\d*)", name)
+    """One operation of `drsformer_jax.ops`, such as depthwise5, grouped3, dilated7, linear."""
+    parts = re.fullmatch(r"(depthwise|dilated|grouped|pool|linear)(\d*)", name)
     if parts is None:
-        raise InputError(f"the operation is {name!r}; expected such as depthwise5, paired3, linear")
+        raise InputError(f"the operation is {name!r}; expected, say, depthwise5, grouped3, linear")
     kind, side = parts[1], int(parts[2] or 3)
 
     def build(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -191,8 +191,8 @@ def operation(name: str, channels: int, gradients: bool) -> Build:
                 lambda kernel, x: depthwise_conv(x, kernel, 2),
                 (weights(side, side, channels), image(channels)),
             ),
-            "paired": (
-                lambda kernel, x: paired_conv([x[0]], [x[1]], kernel),
+            "grouped": (
+                lambda kernel, x: grouped_conv([x[0]], [x[1]], kernel),
                 (weights(side, side, 2, channels), (image(channels), image(channels))),
             ),
             "pool": (lambda _, x: average_pool(x, side), (weights(), image(channels))),
@@ -313,7 +313,7 @@ def programs(arguments: argparse.Namespace) -> Iterator[tuple[Work, Build]]:
     if asked.what in whole:
         yield asked, whole[asked.what]
     elif asked.what == "op":
-        for name in arguments.names or ["depthwise3", "depthwise5", "paired3", "paired5"]:
+        for name in arguments.names or ["depthwise3", "depthwise5", "grouped3", "grouped5"]:
             work = dataclasses.replace(asked, what=f"{name}{suffix} of {arguments.channels}")
             yield work, operation(name, arguments.channels, arguments.gradients)
     else:

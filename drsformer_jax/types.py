@@ -1,10 +1,14 @@
-"""Array annotations, and the letters that name their axes everywhere in the package.
+"""Array annotations, and the letters that name axes in shapes throughout the package.
 
-b  images of a batch          c  channels of a level      m  attention heads
-h  rows of an image            f  hidden channels          d  channels of a head (query)
-w  columns of an image         k  side of a kernel         e  channels of a head (key)
-s  steps of the mixture         x  experts of the mixture   p  pixels, h * w
-                                o  channels that come out of a linear map
+Images are channels-last: `Float[Array, "b h w c"]` is a batch of b feature maps of h x w pixels
+with c channels. In a shape `...` or `*b` stands for any leading axes, `_` for an axis without a
+name, and a number for itself.
+
+b  images of a batch        m  attention heads               k  side of a convolution's kernel
+h  height, in pixels        d  query channels of a head      f  hidden channels, of one half in MSFN
+w  width, in pixels         e  key channels of a head        x  experts of the mixture (MEFC)
+p  pixels, h * w            o  output channels of a layer    s  steps of the mixture
+c  channels                 n  branches of the sparse attention
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ __all__ = ["Array", "Bool", "Float", "Int"]
 if TYPE_CHECKING or find_spec("jaxtyping"):
     from jaxtyping import Bool, Float, Int
 else:
-    # The network runs where jax and flax alone are installed; there the shapes are comments.
+    # The network needs jax and flax alone; without jaxtyping the shapes are mere comments.
     class Float:
         """Stands in for `jaxtyping.Float`, `Bool` and `Int`."""
 

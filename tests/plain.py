@@ -12,11 +12,11 @@ STEPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 """Largest relative errors of rounding."""
 
 
-def conv(x, kernel, inside=True, dilation=1):
-    """Depthwise: kernel k k c and x b h w c, zero where not `inside`."""
-    reach = dilation * (kernel.shape[0] // 2)
-    x = jnp.pad(jnp.where(inside, x, 0), ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-    rows, columns = x.shape[1] - 2 * reach, x.shape[2] - 2 * reach
+def conv(x, kernel, valid_mask=True, dilation=1):
+    """Depthwise: kernel k k c and x b h w c, zero where not `valid_mask`."""
+    halo = dilation * (kernel.shape[0] // 2)
+    x = jnp.pad(jnp.where(valid_mask, x, 0), ((0, 0), (halo, halo), (halo, halo), (0, 0)))
+    rows, columns = x.shape[1] - 2 * halo, x.shape[2] - 2 * halo
     taps = itertools.product(range(kernel.shape[0]), repeat=2)
     places = ((i, j, i * dilation, j * dilation) for i, j in taps)
     return sum(x[:, t : t + rows, s : s + columns] * kernel[i, j] for i, j, t, s in places)
@@ -50,7 +50,7 @@ def together(arrays):
 
 def masks(batch, height, width):
     """Of images that differ in size: one loses half of its rows, the others two columns."""
-    inside = np.ones((batch, height, width, 1), bool)
-    inside[0, (height + 1) // 2 :] = False
-    inside[1:, :, -2:] = False
-    return jnp.asarray(inside)
+    valid_mask = np.ones((batch, height, width, 1), bool)
+    valid_mask[0, (height + 1) // 2 :] = False
+    valid_mask[1:, :, -2:] = False
+    return jnp.asarray(valid_mask)

@@ -1,4 +1,4 @@
-"""Golden files, and the weights that they were made with: read and drawn without PyTorch."""
+"""Golden files, and the weights that they were made with: read and sampled without PyTorch."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FORWARD = ("drsformer", "no_mefc", "restormer", "dfn", "fn", "dense", "bias", "b
 
 
 class Golden(NamedTuple):
-    """Numbers that a network must give."""
+    """A network, and the numbers that it must give."""
 
     architecture: dict[str, Any]
     """Fields of `ModelConfig`."""
     weights: dict[str, np.ndarray]
-    """Official keys to arrays."""
+    """By official key."""
     arrays: dict[str, np.ndarray]
 
     def config(self, dtype: str = "float32", **fields: Any) -> ModelConfig:
@@ -70,7 +70,7 @@ def load_small(name: str) -> Golden:
 
 
 def recipe_weights(keys: Mapping[str, Sequence[int]], seed: int) -> dict[str, np.ndarray]:
-    """Float32 weights that anyone can draw again from a key, its shape and the seed."""
+    """Float32 weights that depend on nothing but their key and shape, and the seed."""
     return {key: _recipe_weight(key, shape, seed) for key, shape in keys.items()}
 
 
@@ -91,7 +91,7 @@ def _recipe_weight(key: str, shape: Sequence[int], seed: int) -> np.ndarray:
 
 
 def relative_error(found: Any, expected: Any) -> float:
-    """L2 norm of the difference, relative to that of what is expected."""
+    """L2 norm of the difference, relative to that of `expected`."""
     expected = np.asarray(expected, np.float64)
     difference = np.asarray(found).astype(np.float64) - expected
     return float(np.linalg.norm(difference) / np.linalg.norm(expected))

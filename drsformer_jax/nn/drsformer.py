@@ -1,15 +1,18 @@
-"""The U-Net of sparse transformer blocks (paper, Fig. 2)."""
+"""The U-Net of sparse transformer blocks (DRSformer, CVPR 2023, Fig. 2)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from drsformer_jax.config import SIZE_MULTIPLE, ModelConfig
 from drsformer_jax.nn.attention import Attention
 from drsformer_jax.nn.experts import ExpertCompensator
 from drsformer_jax.nn.feedforward import FEED_FORWARD
-from drsformer_jax.nn.linear import Conv3x3, Pointwise, draw
+from drsformer_jax.nn.linear import Conv1x1, Conv3x3, initialize
 from drsformer_jax.nn.norm import LayerNorm
 from drsformer_jax.nn.rows import AT_ONCE, Mask, Rows
 from drsformer_jax.nn.stack import Stack
@@ -19,7 +22,14 @@ from drsformer_jax.types import Array, Float, Int
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward network, each on normalized input and added to it (Eq. 1, 2)."""
+    """Attention and feed-forward network, each with layer norm before and a residual around.
+
+        x = x + attention(norm1(x))
+        x = x + feed_forward(norm2(x))
+
+    The sparse transformer block of DRSformer (CVPR 2023), or the transformer block of Restormer
+    (CVPR 2022), as the configuration says.
+    """
 
     def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
         self.norm1 = LayerNorm(channels, config)
@@ -30,16 +40,38 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], rows: Rows) -> Float[Array, "b h w c"]:
         """Applies the block."""
 
-        def sums(window: Array, inside: Mask, counted: Mask) -> ChannelSums:
-            return self.attn.sums(self.norm1(window), inside, counted)
+        def sums(window: Array, valid_mask: Mask, counted: Mask) -> ChannelSums:
+            return self.attn.sums(self.norm1(window), valid_mask, counted)
 
-        mixing = self.attn.mixing(rows.sum(sums, x, reach=1))
+        mixing = self.attn.mixing(rows.sum(sums, x, halo=1))
 
-        def added(window: Array, inside: Mask) -> Array:
-            window = window + self.attn(self.norm1(window), mixing, inside)
-            return window + self.ffn(self.norm2(window), inside)
+        def residuals(window: Array, valid_mask: Mask) -> Array:
+            window = window + self.attn(self.norm1(window), mixing, valid_mask)
+            return window + self.ffn(self.norm2(window), valid_mask)
 
-        return rows.map(added, x, reach=1 + self.ffn.reach)
+        return rows.map(residuals, x, halo=1 + self.ffn.halo)
+
+
+class Downsample(Conv3x3):
+    """Halves height and width: a 3x3 convolution to c / 2 channels, then pixel-unshuffle to 2c."""
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        super().__init__(channels, channels // 2, config)
+
+    def __call__(self, x: Float[Array, "b h w c"], rows: Rows = AT_ONCE) -> Float[Array, "b _ _ _"]:
+        """To b h/2 w/2 2c."""
+        return pixel_unshuffle(super().__call__(x, rows))
+
+
+class Upsample(Conv3x3):
+    """Doubles height and width: a 3x3 convolution to 2c channels, then pixel-shuffle to c / 2."""
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        super().__init__(channels, 2 * channels, config)
+
+    def __call__(self, x: Float[Array, "b h w c"], rows: Rows = AT_ONCE) -> Float[Array, "b _ _ _"]:
+        """To b 2h 2w c/2."""
+        return pixel_shuffle(super().__call__(x, rows))
 
 
 def _stage(channels: int, heads: int, count: int, config: ModelConfig) -> Stack:
@@ -47,11 +79,13 @@ def _stage(channels: int, heads: int, count: int, config: ModelConfig) -> Stack:
 
 
 class DRSformer(nnx.Module):
-    """Restores rainy images; the submodules carry the names of the official checkpoints.
+    """Removes rain from images (DRSformer, CVPR 2023; with another configuration, Restormer).
+
+    Submodules have the names of the official checkpoints.
 
     Args:
         config: the architecture; `drsformer_jax.config.PRESETS` has the published ones.
-        rngs: random keys of the initial parameters.
+        rngs: its stream `params` initializes the parameters.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -64,27 +98,27 @@ class DRSformer(nnx.Module):
         if config.encoder_level0 == "mefc":
             self.encoder_level0 = ExpertCompensator(c1, config)
         self.encoder_level1 = _stage(c1, h1, n1, config)
-        self.down1_2 = Conv3x3(c1, c1 // 2, config)
+        self.down1_2 = Downsample(c1, config)
         self.encoder_level2 = _stage(c2, h2, n2, config)
-        self.down2_3 = Conv3x3(c2, c2 // 2, config)
+        self.down2_3 = Downsample(c2, config)
         self.encoder_level3 = _stage(c3, h3, n3, config)
-        self.down3_4 = Conv3x3(c3, c3 // 2, config)
+        self.down3_4 = Downsample(c3, config)
         self.latent = _stage(c4, h4, n4, config)
-        self.up4_3 = Conv3x3(c4, 2 * c4, config)
-        self.reduce_chan_level3 = Pointwise(2 * c3, c3, config, bias=bias)
+        self.up4_3 = Upsample(c4, config)
+        self.reduce_chan_level3 = Conv1x1(2 * c3, c3, config, bias=bias)
         self.decoder_level3 = _stage(c3, h3, n3, config)
-        self.up3_2 = Conv3x3(c3, 2 * c3, config)
-        self.reduce_chan_level2 = Pointwise(2 * c2, c2, config, bias=bias)
+        self.up3_2 = Upsample(c3, config)
+        self.reduce_chan_level2 = Conv1x1(2 * c2, c2, config, bias=bias)
         self.decoder_level2 = _stage(c2, h2, n2, config)
-        self.up2_1 = Conv3x3(c2, 2 * c2, config)
-        # The last level joins decoder and skip without reducing them: twice the channels.
+        self.up2_1 = Upsample(c2, config)
+        # The first level concatenates decoder and skip without a projection: twice the channels.
         self.decoder_level1 = _stage(2 * c1, h1, n1, config)
         if config.refinement == "mefc":
             self.refinement: nnx.Module = ExpertCompensator(2 * c1, config)
         elif config.refinement == "blocks":
             self.refinement = _stage(2 * c1, h1, config.refinement_blocks, config)
         self.output = Conv3x3(2 * c1, 3, config, bias=bias)
-        draw(self, rngs.params())
+        initialize(self, rngs.params())
 
     def __call__(
         self,
@@ -96,16 +130,17 @@ class DRSformer(nnx.Module):
 
         Args:
             x: rainy images in [0, 1], height and width multiples of 8.
-            size: height and width of each image where the arrays are larger, multiples of 8
-                that lie in their upper left corners; the result there is that of the images
-                alone, whatever stands outside, and means nothing elsewhere.
-            rows: how they are computed: all at once where it is not given.
+            size: height and width of each image, multiples of 8, where the arrays are larger and
+                hold it in their upper left corner; default: that of the arrays. The image is
+                restored as if it were alone, whatever else the array has; the result at other
+                pixels means nothing.
+            rows: how the rows of images are computed; default: all at once.
 
         Returns:
-            The images without rain, in the type of `x`, not clamped to [0, 1].
+            The images without rain, in the dtype of `x`, not clamped to [0, 1].
 
         Raises:
-            ValueError: if height or width is no multiple of 8.
+            ValueError: if height or width is not a multiple of 8.
         """
         return x + self.stages(x, size, rows)["output"].astype(x.dtype)
 
@@ -115,47 +150,62 @@ class DRSformer(nnx.Module):
         size: Int[Array, "b 2"] | None = None,
         rows: Rows = AT_ONCE,
     ) -> dict[str, Float[Array, "b _ _ _"]]:
-        """What each submodule makes of `x`, by its name; "output" lacks the addition of `x`."""
+        """The outputs of all submodules, by name; "output" is the residual, to which x is added.
+
+        Arguments and errors are those of `__call__`.
+        """
         height, width = x.shape[1:3]
         if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
             raise ValueError(f"x is {height}x{width}; height and width must be multiples of 8")
-        x = x.astype(self.config.dtype)
-        done: dict[str, Array] = {}
+        rows1, rows2, rows3, rows4 = (
+            rows.with_size(None if size is None else size // 2**level) for level in range(4)
+        )
+        network = _Recorder(self)
 
-        def at_level(x: Array) -> Rows:
-            return rows.at(None if size is None else size // (height // x.shape[1]))
-
-        def run(name: str, x: Array) -> Array:
-            with jax.named_scope(name):
-                done[name] = getattr(self, name)(x, rows=at_level(x))
-            return done[name]
-
-        def convolved(name: str, x: Array) -> Array:
-            return at_level(x).map(getattr(self, name), x, reach=1)
-
-        def down(name: str, x: Array) -> Array:
-            done[name] = pixel_unshuffle(convolved(name, x))
-            return done[name]
-
-        def up(name: str, x: Array, skip: Array) -> Array:
-            done[name] = pixel_shuffle(convolved(name, x))
-            return jax.numpy.concatenate([done[name], skip], axis=-1)
-
-        def reduce(name: str, x: Array) -> Array:
-            done[name] = getattr(self, name)(x)
-            return done[name]
-
-        x = done["patch_embed"] = convolved("patch_embed", x)
+        x = network.patch_embed(x.astype(self.config.dtype), rows=rows1)
         if self.config.encoder_level0 != "none":
-            x = run("encoder_level0", x)
-        skip1 = run("encoder_level1", x)
-        skip2 = run("encoder_level2", down("down1_2", skip1))
-        skip3 = run("encoder_level3", down("down2_3", skip2))
-        x = run("latent", down("down3_4", skip3))
-        x = run("decoder_level3", reduce("reduce_chan_level3", up("up4_3", x, skip3)))
-        x = run("decoder_level2", reduce("reduce_chan_level2", up("up3_2", x, skip2)))
-        x = run("decoder_level1", up("up2_1", x, skip1))
+            x = network.encoder_level0(x, rows=rows1)
+        skip1 = network.encoder_level1(x, rows=rows1)
+        x = network.down1_2(skip1, rows=rows1)
+        skip2 = network.encoder_level2(x, rows=rows2)
+        x = network.down2_3(skip2, rows=rows2)
+        skip3 = network.encoder_level3(x, rows=rows3)
+        x = network.down3_4(skip3, rows=rows3)
+
+        x = network.latent(x, rows=rows4)
+
+        x = network.up4_3(x, rows=rows4)
+        x = network.reduce_chan_level3(_concat(x, skip3))
+        x = network.decoder_level3(x, rows=rows3)
+        x = network.up3_2(x, rows=rows3)
+        x = network.reduce_chan_level2(_concat(x, skip2))
+        x = network.decoder_level2(x, rows=rows2)
+        x = network.up2_1(x, rows=rows2)
+        x = network.decoder_level1(_concat(x, skip1), rows=rows1)
         if self.config.refinement != "none":
-            x = run("refinement", x)
-        done["output"] = convolved("output", x)
-        return done
+            x = network.refinement(x, rows=rows1)
+        network.output(x, rows=rows1)
+        return network.outputs
+
+
+def _concat(x: Float[Array, "b h w _"], skip: Float[Array, "b h w _"]) -> Float[Array, "b h w _"]:
+    return jnp.concatenate([x, skip], axis=-1)
+
+
+class _Recorder:
+    """Calls the submodules of a module, and keeps what each returns in `outputs`.
+
+    Profiles show each call by the submodule's name.
+    """
+
+    def __init__(self, module: nnx.Module) -> None:
+        self.outputs: dict[str, Array] = {}
+        self._module = module
+
+    def __getattr__(self, name: str) -> Callable[..., Array]:
+        def call(x: Array, **options: Rows) -> Array:
+            with jax.named_scope(name):
+                self.outputs[name] = getattr(self._module, name)(x, **options)
+            return self.outputs[name]
+
+        return call

@@ -1,4 +1,4 @@
-"""The network as functions of a plain dict of parameters: the border between NNX and the rest."""
+"""The network as functions of a plain dict of parameters: from Flax NNX to plain JAX."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def _abstract(config: ModelConfig) -> tuple[Any, Params]:
 
 
 def abstract_params(config: ModelConfig) -> Params:
-    """Shapes and types of the parameters, as `jax.ShapeDtypeStruct`."""
+    """Shapes and dtypes of the parameters, as `jax.ShapeDtypeStruct`."""
     return jax.tree.map(lambda leaf: leaf, _abstract(config)[1])
 
 
 def use_wide_types(config: ModelConfig) -> None:
-    """Lets JAX compute in float64 where the network does, which it must be told for the process."""
+    """Enables float64 in JAX, for the whole process, if the network computes in it."""
     if "float64" in (config.dtype, config.param_dtype):
         jax.config.update("jax_enable_x64", True)
 
 
 def init_params(config: ModelConfig, key: Array) -> Params:
-    """Draws initial parameters: uniform within 1 / sqrt(fan_in) as in PyTorch."""
+    """Initializes the parameters, as PyTorch does by default (see `nn.linear.initialize`)."""
     return nnx.to_pure_dict(nnx.state(DRSformer(config, rngs=nnx.Rngs(params=key))))
 
 
 def build(config: ModelConfig, params: Params) -> DRSformer:
-    """Puts parameters into a module."""
+    """The network with these parameters, as a module."""
     return nnx.merge(_abstract(config)[0], params)
 
 

@@ -1,8 +1,8 @@
-"""Linear maps and convolutions with their parameters.
+"""Convolutions with their parameters, and how parameters are initialized.
 
-Every convolution that reads neighbors takes `inside`, the mask of the images in a larger array,
-and reads zeros outside of them, as it does beyond the array's border. Whatever else is done there
-(biases, the rings that convolutions leak) then never reaches an image.
+Every convolution that reads neighbors takes `valid_mask`, True at the pixels of the images where
+the arrays are larger, and reads zeros at other pixels, as it does beyond the array's border. So
+whatever layers make of those pixels (biases, what convolutions leak there) never reaches an image.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.rows import AT_ONCE, Rows
 from drsformer_jax.ops.depthwise import depthwise_conv
 from drsformer_jax.ops.linear import Affine, biased, linear, precision_of
 from drsformer_jax.ops.masking import zero_outside
@@ -25,20 +26,22 @@ _ALL = slice(None)
 
 
 def constant(shape: tuple[int, ...], value: float, config: ModelConfig) -> nnx.Param:
-    """A parameter that starts at `value`."""
+    """A parameter that is initialized to `value`."""
     return nnx.Param(np.full(shape, value, config.param_dtype))
 
 
-def drawn(shape: tuple[int, ...], fan_in: int, config: ModelConfig) -> nnx.Param:
-    """A parameter that `draw` fills; zero until then."""
+def uninitialized(shape: tuple[int, ...], fan_in: int, config: ModelConfig) -> nnx.Param:
+    """A parameter that `initialize` samples; zero until then."""
     return nnx.Param(np.zeros(shape, config.param_dtype), fan_in=fan_in)
 
 
-def draw(module: nnx.Module, key: Array) -> None:
-    """Fills the `drawn` parameters of a module as PyTorch does: uniform within 1 / sqrt(fan_in).
+def initialize(module: nnx.Module, key: Array) -> None:
+    """Samples the `uninitialized` parameters of a module: uniform within +-1 / sqrt(fan_in).
 
-    All come out of one random array: a program with a generator for each of a hundred parameters
-    takes a hundred times as long to compile.
+    This is PyTorch's default, and the distribution that
+    `nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")` has for kernels. But layers have
+    no `kernel_init`: all parameters are slices of one random array, because a program with a
+    generator for each of a hundred parameters takes a hundred times as long to compile.
     """
     params = [
         param
@@ -65,42 +68,45 @@ def _uniform(
 
 
 class _Affine(nnx.Module):
-    """A layer that hands out its parameters."""
+    """A layer with a kernel, output channels last, and maybe a bias."""
 
     kernel: nnx.Param
     bias: nnx.Param | None
 
     def weights(self, part: slice = _ALL) -> Affine:
-        """Those of `part` of the channels that come out."""
+        """Kernel and bias of `part` of the output channels."""
         return Affine(self.kernel[..., part], None if self.bias is None else self.bias[part])
 
 
-class Pointwise(_Affine):
-    """A linear map of the last axis: on images, a 1x1 convolution."""
+class Conv1x1(_Affine):
+    """A dense layer on the last axis: on images, a 1x1 convolution. Kernel c o."""
 
     def __init__(self, channels: int, out: int, config: ModelConfig, *, bias: bool) -> None:
-        self.kernel = drawn((channels, out), channels, config)
-        self.bias = drawn((out,), channels, config) if bias else None
+        self.kernel = uninitialized((channels, out), channels, config)
+        self.bias = uninitialized((out,), channels, config) if bias else None
 
     def __call__(self, x: Float[Array, "*b c"], part: slice = _ALL) -> Float[Array, "*b o"]:
-        """Maps the channels, in the type of `x`; `part` of the results."""
+        """Projects to `part` of the output channels, in the dtype of `x`."""
         weights = self.weights(part)
         return biased(linear(x, weights.kernel), weights)
 
 
 class Conv3x3(_Affine):
-    """A 3x3 convolution of all channels, zeros beyond the border."""
+    """A 3x3 convolution, stride 1, zeros beyond the border. Kernel 3 3 c o."""
 
     def __init__(self, channels: int, out: int, config: ModelConfig, *, bias: bool = False) -> None:
-        self.kernel = drawn((3, 3, channels, out), 9 * channels, config)
-        self.bias = drawn((out,), 9 * channels, config) if bias else None
+        self.kernel = uninitialized((3, 3, channels, out), 9 * channels, config)
+        self.bias = uninitialized((out,), 9 * channels, config) if bias else None
 
-    def __call__(
-        self, x: Float[Array, "b h w c"], inside: Bool[Array, "b h w 1"] | None = None
+    def __call__(self, x: Float[Array, "b h w c"], rows: Rows = AT_ONCE) -> Float[Array, "b h w o"]:
+        """Convolves images, in the dtype of `x`."""
+        return rows.map(self._convolve, x, halo=1)
+
+    def _convolve(
+        self, x: Float[Array, "b h w c"], valid_mask: Bool[Array, "b h w 1"] | None
     ) -> Float[Array, "b h w o"]:
-        """Convolves, in the type of `x`."""
         y = jax.lax.conv_general_dilated(
-            zero_outside(x, inside),
+            zero_outside(x, valid_mask),
             self.kernel[...].astype(x.dtype),
             window_strides=(1, 1),
             padding="SAME",
@@ -111,7 +117,7 @@ class Conv3x3(_Affine):
 
 
 class DepthwiseConv(_Affine):
-    """`ops.depthwise.depthwise_conv` with its kernel."""
+    """`ops.depthwise.depthwise_conv` with its parameters. Kernel k k c."""
 
     def __init__(
         self,
@@ -122,25 +128,28 @@ class DepthwiseConv(_Affine):
         bias: bool = False,
         dilation: int = 1,
     ) -> None:
-        self.kernel = drawn((size, size, channels), size**2, config)
-        self.bias = drawn((channels,), size**2, config) if bias else None
+        self.kernel = uninitialized((size, size, channels), size**2, config)
+        self.bias = uninitialized((channels,), size**2, config) if bias else None
         self.dilation = dilation
 
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        inside: Bool[Array, "b h w 1"] | None = None,
+        valid_mask: Bool[Array, "b h w 1"] | None = None,
         part: slice = _ALL,
     ) -> Float[Array, "b h w c"]:
-        """Convolves every channel with its own kernel; `x` has `part` of the channels."""
+        """Convolves each channel of `x`, which are `part` of the layer's."""
         weights = self.weights(part)
-        y = depthwise_conv(zero_outside(x, inside), weights.kernel, self.dilation)
+        y = depthwise_conv(zero_outside(x, valid_mask), weights.kernel, self.dilation)
         return biased(y, weights)
 
 
-class PairedConv(_Affine):
-    """Kernel and bias of a paired convolution, which `ops.mixed_scale` computes."""
+class GroupedConv(_Affine):
+    """Parameters of a grouped convolution, which `ops.mixed_scale` computes. Kernel k k 2 c.
+
+    Each of c groups has two input channels and one output channel.
+    """
 
     def __init__(self, channels: int, size: int, config: ModelConfig, *, bias: bool) -> None:
-        self.kernel = drawn((size, size, 2, channels), 2 * size**2, config)
-        self.bias = drawn((channels,), 2 * size**2, config) if bias else None
+        self.kernel = uninitialized((size, size, 2, channels), 2 * size**2, config)
+        self.bias = uninitialized((channels,), 2 * size**2, config) if bias else None

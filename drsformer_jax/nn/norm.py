@@ -16,8 +16,8 @@ EPSILON = 1e-5
 class LayerNorm(nnx.Module):
     """Normalizes each pixel over its channels, in float32 or wider.
 
-    With `norm="bias_free"` it divides by the standard deviation without subtracting the mean, and
-    has no bias (Restormer, CVPR 2022).
+    With `config.norm="bias_free"` it divides by the standard deviation without subtracting the
+    mean, and has no bias (BiasFree of Restormer, CVPR 2022).
     """
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
@@ -26,7 +26,7 @@ class LayerNorm(nnx.Module):
         self.bias = constant((channels,), 0, config) if with_bias else None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Returns the normalized pixels in the type of `x`."""
+        """Normalizes, in the dtype of `x`."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean = jnp.mean(wide, axis=-1, keepdims=True)
         variance = jnp.mean((wide - mean) ** 2, axis=-1, keepdims=True)

@@ -1,9 +1,10 @@
-"""How the rows of images are computed: all at once, in strips, or shared by devices.
+"""How the rows of images are computed: all at once, in strips, or sharded over devices.
 
-All that the network does is local within a few rows, but for sums over whole images (the scores
-of its attention, the mean that its gates read). So images can be computed in pieces, exactly:
-layers through `map`, which gives them a window with the rows around that they read, and sums
-through `sum`, which adds up what the pieces have.
+Each row of a layer's output depends on a few rows of its input, its halo; only sums over whole
+images (the attention's scores, the mean that the gates of MEFC read) depend on more. So images can
+be computed in parts along the spatial axis h, exactly: layers by `map`, which gives them a window
+(a part and its halo), and sums by `sum`, which adds up those of the parts. `ops.strips` has a
+drawing.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from drsformer_jax.ops.masking import inside, rows_between
+from drsformer_jax.ops.masking import rows_between, size_mask
 from drsformer_jax.types import Array, Bool, Float, Int
 
 Mask = Bool[Array, "b h w 1"] | None
 Layer = Callable[[Float[Array, "b h w c"], Mask], Float[Array, "b h w o"]]
-"""Of a window and the mask of its images; None where they fill it."""
+"""(window, valid_mask) -> output of the same height and width; no mask: all pixels are valid."""
 Sums = Callable[[Float[Array, "b h w c"], Mask, Mask], Any]
-"""Of a window, the mask of its images, and the mask of the pixels to count: any tree."""
+"""(window, valid_mask, counted) -> tree of sums over the counted pixels; no mask: over all."""
 
 _AXIS = "rows"
-MOST_REACH = 6
-"""Rows above and below that any layer of the network reads for one row of its result."""
+"""The mesh axis over which the spatial axis h is sharded."""
+MAX_HALO = 6
+"""The largest halo of any layer of the network, in rows above and below: that of MEFC's steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,32 +38,32 @@ class Rows:
     """All rows at once."""
 
     size: Int[Array, "b 2"] | None = None
-    """True height and width of each image where the arrays are larger."""
+    """Height and width of each image, in pixels, where the arrays are larger."""
 
-    def at(self, size: Int[Array, "b 2"] | None) -> Rows:
-        """The same for images of other sizes."""
+    def with_size(self, size: Int[Array, "b 2"] | None) -> Rows:
+        """The same for images of this size: that of another level of the network."""
         return dataclasses.replace(self, size=size)
 
-    def map(self, layer: Layer, x: Float[Array, "b h w c"], reach: int) -> Float[Array, "b h w o"]:
-        """What a layer makes of images.
+    def map(self, layer: Layer, x: Float[Array, "b h w c"], halo: int) -> Float[Array, "b h w o"]:
+        """Applies a layer to images.
 
         Args:
-            layer: keeps height and width.
-            x: images, or what this device has of them.
-            reach: rows above and below that one row of its result depends on.
+            layer: see `Layer`.
+            x: images, or this device's shard of them.
+            halo: rows above and below that a row of the layer's output depends on.
         """
-        return layer(x, self._inside(x))
+        return layer(x, self._valid_mask(x))
 
-    def sum(self, sums: Sums, x: Float[Array, "b h w c"], reach: int) -> Any:
-        """Sums over whole images; arguments as those of `map`."""
-        mask = self._inside(x)
+    def sum(self, sums: Sums, x: Float[Array, "b h w c"], halo: int) -> Any:
+        """Sums over whole images; arguments like those of `map`."""
+        mask = self._valid_mask(x)
         return sums(x, mask, mask)
 
-    def _inside(self, x: Array, top: Array | int = 0) -> Mask:
+    def _valid_mask(self, x: Array, top: Array | int = 0) -> Mask:
         if self.size is None:
             return None
         height, width = x.shape[1:3]
-        return inside(self.size, height, width, top)
+        return size_mask(self.size, height, width, top)
 
 
 AT_ONCE = Rows()
@@ -69,24 +71,24 @@ AT_ONCE = Rows()
 
 @dataclasses.dataclass(frozen=True)
 class Strips(Rows):
-    """One strip after another: what is computed within a layer exists for one strip alone.
+    """In strips, one after another: intermediates of a layer exist for one strip at a time.
 
-    A strip's window lies within the array, so that a border of the window is the array's own or as
-    far from the strip as the layer reaches.
+    A window never leaves the array: where a strip is too close to the array's border for a whole
+    halo, the window is moved, and has more rows of the halo on the other side.
     """
 
     height: int = 64
     """Rows of a strip, at every level of the network."""
 
-    def map(self, layer: Layer, x: Array, reach: int) -> Array:
-        """What a layer makes of images, strip by strip."""
-        if self._is_low(x, reach):
-            return super().map(layer, x, reach)
+    def map(self, layer: Layer, x: Array, halo: int) -> Array:
+        """Applies a layer to images, strip by strip."""
+        if self._is_one_window(x, halo):
+            return super().map(layer, x, halo)
 
         def strip(index: Array) -> tuple[Array, Array]:
-            first, top, window = self._window(x, index, reach)
-            restored = layer(window, self._inside(window, top))
-            return lax.dynamic_slice_in_dim(restored, first - top, self.height, axis=1), first
+            first, top, window = self._window(x, index, halo)
+            output = layer(window, self._valid_mask(window, top))
+            return lax.dynamic_slice_in_dim(output, first - top, self.height, axis=1), first
 
         def write(index: Array, done: Array) -> Array:
             rows, first = strip(index)
@@ -96,15 +98,16 @@ class Strips(Rows):
         done = jnp.zeros((x.shape[0], x.shape[1], *shape.shape[2:]), shape.dtype)
         return lax.fori_loop(0, self._count(x), write, done)
 
-    def sum(self, sums: Sums, x: Array, reach: int) -> Any:
+    def sum(self, sums: Sums, x: Array, halo: int) -> Any:
         """Sums over whole images, strip by strip."""
-        if self._is_low(x, reach):
-            return super().sum(sums, x, reach)
+        if self._is_one_window(x, halo):
+            return super().sum(sums, x, halo)
 
         def strip(index: Array) -> Any:
-            first, top, window = self._window(x, index, reach)
-            mask = self._inside(window, top)
-            # The last strip begins early enough to be whole; what it shares is counted once.
+            first, top, window = self._window(x, index, halo)
+            mask = self._valid_mask(window, top)
+            # The last strip is moved up to be whole; what it shares with the one before is not
+            # counted again.
             counted = rows_between(index * self.height, first + self.height, window, top)
             return sums(window, mask, counted if mask is None else counted & mask)
 
@@ -116,57 +119,57 @@ class Strips(Rows):
         )
         return lax.fori_loop(0, self._count(x), add, zeros)
 
-    def _is_low(self, x: Array, reach: int) -> bool:
-        return x.shape[1] <= self.height + 2 * reach
+    def _is_one_window(self, x: Array, halo: int) -> bool:
+        return x.shape[1] <= self.height + 2 * halo
 
     def _count(self, x: Array) -> int:
         return math.ceil(x.shape[1] / self.height)
 
-    def _window(self, x: Array, index: Array, reach: int) -> tuple[Array, Array, Array]:
+    def _window(self, x: Array, index: Array, halo: int) -> tuple[Array, Array, Array]:
         """First row of a strip, first row of its window, and the window."""
         first = jnp.minimum(index * self.height, x.shape[1] - self.height)
-        rows = self.height + 2 * reach
-        top = jnp.clip(first - reach, 0, x.shape[1] - rows)
+        rows = self.height + 2 * halo
+        top = jnp.clip(first - halo, 0, x.shape[1] - rows)
         return first, top, lax.dynamic_slice_in_dim(x, top, rows, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards(Rows):
-    """Each device along the axis `rows` of a mesh has its own, and asks others for those it reads.
+    """Sharded over the mesh axis `rows`: halo exchange gives each device the rows around its own.
 
     For use inside `jax.shard_map`.
     """
 
     count: int = 1
-    """Devices along the axis."""
+    """Devices along the axis, which have equally many rows."""
 
-    def map(self, layer: Layer, x: Array, reach: int) -> Array:
-        """What a layer makes of this device's rows."""
-        window = self._window(x, reach)
-        return layer(window, self._mask(x, reach))[:, reach : reach + x.shape[1]]
+    def map(self, layer: Layer, x: Array, halo: int) -> Array:
+        """Applies a layer to this device's shard."""
+        window = self._window(x, halo)
+        return layer(window, self._mask(x, halo))[:, halo : halo + x.shape[1]]
 
-    def sum(self, sums: Sums, x: Array, reach: int) -> Any:
+    def sum(self, sums: Sums, x: Array, halo: int) -> Any:
         """Sums over whole images, the same on every device."""
-        window, mask = self._window(x, reach), self._mask(x, reach)
-        counted = mask & rows_between(0, x.shape[1], window, -reach)
+        window, mask = self._window(x, halo), self._mask(x, halo)
+        counted = mask & rows_between(0, x.shape[1], window, -halo)
         return lax.psum(sums(window, mask, counted), _AXIS)
 
-    def _mask(self, x: Array, reach: int) -> Array:
-        """Of the images in a window, without the rows beyond the first and the last device's."""
+    def _mask(self, x: Array, halo: int) -> Array:
+        """The valid mask of a window, False above the first device's shard and below the last's."""
         rows, width = x.shape[1:3]
         size = self.size
         if size is None:
             size = jnp.full((len(x), 2), jnp.array([self.count * rows, width]))
-        top = lax.axis_index(_AXIS) * rows - reach
-        return inside(size, rows + 2 * reach, width, top)
+        top = lax.axis_index(_AXIS) * rows - halo
+        return size_mask(size, rows + 2 * halo, width, top)
 
-    def _window(self, x: Array, reach: int) -> Array:
-        """This device's rows and `reach` more on either side, zeros beyond the first and last."""
+    def _window(self, x: Array, halo: int) -> Array:
+        """This device's shard and its halo, zeros beyond the first and last shard."""
         rows = x.shape[1]
         above: list[Array] = []
         below: list[Array] = []
-        for hop in range(1, math.ceil(reach / rows) + 1):
-            wanted = min(rows, reach - rows * (hop - 1))
+        for hop in range(1, math.ceil(halo / rows) + 1):  # A halo can span several shards.
+            wanted = min(rows, halo - rows * (hop - 1))
             down = [(device, device + hop) for device in range(self.count - hop)]
             up = [(target, source) for source, target in down]
             above.insert(0, lax.ppermute(x[:, rows - wanted :], _AXIS, down))

@@ -17,10 +17,14 @@ class Stack(nnx.Module):
 
     The program has one layer's size whatever the count: compiling takes a fraction of the time.
 
+    It is scanned by `jax.lax.scan`. `nnx.scan` compiles to the same program in as many lines, but
+    raises an error ("different trace level") on a network that a surrounding transformation closes
+    over, as in `jax.eval_shape(network, x)`.
+
     Args:
         layer: one layer; its parameters are repeated.
         count: number of layers.
-        remat: keep only each layer's input for the backward pass and compute the rest again.
+        remat: keep only each layer's input for the backward pass and recompute the rest.
         unroll: compile every layer by itself instead.
     """
 
@@ -44,7 +48,7 @@ class Stack(nnx.Module):
         Args:
             x: input of the first layer.
             *per_layer: further arguments, stacked along a first axis like the parameters.
-            rows: how they are computed, which every layer is told.
+            rows: how the rows of images are computed, by every layer.
         """
         definition, params = nnx.split(self.layers)
 

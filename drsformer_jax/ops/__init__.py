@@ -1,1 +1,1 @@
-"""Pure functions on arrays. How each runs on CPU, GPU or TPU is decided inside it."""
+"""Pure functions on arrays. Which implementation runs on CPU, GPU or TPU is decided within."""

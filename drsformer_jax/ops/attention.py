@@ -1,4 +1,9 @@
-"""Attention across channels: its cost is linear in the number of pixels."""
+"""Attention across channels, in steps that can be summed over parts of an image.
+
+A head's scores are the d x d cosines of its query channels with its key channels, each a vector of
+all pixels. So attention costs time linear in the number of pixels, and all that it needs of them
+is `ChannelSums`, which parts of an image (strips, devices) can add up.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from drsformer_jax.ops import forms
+from drsformer_jax.ops import implementations
 from drsformer_jax.ops.depthwise import depthwise_conv, window_conv
 from drsformer_jax.ops.linear import Affine, biased, linear, precision_of
 from drsformer_jax.ops.masking import zero_outside
@@ -18,10 +23,10 @@ from drsformer_jax.types import Array, Bool, Float
 
 
 class ChannelSums(NamedTuple):
-    """Sums over pixels, in float32 or wider; those of parts of an image may be added."""
+    """Sums over the pixels of an image, or of a part of it, in float32 or wider."""
 
     gram: Float[Array, "b m d e"]
-    """Products of query and key channels."""
+    """Products of each query channel with each key channel."""
     query: Float[Array, "b m d"]
     """Squares of the queries."""
     key: Float[Array, "b m e"]
@@ -29,7 +34,7 @@ class ChannelSums(NamedTuple):
 
 
 def channel_sums(query: Float[Array, "b p m d"], key: Float[Array, "b p m e"]) -> ChannelSums:
-    """All that the scores of an image need to know of its pixels."""
+    """All that the attention scores of an image depend on."""
     accumulator = jnp.promote_types(query.dtype, jnp.float32)
     gram = jnp.einsum(
         "bpmd,bpme->bmde",
@@ -43,78 +48,90 @@ def channel_sums(query: Float[Array, "b p m d"], key: Float[Array, "b p m e"]) -
 
 
 class QueryKeyWeights(NamedTuple):
-    """Of the convolutions that make queries, then keys."""
+    """Of the convolutions that project to queries and keys: c channels of each, queries first."""
 
     pointwise: Affine
-    """c 2c."""
+    """1x1 convolution; kernel c 2c."""
     depthwise: Affine
-    """k k 2c."""
+    """Kernel k k 2c."""
 
 
 def query_key_sums(
     x: Float[Array, "b h w c"],
     weights: QueryKeyWeights,
     heads: int,
-    inside: Bool[Array, "b h w 1"] | None = None,
+    valid_mask: Bool[Array, "b h w 1"] | None = None,
     counted: Bool[Array, "b h w 1"] | None = None,
-    form: str | None = None,
+    implementation: str | None = None,
 ) -> ChannelSums:
     """`channel_sums` of the queries and keys that a 1x1 and a depthwise convolution make of `x`.
 
-    One operation, so that queries and keys need not exist for the whole image. The derivative
-    saves `x` and the weights alone (see `forms.recomputed`).
+    One operation, so that queries and keys need not exist for the whole image. The backward pass
+    saves `x` and the weights alone (see `implementations.recomputed`).
 
     Args:
         x: images.
         weights: kernels and biases.
-        heads: number of equal groups of channels.
-        inside: mask of the images in larger arrays.
-        counted: mask of the pixels to sum over, which all are without it, `inside` or not.
-        form: `whole` (every convolution on whole images), `strips` (on a few rows at a time), or
-            None: the platform's.
+        heads: number m of heads, equal groups of channels: d = c / m.
+        valid_mask: True at the pixels of the images; default: everywhere. The convolutions read
+            zeros at other pixels.
+        counted: True at the pixels to sum over; default: everywhere, whatever `valid_mask` says.
+        implementation: `whole` (convolutions of whole images), `strips` (of a few rows at a time),
+            or None for the platform's.
     """
-    ways = {"whole": functools.partial(_whole, heads), "strips": functools.partial(_strips, heads)}
-    return forms.recomputed("query_key_sums", ways, form, x, weights, inside, counted)
+    by_name = {
+        "whole": functools.partial(_whole, heads),
+        "strips": functools.partial(_strips, heads),
+    }
+    return implementations.recomputed(
+        "query_key_sums", by_name, implementation, x, weights, valid_mask, counted
+    )
 
 
 def _whole(
-    heads: int, x: Array, weights: QueryKeyWeights, inside: Array | None, counted: Array | None
+    heads: int, x: Array, weights: QueryKeyWeights, valid_mask: Array | None, counted: Array | None
 ) -> ChannelSums:
     pointwise, depthwise = weights
-    y = zero_outside(biased(linear(x, pointwise.kernel), pointwise), inside)
+    y = zero_outside(biased(linear(x, pointwise.kernel), pointwise), valid_mask)
     both = biased(depthwise_conv(y, depthwise.kernel), depthwise)
     return _sums_of(zero_outside(both, counted), heads)
 
 
 def _strips(
-    heads: int, x: Array, weights: QueryKeyWeights, inside: Array | None, counted: Array | None
+    heads: int, x: Array, weights: QueryKeyWeights, valid_mask: Array | None, counted: Array | None
 ) -> ChannelSums:
-    def sums(weights: QueryKeyWeights, x: Array, inside: Array, counted: Array) -> ChannelSums:
+    def sums(weights: QueryKeyWeights, x: Array, valid_mask: Array, counted: Array) -> ChannelSums:
         pointwise, depthwise = weights
         y = biased(linear(x, pointwise.kernel), pointwise)
         if pointwise.bias is not None:  # Otherwise zeros have stayed zeros.
-            y = zero_outside(y, inside)
-        both = biased(window_conv(y, depthwise.kernel, jnp.any(inside)), depthwise)
+            y = zero_outside(y, valid_mask)
+        both = biased(window_conv(y, depthwise.kernel, jnp.any(valid_mask)), depthwise)
         added = _sums_of(zero_outside(both, counted)[None], heads)
         return jax.tree.map(lambda leaf: leaf[0], added)
 
     size, _, channels = weights.depthwise.kernel.shape
     rows = rows_in_cache(x.shape[2], channels)
-    return sum_in_strips(sums, size // 2, rows, weights, zero_outside(x, inside), inside, counted)
+    return sum_in_strips(
+        sums, size // 2, rows, weights, zero_outside(x, valid_mask), valid_mask, counted
+    )
 
 
 def _sums_of(both: Float[Array, "b h w _"], heads: int) -> ChannelSums:
-    """`channel_sums` of queries and keys that lie side by side."""
+    """`channel_sums` of queries and keys that are concatenated along channels."""
     return channel_sums(
         *(x.reshape(len(x), -1, heads, x.shape[-1] // heads) for x in jnp.split(both, 2, axis=-1))
     )
 
 
 def channel_scores(sums: ChannelSums, temperature: Float[Array, " m"]) -> Float[Array, "b m d e"]:
-    """Cosine of every query channel with every key channel, times the head's temperature.
+    """Attention scores: cosine of each query with each key channel, times the head's temperature.
 
-    Equal to normalizing queries and keys over the pixels first (floor of the norm 1e-12), without
-    writing them again. An all-zero channel has cosine 0 and a finite gradient.
+    Equal to dividing queries and keys by their L2 norm over the pixels (at least 1e-12) first,
+    without writing them again. An all-zero channel has cosine 0 and a finite gradient.
+
+    Args:
+        sums: over all pixels of each image.
+        temperature: a learned factor for each head, by which scores are multiplied.
     """
     scale_query = _inverse_root(sums.query)[..., :, None]
     scale_key = _inverse_root(sums.key)[..., None, :]
@@ -123,26 +140,34 @@ def channel_scores(sums: ChannelSums, temperature: Float[Array, " m"]) -> Float[
 
 
 def sparse_softmax(
-    scores: Float[Array, "b m d e"], kept: Sequence[int], weights: Float[Array, " n"]
+    scores: Float[Array, "b m d e"], top_k: Sequence[int], weights: Float[Array, " n"]
 ) -> Float[Array, "b m d e"]:
-    """Sum over i of weights[i] * softmax of each row's kept[i] largest scores (paper, Eq. 5 and 6).
+    """Weighted sum of softmaxes over the largest scores of each row (TKSA; DRSformer, CVPR 2023).
 
-    The mask is the one of the authors' slides: a score stays where it reaches the k-th largest of
-    its row. On exact ties at the k-th place all tied scores stay, where the official program keeps
-    k of them in no stated order; without ties the two are equal. The choice of scores has no
-    gradient.
+    Branch i masks all but the `top_k[i]` largest scores of each row with minus infinity:
+
+        sum_i weights[i] * softmax(mask(scores, top_k[i]))
+
+    A score is kept if it is at least the k-th largest of its row, as on the authors' slides. On
+    exact ties at the k-th place all tied scores are kept, where the official program keeps k of
+    them in no stated order; without ties the two are equal. Which scores are kept has no gradient.
 
     One sort gives every threshold and one exponential every softmax.
+
+    Args:
+        scores: attention scores, one row for each query channel.
+        top_k: how many scores of a row each branch keeps, each from 1 to e.
+        weights: learned weight of each branch.
     """
     ordered = jnp.sort(jax.lax.stop_gradient(scores), axis=-1)
     exponentials = jnp.exp(scores - ordered[..., -1:])
     total = jnp.zeros_like(scores)
-    for index, count in enumerate(kept):
-        chosen = jnp.where(scores >= ordered[..., -count, None], exponentials, 0)
-        total += weights[index] * chosen / jnp.sum(chosen, axis=-1, keepdims=True)
+    for index, count in enumerate(top_k):
+        kept = jnp.where(scores >= ordered[..., -count, None], exponentials, 0)
+        total += weights[index] * kept / jnp.sum(kept, axis=-1, keepdims=True)
     return total
 
 
 def _inverse_root(squares: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
-    # The floor stands inside the root: dividing by max(norm, eps) has a NaN gradient on zeros.
+    # The floor is inside the root: dividing by max(norm, eps) has a NaN gradient on zeros.
     return jax.lax.rsqrt(jnp.maximum(squares, 1e-24))

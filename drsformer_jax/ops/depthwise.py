@@ -1,9 +1,10 @@
-"""Convolutions that mix no channels, or two at a time, with gradients of their own.
+"""Depthwise and grouped convolutions, with a backward pass written by hand.
 
-Written as sums of shifted images they are one pass over memory on every backend, where
+A k x k convolution is a sum over its k * k taps: shifted images, each times a row of the kernel.
+Written so, depthwise convolutions are one pass over memory on every backend, where
 `lax.conv_general_dilated` with groups takes up to a hundred times as long, and its derivative up to
-thousands of times (docs/performance.md). The derivative by hand matters as much: differentiating
-the shifts would keep a copy of the image per tap.
+thousands of times (docs/performance.md). The backward pass by hand matters as much:
+differentiating the shifts would keep a copy of the image per tap.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from drsformer_jax.ops import forms
+from drsformer_jax.ops import implementations
 from drsformer_jax.ops.linear import precision_of
 from drsformer_jax.ops.masking import zero_outside
-from drsformer_jax.ops.strips import crop, stored
+from drsformer_jax.ops.strips import crop, materialized
 from drsformer_jax.types import Array, Bool, Float
 
 
@@ -27,62 +28,63 @@ def depthwise_conv(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "k k c"],
     dilation: int = 1,
-    form: str | None = None,
+    implementation: str | None = None,
 ) -> Float[Array, "b h w c"]:
-    """Convolves every channel with its own kernel, zeros beyond the border.
+    """Depthwise convolution, stride 1, zeros beyond the border: each channel has its own kernel.
 
-    The sum runs in float32 or wider; the result has the type of `x`.
+    Sums are in float32 or wider; the result has the dtype of `x`.
 
     Args:
         x: images.
-        kernel: one k x k kernel a channel, k odd, applied as a correlation as everywhere in
-            this field.
+        kernel: one kernel a channel, k odd; applied as a correlation, as convolutions are in deep
+            learning.
         dilation: distance of neighboring taps, in pixels.
-        form: how the kernel's gradient is summed and borders are made: `by_pixel` (one pass over
-            the pixels, borders by writing into zeros), `by_tap` (one reduction a tap, borders by
-            padding), `by_conv` (one convolution over pixels, borders by padding), or None: the
+        implementation: how the kernel's gradient is summed and `x` is padded: `by_pixel` (one pass
+            over the pixels; pads by writing into zeros), `by_tap` (one reduction a tap; pads by
+            `jnp.pad`), `by_conv` (one convolution over pixels; pads by `jnp.pad`), or None for the
             platform's.
     """
-    return _depthwise([x], kernel, dilation, form)
+    return _depthwise([x], kernel, dilation, implementation)
 
 
-def paired_conv(
+def grouped_conv(
     first: Sequence[Float[Array, "b h w _"]],
     second: Sequence[Float[Array, "b h w _"]],
     kernel: Float[Array, "k k 2 c"],
-    form: str | None = None,
+    implementation: str | None = None,
 ) -> Float[Array, "b h w c"]:
-    """A grouped convolution of two channels in and one out, zeros beyond the border.
+    """Grouped convolution with two input channels and one output channel a group.
 
-    Output channel i is the sum of channel i of `first` under `kernel[:, :, 0, i]` and of channel i
-    of `second` under `kernel[:, :, 1, i]`. Two separate arrays spare the strided reads that
-    interleaved channels would cost.
+    Equal to a convolution of 2c channels with c groups, stride 1 and zeros beyond the border, where
+    group i reads channel i of `first` with `kernel[:, :, 0, i]` and channel i of `second` with
+    `kernel[:, :, 1, i]`. Interleaved in one array, the channels would need strided reads.
 
     Args:
-        first: images whose channels, one after another, are the first of each pair.
-        second: likewise the second of each pair.
+        first: images whose c channels, one after another, are the first of each group.
+        second: images whose c channels, one after another, are the second of each group.
         kernel: k odd.
-        form: as in `depthwise_conv`.
+        implementation: as in `depthwise_conv`.
     """
     channels = kernel.shape[-1]
-    both = _depthwise([*first, *second], kernel.reshape(*kernel.shape[:2], -1), 1, form)
+    both = _depthwise([*first, *second], kernel.reshape(*kernel.shape[:2], -1), 1, implementation)
     return both[..., :channels] + both[..., channels:]
 
 
 def average_pool(
-    x: Float[Array, "b h w c"], size: int = 3, inside: Bool[Array, "b h w 1"] | None = None
+    x: Float[Array, "b h w c"], size: int = 3, valid_mask: Bool[Array, "b h w 1"] | None = None
 ) -> Float[Array, "b h w c"]:
-    """Mean over size x size neighbors, counting only those inside the image; stride 1.
+    """Mean over a size x size window, stride 1, that counts only pixels of the image.
 
     Args:
         x: images.
         size: side of the window, odd.
-        inside: mask of the images where the arrays are larger; results outside mean nothing.
+        valid_mask: True at the pixels of the images; default: everywhere. What the result has at
+            other pixels means nothing.
     """
     ones = jnp.ones((size, size, x.shape[-1]), _accumulator(x))
-    counted = jnp.ones_like(x[:1, :, :, :1], ones.dtype) if inside is None else inside
+    counted = jnp.ones_like(x[:1, :, :, :1], ones.dtype) if valid_mask is None else valid_mask
     count = depthwise_conv(counted.astype(ones.dtype), ones[..., :1])
-    total = depthwise_conv(zero_outside(x, inside), ones)
+    total = depthwise_conv(zero_outside(x, valid_mask), ones)
     return (total / jnp.maximum(count, 1)).astype(x.dtype)
 
 
@@ -94,18 +96,18 @@ _FUSED_TAPS = 28
 def window_conv(
     x: Float[Array, "h w c"],
     kernel: Float[Array, "k k c"],
-    anything: Bool[Array, ""],
+    any_valid: Bool[Array, ""],
     dilation: int = 1,
     margin: int = 0,
 ) -> Float[Array, "_ _ c"]:
-    """`depthwise_conv` of a window of an image, at the pixels all of whose neighbors it holds.
+    """`depthwise_conv` of a window without padding: the result is smaller by the kernel's halo.
 
     Args:
         x: the window.
-        kernel: one k x k kernel a channel.
-        anything: whether there is an image in the window, see `strips.stored`.
+        kernel: one kernel a channel, k odd.
+        any_valid: whether the window has a valid pixel, see `strips.materialized`.
         dilation: distance of neighboring taps, in pixels.
-        margin: a further border of the window that is not read.
+        margin: rows and columns on each side of the window that are cut off first.
     """
     border = margin + dilation * (kernel.shape[0] // 2)
     shape = (1, x.shape[0] - 2 * border, x.shape[1] - 2 * border, x.shape[2])
@@ -113,18 +115,18 @@ def window_conv(
 
 
 def _window_forward(
-    x: Array, kernel: Array, anything: Array, dilation: int, margin: int
+    x: Array, kernel: Array, any_valid: Array, dilation: int, margin: int
 ) -> tuple[Array, tuple[Array, Array, Array]]:
-    return window_conv(x, kernel, anything, dilation, margin), (x, kernel, anything)
+    return window_conv(x, kernel, any_valid, dilation, margin), (x, kernel, any_valid)
 
 
 def _window_backward(
     dilation: int, margin: int, saved: tuple[Array, Array, Array], grad: Array
 ) -> tuple[Array, Array, None]:
-    x, kernel, anything = saved
+    x, kernel, any_valid = saved
     size = kernel.shape[0]
     border = (2 * dilation * (size // 2) + margin,) * 2
-    padded = stored(lambda g: jnp.pad(g, (border, border, (0, 0))), anything, grad)
+    padded = materialized(lambda g: jnp.pad(g, (border, border, (0, 0))), any_valid, grad)
     x_grad = _correlate(padded[None], kernel[::-1, ::-1], dilation, (1, *x.shape))[0]
     read = crop(x, margin)[None]
     kernel_grad = _kernel_grad_by_pixel(read, grad[None], size=size, dilation=dilation)
@@ -135,10 +137,14 @@ window_conv.defvjp(_window_forward, _window_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(parts: list[Array], kernel: Array, dilation: int, form: str | None) -> Array:
+def _depthwise(
+    parts: list[Array], kernel: Array, dilation: int, implementation: str | None
+) -> Array:
     """`depthwise_conv` of the parts joined along their channels."""
     shape = (*parts[0].shape[:3], kernel.shape[-1])
-    return _correlate(_pad(parts, kernel.shape[0], dilation, form), kernel, dilation, shape)
+    return _correlate(
+        _pad(parts, kernel.shape[0], dilation, implementation), kernel, dilation, shape
+    )
 
 
 def _correlate(padded: Array, kernel: Array, dilation: int, shape: tuple[int, ...]) -> Array:
@@ -161,14 +167,14 @@ def _accumulator(x: Array) -> jnp.dtype:
 
 
 def _taps(size: int, dilation: int) -> list[tuple[int, int]]:
-    reach = range(0, size * dilation, dilation)
-    return [(top, left) for top in reach for left in reach]
+    offsets = range(0, size * dilation, dilation)
+    return [(top, left) for top in offsets for left in offsets]
 
 
-def _pad(parts: list[Array], size: int, dilation: int, form: str | None = None) -> Array:
+def _pad(parts: list[Array], size: int, dilation: int, implementation: str | None = None) -> Array:
     """Joins the parts along their channels and puts zeros around them."""
-    reach = dilation * (size // 2)
-    border = (reach, reach)
+    halo = dilation * (size // 2)
+    border = (halo, halo)
 
     def join(*parts: Array) -> Array:
         return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), border, border, (0, 0)))
@@ -178,38 +184,40 @@ def _pad(parts: list[Array], size: int, dilation: int, form: str | None = None) 
         # down what it fuses into them; writing the parts into zeros is plain vector code.
         batch, height, width, _ = parts[0].shape
         channels = sum(part.shape[-1] for part in parts)
-        shape = (batch, height + 2 * reach, width + 2 * reach, channels)
+        shape = (batch, height + 2 * halo, width + 2 * halo, channels)
         padded, channel = jnp.zeros(shape, parts[0].dtype), 0
         for part in parts:
-            padded = lax.dynamic_update_slice(padded, part, (0, reach, reach, channel))
+            padded = lax.dynamic_update_slice(padded, part, (0, halo, halo, channel))
             channel += part.shape[-1]
         return padded
 
     borders = {"by_pixel": write, "by_tap": join, "by_conv": join}
-    return forms.run("depthwise_conv", borders, form, *parts)
+    return implementations.run("depthwise_conv", borders, implementation, *parts)
 
 
 def _forward(
-    parts: list[Array], kernel: Array, dilation: int, form: str | None
+    parts: list[Array], kernel: Array, dilation: int, implementation: str | None
 ) -> tuple[Array, tuple[list[Array], Array]]:
-    return _depthwise(parts, kernel, dilation, form), (parts, kernel)
+    return _depthwise(parts, kernel, dilation, implementation), (parts, kernel)
 
 
 def _backward(
-    dilation: int, form: str | None, saved: tuple[list[Array], Array], grad: Array
+    dilation: int, implementation: str | None, saved: tuple[list[Array], Array], grad: Array
 ) -> tuple[list[Array], Array]:
     parts, kernel = saved
     # The transpose of a correlation is the correlation with the kernel turned by half a circle.
     # Apart, or XLA for TPUs sums the gradients of all that read x in one loop of hundreds of taps.
-    x_grad = lax.optimization_barrier(depthwise_conv(grad, kernel[::-1, ::-1], dilation, form))
+    x_grad = lax.optimization_barrier(
+        depthwise_conv(grad, kernel[::-1, ::-1], dilation, implementation)
+    )
     ends = itertools.accumulate(part.shape[-1] for part in parts)
     size = kernel.shape[0]
-    padded = _pad(parts, size, dilation, form)
-    programs = {
-        name: functools.partial(way, size=size, dilation=dilation)
-        for name, way in _KERNEL_GRADS.items()
+    padded = _pad(parts, size, dilation, implementation)
+    kernel_grads = {
+        name: functools.partial(kernel_grad, size=size, dilation=dilation)
+        for name, kernel_grad in _KERNEL_GRADS.items()
     }
-    kernel_grad = forms.run("depthwise_conv", programs, form, padded, grad)
+    kernel_grad = implementations.run("depthwise_conv", kernel_grads, implementation, padded, grad)
     return jnp.split(x_grad, list(ends)[:-1], axis=-1), kernel_grad.astype(kernel.dtype)
 
 
@@ -229,7 +237,7 @@ def _kernel_grad_by_tap(padded: Array, grad: Array, *, size: int, dilation: int)
 
 
 def _kernel_grad_by_conv(padded: Array, grad: Array, *, size: int, dilation: int) -> Array:
-    """A convolution over pixels in which the gradient is the kernel and the taps are the places."""
+    """A convolution over pixels: `grad` is its kernel, and its output has a pixel for each tap."""
     channels = grad.shape[-1]
     out = lax.conv_general_dilated(
         padded,
@@ -248,18 +256,18 @@ def _kernel_grad_by_pixel(padded: Array, grad: Array, *, size: int, dilation: in
     """One pass over the pixels that adds window times gradient; the sums stay in a CPU's cache."""
     batch, height, width, channels = grad.shape
     accumulator = _accumulator(grad)
-    reach = dilation * (size - 1) + 1
+    span = dilation * (size - 1) + 1
 
     def add_row(total: Array, row: Array) -> tuple[Array, None]:
         image, top = row // height, row % height
-        strip_shape = (1, reach, padded.shape[2], channels)
+        strip_shape = (1, span, padded.shape[2], channels)
         strip = lax.dynamic_slice(padded, (image, top, 0, 0), strip_shape)[0]
         strip = strip[::dilation].astype(accumulator)
         weights = lax.dynamic_slice(grad, (image, top, 0, 0), (1, 1, width, channels))
         weights = weights[0, 0].astype(accumulator)
 
         def add_pixel(left: Array, total: Array) -> Array:
-            window = lax.dynamic_slice(strip, (0, left, 0), (size, reach, channels))
+            window = lax.dynamic_slice(strip, (0, left, 0), (size, span, channels))
             return total + window[:, ::dilation] * weights[left]
 
         return lax.fori_loop(0, width, add_pixel, total), None

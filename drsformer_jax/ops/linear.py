@@ -1,4 +1,4 @@
-"""Linear maps of channels with a gradient that CPUs compile well."""
+"""Dense layers (1x1 convolutions) with a gradient that CPUs compile well."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from drsformer_jax.types import Array, Float
 
 
 class Affine(NamedTuple):
-    """A kernel whose last axis is the channels that come out, and their bias."""
+    """Kernel of a layer, output channels last, and its bias (o), if it has one."""
 
     kernel: Array
     bias: Array | None
 
 
 def biased(y: Float[Array, "*b o"], affine: Affine) -> Float[Array, "*b o"]:
-    """Adds the bias, if there is one, in the type of `y`."""
+    """Adds the bias, if there is one, in the dtype of `y`."""
     return y if affine.bias is None else y + affine.bias.astype(y.dtype)
 
 
@@ -33,7 +33,7 @@ def precision_of(x: Array) -> jax.lax.Precision:
 
 @jax.custom_vjp
 def linear(x: Float[Array, "*b c"], kernel: Float[Array, "c o"]) -> Float[Array, "*b o"]:
-    """Maps the last axis: `x @ kernel`, in the type of `x`.
+    """`x @ kernel`, in the dtype of `x`: on images, a 1x1 convolution.
 
     The kernel's gradient is written so that the one with fewer channels, of `x` and the output's
     gradient, is the one that is transposed. XLA for CPUs fuses all that computes an array into its

@@ -1,4 +1,9 @@
-"""Images that are smaller than the arrays that hold them."""
+"""Images that are smaller than the arrays that hold them.
+
+An array of a fixed shape (a bucket) holds an image in its upper left corner. `valid_mask` is True
+at the image's pixels. What is elsewhere must not influence the image, so every operation that reads
+neighbors reads zeros there (`zero_outside`), as it does beyond the array's border.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +12,16 @@ import jax.numpy as jnp
 from drsformer_jax.types import Array, Bool, Float, Int
 
 
-def inside(
+def size_mask(
     size: Int[Array, "b 2"], height: int, width: int, top: Int[Array, ""] | int = 0
 ) -> Bool[Array, "b h w 1"]:
-    """Tells the pixels of each image from those beyond its right, lower and upper border.
+    """The `valid_mask` of images of these sizes: True at their pixels.
 
     Args:
-        size: true height and width of each image, in pixels.
+        size: height and width of each image, in pixels.
         height: rows of the array.
         width: columns of the array.
-        top: row of the image that the array begins with; those before the first are negative.
+        top: row of the image that the array begins with; negative above the image.
     """
     row = top + jnp.arange(height)[:, None]
     columns = jnp.arange(width) < size[:, 1, None, None]
@@ -29,18 +34,22 @@ def rows_between(
     like: Float[Array, "b h w c"],
     top: Int[Array, ""] | int,
 ) -> Bool[Array, "b h w 1"]:
-    """Tells rows from `first` to before `end` from others, in an array that begins with `top`."""
+    """A mask that is True in the rows `first` up to but not including `end`.
+
+    Args:
+        first: row of the image.
+        end: row of the image.
+        like: an array of the mask's batch, height and width.
+        top: row of the image that `like` begins with.
+    """
     row = top + jnp.arange(like.shape[1])
     chosen = (row >= first) & (row < end)
     return jnp.broadcast_to(chosen[:, None, None], (*like.shape[:3], 1))
 
 
 def zero_outside(
-    x: Float[Array, "*b h w c"], inside: Bool[Array, "*b h w 1"] | None
+    x: Float[Array, "*b h w c"], valid_mask: Bool[Array, "*b h w 1"] | None
 ) -> Float[Array, "*b h w c"]:
-    """Makes everything beyond the image what a convolution sees beyond a border: zero.
-
-    Without `inside` the array is the image, and returned as it is.
-    """
+    """`x` where `valid_mask` is True, zero elsewhere; `x` itself where there is no mask."""
     # A product would let an infinity or a NaN from out there through.
-    return x if inside is None else jnp.where(inside, x, 0)
+    return x if valid_mask is None else jnp.where(valid_mask, x, 0)

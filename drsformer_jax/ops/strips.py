@@ -1,8 +1,21 @@
-"""Chains of convolutions strip by strip, so that what lies between them stays in a CPU's cache.
+"""Chains of convolutions in strips, so that what lies between them stays in a CPU's cache.
 
-A whole image of hidden channels is written to memory and read again by every convolution. Here
-the chain runs on a few rows at a time, with as many rows and columns around them as it reads;
-what two strips both need is computed twice.
+A strip is some consecutive rows of an image. To compute a strip of the output, convolutions need
+its halo too: the pixels around it that they read. So the chain runs on a window, the strip and its
+halo, and the strip is what is left of the window in the end:
+
+    rows of the padded image          window of strip 1          output
+    0 0 0 0 0 0 0 0 0  <- zeros
+    strip 0                           last rows of strip 0
+    strip 1                  ->       strip 1            ->      strip 1
+    strip 2                           first rows of strip 2
+    0 0 0 0 0 0 0 0 0
+
+Halos are computed twice, for both strips that they belong to. On whole images every convolution of
+the chain would write all hidden channels to memory, for the next one to read.
+
+`nn.rows.Strips` cuts images into strips too, and whole layers run on them: that bounds the memory
+of large images on any hardware, where strips here are faster, and on CPUs alone.
 """
 
 from __future__ import annotations
@@ -17,18 +30,18 @@ from jax import lax
 
 from drsformer_jax.types import Array, Bool, Float
 
-SIZE = 2**20
-"""Numbers of a strip: 4 MiB of float32."""
+STRIP_ELEMENTS = 2**20
+"""Elements of a strip: 4 MiB of float32."""
 
 Chain = Callable[[Any, Array, Array], Array]
-"""(weights, window, inside) -> strip.
+"""(weights, window, valid_mask) -> strip.
 
-`window` and `inside` are (rows + 2 reach, w + 2 reach, channels) and (..., 1); the strip is the
-(rows, w, o) in the middle of the window.
+`window` is (rows + 2 halo, w + 2 halo, c), `valid_mask` (rows + 2 halo, w + 2 halo, 1), and the
+strip (rows, w, o).
 """
 
 StripSums = Callable[[Any, Array, Array, Array], Any]
-"""(weights, window, inside, counted) -> tree of sums over the pixels of the strip that count.
+"""(weights, window, valid_mask, counted) -> tree of sums over the counted pixels of the strip.
 
 `counted` is (rows, w, 1), the rest as in `Chain`.
 """
@@ -37,185 +50,191 @@ StripSums = Callable[[Any, Array, Array, Array], Any]
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def in_strips(
     chain: Chain,
-    reach: int,
+    halo: int,
     rows: int,
     weights: Any,
     x: Float[Array, "b h w c"],
-    inside: Bool[Array, "b h w 1"] | None,
+    valid_mask: Bool[Array, "b h w 1"] | None,
 ) -> Float[Array, "b h w o"]:
-    """Applies `chain` to strips of about `rows` rows, in the type of `x`.
+    """Applies `chain` strip by strip, in the dtype of `x`.
 
-    The derivative saves the arguments alone, and computes each strip again.
+    The backward pass saves the arguments alone, and recomputes each strip.
 
     Args:
-        chain: what happens to a strip, see `Chain`. `inside` is False beyond the image.
-        reach: how far beyond the strip it looks, in pixels.
-        rows: rows of a strip; a few more where that divides the images evenly.
+        chain: what a strip is made by, see `Chain`. Its `valid_mask` is False beyond the image.
+        halo: pixels around a strip that `chain` reads, on each side.
+        rows: at most so many rows a strip.
         weights: tree of arrays for `chain`.
         x: images.
-        inside: mask of the images in larger arrays.
+        valid_mask: True at the pixels of the images; default: everywhere.
     """
-    cut = _Strips(x, reach, rows)
-    padded, mask = cut.pad(x), cut.pad(_mask(x, inside))
+    strips = _Strips(x, halo, rows)
+    padded, mask = strips.pad(x), strips.pad(_mask(x, valid_mask))
 
-    def add(number: Array, out: Array) -> Array:
-        strip = chain(weights, cut.window(padded, number), cut.window(mask, number))
-        return cut.write(out, strip, number)
+    def add(index: Array, out: Array) -> Array:
+        strip = chain(weights, strips.window(padded, index), strips.window(mask, index))
+        return strips.write(out, strip, index)
 
-    first = jax.eval_shape(chain, weights, cut.window(padded, 0), cut.window(mask, 0))
-    out = jnp.zeros((x.shape[0], cut.height, *first.shape[1:]), x.dtype)
-    return lax.fori_loop(0, cut.count, add, out)[:, : x.shape[1]]
+    first = jax.eval_shape(chain, weights, strips.window(padded, 0), strips.window(mask, 0))
+    out = jnp.zeros((x.shape[0], strips.height, *first.shape[1:]), x.dtype)
+    return lax.fori_loop(0, strips.count, add, out)[:, : x.shape[1]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def sum_in_strips(
     sums: StripSums,
-    reach: int,
+    halo: int,
     rows: int,
     weights: Any,
     x: Float[Array, "b h w c"],
-    inside: Bool[Array, "b h w 1"] | None,
+    valid_mask: Bool[Array, "b h w 1"] | None,
     counted: Bool[Array, "b h w 1"] | None,
 ) -> Any:
-    """Sums of each image, arguments and derivative like those of `in_strips`.
+    """Sums over each image, strip by strip; the backward pass is like that of `in_strips`.
 
     Args:
         sums: what a strip adds, see `StripSums`.
-        reach: how far beyond the strip it looks, in pixels.
-        rows: rows of a strip; a few more where that divides the images evenly.
+        halo: pixels around a strip that `sums` reads, on each side.
+        rows: at most so many rows a strip.
         weights: tree of arrays for `sums`.
         x: images.
-        inside: mask of the images in larger arrays.
-        counted: mask of the pixels to count.
+        valid_mask: True at the pixels of the images; default: everywhere.
+        counted: True at the pixels to sum over; default: everywhere.
 
     Returns:
         The tree that `sums` makes, each leaf with a first axis b.
     """
-    cut = _Strips(x, reach, rows)
-    padded = cut.pad(x)
-    run = _summed(sums, cut, x, inside, counted)
+    strips = _Strips(x, halo, rows)
+    padded = strips.pad(x)
+    run = _summed(sums, strips, x, valid_mask, counted)
 
-    def add(number: Array, total: Any) -> Any:
-        part = run(weights, cut.window(padded, number), number)
-        return jax.tree.map(lambda t, p: t.at[number // cut.each].add(p), total, part)
+    def add(index: Array, total: Any) -> Any:
+        part = run(weights, strips.window(padded, index), index)
+        return jax.tree.map(lambda t, p: t.at[index // strips.per_image].add(p), total, part)
 
-    shapes = jax.eval_shape(run, weights, cut.window(padded, 0), 0)
+    shapes = jax.eval_shape(run, weights, strips.window(padded, 0), 0)
     zeros = jax.tree.map(lambda leaf: jnp.zeros((len(x), *leaf.shape), leaf.dtype), shapes)
-    return lax.fori_loop(0, cut.count, add, zeros)
+    return lax.fori_loop(0, strips.count, add, zeros)
 
 
 def _summed(
-    sums: StripSums, cut: _Strips, x: Array, inside: Array | None, counted: Array | None
+    sums: StripSums, strips: _Strips, x: Array, valid_mask: Array | None, counted: Array | None
 ) -> Callable[[Any, Array, Array | int], Any]:
-    """`sums` of weights, a window and the number of its strip."""
-    seen, counts = cut.pad(_mask(x, inside)), cut.lengthen(_mask(x, counted))
+    """`sums` as a function of weights, a window and the index of its strip."""
+    valid = strips.pad(_mask(x, valid_mask))
+    to_count = strips.pad_below(_mask(x, counted))
 
-    def run(weights: Any, window: Array, number: Array | int) -> Any:
-        return sums(weights, window, cut.window(seen, number), cut.strip(counts, number))
+    def run(weights: Any, window: Array, index: Array | int) -> Any:
+        return sums(weights, window, strips.window(valid, index), strips.strip(to_count, index))
 
     return run
 
 
 def rows_in_cache(width: int, channels: int) -> int:
-    """Rows of a strip whose images with so many columns and channels stay in a CPU's caches."""
-    return max(8, SIZE // (width * channels))
+    """Rows of a strip that has about `STRIP_ELEMENTS` elements, and at least 8 rows."""
+    return max(8, STRIP_ELEMENTS // (width * channels))
 
 
 def crop(x: Array, pixels: int) -> Array:
-    """A window (h, w, c) without its border."""
+    """A window (h, w, c) without its outermost `pixels` rows and columns on each side."""
     return x[pixels : x.shape[0] - pixels, pixels : x.shape[1] - pixels]
 
 
-def stored(function: Callable[..., Array], anything: Array, *arrays: Any) -> Array:
-    """`function(*arrays)`, written to memory and read from there; zeros where not `anything`.
+def materialized(function: Callable[..., Array], any_valid: Array, *arrays: Any) -> Array:
+    """`function(*arrays)`, written to memory for its consumers; zeros where not `any_valid`.
 
-    XLA for CPUs otherwise fuses a convolution into the next one, and computes it again for every
-    tap of that; an optimization barrier does not hinder it, but the border of a branch does.
+    XLA for CPUs otherwise fuses a convolution into the next one, and recomputes it for every tap of
+    that. An optimization barrier does not prevent this fusion, but the border of a branch does.
+
+    Args:
+        function: of `arrays`, to one array.
+        any_valid: whether the window has a valid pixel. Without one the branch skips the work.
+        *arrays: arrays, or trees of them.
     """
     shape = jax.eval_shape(function, *arrays)
-    return lax.cond(anything, function, lambda *_: jnp.zeros(shape.shape, shape.dtype), *arrays)
+    return lax.cond(any_valid, function, lambda *_: jnp.zeros(shape.shape, shape.dtype), *arrays)
 
 
 class _Strips:
-    """Where the strips of images lie, in arrays with a border of `reach` pixels."""
+    """Which rows belong to which strip, counted through all images of a batch."""
 
-    def __init__(self, x: Array, reach: int, rows: int) -> None:
-        batch, height, self.width, _ = x.shape
-        self.each = -(-height // rows)  # Strips of one image.
-        self.rows = -(-height // self.each)
-        self.height = self.each * self.rows
-        self.count = batch * self.each
-        self.reach = reach
-        self.lower = reach + self.height - height
+    def __init__(self, x: Array, halo: int, rows: int) -> None:
+        batch, height = x.shape[:2]
+        self.per_image = -(-height // rows)
+        self.rows = -(-height // self.per_image)
+        self.height = self.per_image * self.rows
+        self.count = batch * self.per_image
+        self.halo = halo
+        self.below = halo + self.height - height
 
     def pad(self, x: Array) -> Array:
-        border = (self.reach, self.reach)
-        return jnp.pad(x, ((0, 0), (self.reach, self.lower), border, (0, 0)))
+        border = (self.halo, self.halo)
+        return jnp.pad(x, ((0, 0), (self.halo, self.below), border, (0, 0)))
 
-    def _start(self, number: Array | int) -> tuple[Array | int, ...]:
-        return number // self.each, number % self.each * self.rows, 0, 0
+    def _start(self, index: Array | int) -> tuple[Array | int, ...]:
+        return index // self.per_image, index % self.per_image * self.rows, 0, 0
 
-    def window(self, padded: Array, number: Array | int) -> Array:
-        size = (1, self.rows + 2 * self.reach, *padded.shape[2:])
-        return lax.dynamic_slice(padded, self._start(number), size)[0]
+    def window(self, padded: Array, index: Array | int) -> Array:
+        size = (1, self.rows + 2 * self.halo, *padded.shape[2:])
+        return lax.dynamic_slice(padded, self._start(index), size)[0]
 
-    def lengthen(self, x: Array) -> Array:
-        """Appends rows up to the end of the last strip."""
+    def pad_below(self, x: Array) -> Array:
+        """Appends rows, up to the last row of the last strip."""
         return jnp.pad(x, ((0, 0), (0, self.height - x.shape[1]), (0, 0), (0, 0)))
 
-    def strip(self, x: Array, number: Array | int) -> Array:
-        return lax.dynamic_slice(x, self._start(number), (1, self.rows, *x.shape[2:]))[0]
+    def strip(self, x: Array, index: Array | int) -> Array:
+        return lax.dynamic_slice(x, self._start(index), (1, self.rows, *x.shape[2:]))[0]
 
-    def write(self, x: Array, part: Array, number: Array) -> Array:
-        return lax.dynamic_update_slice(x, part[None].astype(x.dtype), self._start(number))
+    def write(self, x: Array, part: Array, index: Array) -> Array:
+        return lax.dynamic_update_slice(x, part[None].astype(x.dtype), self._start(index))
 
 
-def _mask(x: Array, inside: Array | None) -> Array:
-    return jnp.ones((*x.shape[:3], 1), bool) if inside is None else inside
+def _mask(x: Array, valid_mask: Array | None) -> Array:
+    return jnp.ones((*x.shape[:3], 1), bool) if valid_mask is None else valid_mask
 
 
 def _forward(
-    chain: Chain, reach: int, rows: int, weights: Any, x: Array, inside: Array | None
+    chain: Chain, halo: int, rows: int, weights: Any, x: Array, valid_mask: Array | None
 ) -> tuple[Array, tuple[Any, Array, Array | None]]:
-    return in_strips(chain, reach, rows, weights, x, inside), (weights, x, inside)
+    return in_strips(chain, halo, rows, weights, x, valid_mask), (weights, x, valid_mask)
 
 
 def _backward(
-    chain: Chain, reach: int, rows: int, saved: tuple[Any, Array, Array | None], grad: Array
+    chain: Chain, halo: int, rows: int, saved: tuple[Any, Array, Array | None], grad: Array
 ) -> tuple[Any, Array, None]:
-    weights, x, inside = saved
-    cut = _Strips(x, reach, rows)
-    mask, grad = cut.pad(_mask(x, inside)), cut.lengthen(grad)
+    weights, x, valid_mask = saved
+    strips = _Strips(x, halo, rows)
+    mask, grad = strips.pad(_mask(x, valid_mask)), strips.pad_below(grad)
 
-    def run(weights: Any, window: Array, number: Array) -> Array:
-        return chain(weights, window, cut.window(mask, number))
+    def run(weights: Any, window: Array, index: Array) -> Array:
+        return chain(weights, window, strips.window(mask, index))
 
-    return *_gradients(run, cut, weights, x, lambda number: cut.strip(grad, number)), None
+    return *_gradients(run, strips, weights, x, lambda index: strips.strip(grad, index)), None
 
 
 in_strips.defvjp(_forward, _backward)
 
 
 def _sum_forward(
-    sums: StripSums, reach: int, rows: int, weights: Any, x: Array, *masks: Array | None
+    sums: StripSums, halo: int, rows: int, weights: Any, x: Array, *masks: Array | None
 ) -> tuple[Any, tuple[Any, Array, tuple[Array | None, ...]]]:
-    return sum_in_strips(sums, reach, rows, weights, x, *masks), (weights, x, masks)
+    return sum_in_strips(sums, halo, rows, weights, x, *masks), (weights, x, masks)
 
 
 def _sum_backward(
     sums: StripSums,
-    reach: int,
+    halo: int,
     rows: int,
     saved: tuple[Any, Array, tuple[Array | None, ...]],
     grad: Any,
 ) -> tuple[Any, Array, None, None]:
     weights, x, masks = saved
-    cut = _Strips(x, reach, rows)
+    strips = _Strips(x, halo, rows)
 
-    def of_image(number: Array) -> Any:
-        return jax.tree.map(lambda leaf: leaf[number // cut.each], grad)
+    def of_image(index: Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf[index // strips.per_image], grad)
 
-    return *_gradients(_summed(sums, cut, x, *masks), cut, weights, x, of_image), None, None
+    return *_gradients(_summed(sums, strips, x, *masks), strips, weights, x, of_image), None, None
 
 
 sum_in_strips.defvjp(_sum_forward, _sum_backward)
@@ -223,7 +242,7 @@ sum_in_strips.defvjp(_sum_forward, _sum_backward)
 
 def _gradients(
     run: Callable[[Any, Array, Array], Any],
-    cut: _Strips,
+    strips: _Strips,
     weights: Any,
     x: Array,
     cotangent: Callable[[Array], Any],
@@ -231,31 +250,31 @@ def _gradients(
     """Gradients to `weights` and `x` of what `run` makes of them strip by strip.
 
     Args:
-        run: of weights, a window and the number of its strip.
-        cut: where the strips lie.
+        run: of weights, a window and the index of its strip.
+        strips: the rows of each strip.
         weights: tree of arrays.
         x: images.
-        cotangent: the gradient to what `run` makes, by the number of the strip.
+        cotangent: the gradient to what `run` makes, by the index of the strip.
     """
-    padded = cut.pad(x)
+    padded = strips.pad(x)
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
-    def add(number: Array, total: tuple[Any, Array]) -> tuple[Any, Array]:
+    def add(index: Array, total: tuple[Any, Array]) -> tuple[Any, Array]:
         weights_total, x_total = total
         y, back = jax.vjp(
-            lambda weights, window: run(weights, window, number),
+            lambda weights, window: run(weights, window, index),
             weights,
-            cut.window(padded, number),
+            strips.window(padded, index),
         )
-        grad = jax.tree.map(lambda g, y: g.astype(y.dtype), cotangent(number), y)
+        grad = jax.tree.map(lambda g, y: g.astype(y.dtype), cotangent(index), y)
         weights_grad, window_grad = back(grad)
         # Windows overlap: the gradients of what several strips read add up.
-        window_grad = cut.window(x_total, number) + window_grad.astype(wide)
+        window_grad = strips.window(x_total, index) + window_grad.astype(wide)
         weights_total = jax.tree.map(jnp.add, weights_total, weights_grad)
-        return weights_total, cut.write(x_total, window_grad, number)
+        return weights_total, strips.write(x_total, window_grad, index)
 
     zeros = jax.tree.map(jnp.zeros_like, weights), jnp.zeros(padded.shape, wide)
-    weights_grad, x_grad = lax.fori_loop(0, cut.count, add, zeros)
+    weights_grad, x_grad = lax.fori_loop(0, strips.count, add, zeros)
     height, width = x.shape[1:3]
-    x_grad = x_grad[:, cut.reach : cut.reach + height, cut.reach : cut.reach + width]
+    x_grad = x_grad[:, strips.halo : strips.halo + height, strips.halo : strips.halo + width]
     return weights_grad, x_grad.astype(x.dtype)

@@ -11,8 +11,8 @@ import jax
 import psutil
 
 from drsformer_jax.config import ModelConfig
-from drsformer_jax.nn.rows import MOST_REACH
-from drsformer_jax.ops.forms import NARROW
+from drsformer_jax.nn.rows import MAX_HALO
+from drsformer_jax.ops.implementations import NARROW
 
 # Channels alive at once at full resolution, for each channel of the last level, or for each hidden
 # one of its feed-forward network: what XLA reports for programs compiled for CPUs, rounded up.
@@ -62,7 +62,7 @@ def strips_bytes(config: ModelConfig, height: int, width: int, strip: int) -> in
         strip: height of the strips, in pixels.
     """
     held = int(_HELD * 2 * config.dim * _bytes_each(config) * height * width)
-    return held + forward_bytes(config, strip + 2 * MOST_REACH, width)
+    return held + forward_bytes(config, strip + 2 * MAX_HALO, width)
 
 
 def _bytes_each(config: ModelConfig) -> int:

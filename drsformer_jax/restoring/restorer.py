@@ -20,7 +20,7 @@ from drsformer_jax.config import SIZE_MULTIPLE, DType, ModelConfig
 from drsformer_jax.errors import InputError, reason
 from drsformer_jax.images.pixels import to_8_bits
 from drsformer_jax.nn.functional import Params, apply, use_wide_types
-from drsformer_jax.nn.rows import AT_ONCE, MOST_REACH, Rows, Shards, Strips
+from drsformer_jax.nn.rows import AT_ONCE, MAX_HALO, Rows, Shards, Strips
 from drsformer_jax.restoring.buckets import Size, bucket_on_ladder, padded, plan_buckets
 from drsformer_jax.restoring.compile_cache import use_compile_cache
 from drsformer_jax.restoring.memory import available_bytes, forward_bytes, strips_bytes
@@ -156,7 +156,7 @@ class Restorer:
         if self._devices > 1:
             # What a device computes is less than an image of its rows and those it is sent.
             own = SIZE_MULTIPLE * math.ceil(height / (SIZE_MULTIPLE * self._devices))
-            if self._holds((own + 2 * MOST_REACH, width)):
+            if self._holds((own + 2 * MAX_HALO, width)):
                 return Shards(count=self._devices)
         for strip in _STRIPS:
             if strips_bytes(self.config, height, width, strip) <= self._memory:

@@ -18,43 +18,43 @@ from drsformer_jax.nn.rows import AT_ONCE
 CHANNELS = 3
 
 
-def reference(step, x, gates, inside):
-    """Sec. 3.4: every expert with its own 1x1 convolution and gate, joined by another."""
+def reference(step, x, gates, valid_mask):
+    """MEFC: every expert with its own 1x1 convolution and gate, joined by another."""
     relu = jax.nn.relu
     experts = []
     for size in SEPARABLE_SIZES:
         own = getattr(step, f"separable{size}")
-        y = conv(x, own.depthwise_first.kernel[...], inside) @ own.pointwise_first.kernel[...]
-        y = conv(relu(y), own.depthwise_last.kernel[...], inside)
+        y = conv(x, own.depthwise_first.kernel[...], valid_mask) @ own.pointwise_first.kernel[...]
+        y = conv(relu(y), own.depthwise_last.kernel[...], valid_mask)
         experts.append(y @ own.pointwise_last.kernel[...])
     for size in DILATED_SIZES:
         own = getattr(step, f"dilated{size}")
-        y = conv(x, own.depthwise.kernel[...], inside, dilation=2)
+        y = conv(x, own.depthwise.kernel[...], valid_mask, dilation=2)
         experts.append(y @ own.pointwise_last.kernel[...])
     ones = jnp.ones((3, 3, 1), x.dtype)
-    around = conv(jnp.broadcast_to(inside, (*x.shape[:3], 1)).astype(x.dtype), ones, inside)
-    experts.append(conv(x, ones, inside) / jnp.maximum(around, 1))
+    around = conv(jnp.broadcast_to(valid_mask, (*x.shape[:3], 1)).astype(x.dtype), ones, valid_mask)
+    experts.append(conv(x, ones, valid_mask) / jnp.maximum(around, 1))
     gated = [gates[:, n, None, None, None] * y for n, y in enumerate(experts)]
     return relu(x + relu(jnp.concatenate(gated, axis=-1) @ step.join.kernel[...]))
 
 
-def programs(inside, dtype):
+def programs(valid_mask, dtype):
     """Ours and the reference, of parameters, features and gates."""
     definition, params = nnx.split(Step(CHANNELS, dataclasses.replace(SMALL, param_dtype=dtype)))
     random = np.random.default_rng(3)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(random.standard_normal(leaf.shape) / 2, dtype), params
     )
-    # Height and width of the images that `inside` tells from what is around them.
-    size = jnp.stack([inside.any(axis=2).sum(axis=1)[:, 0], inside.any(axis=1).sum(axis=1)[:, 0]])
+    # Height and width of the images of which `valid_mask` has the pixels.
+    size = jnp.stack([valid_mask.any(axis=axis).sum(axis=1)[:, 0] for axis in (2, 1)])
 
     def own(params, x, gates):
-        y = nnx.merge(definition, params)(x, gates, AT_ONCE.at(size.T))
-        return jnp.where(inside, y, 0)
+        y = nnx.merge(definition, params)(x, gates, AT_ONCE.with_size(size.T))
+        return jnp.where(valid_mask, y, 0)
 
     def papers(params, x, gates):
-        y = reference(nnx.merge(definition, params), x, gates, inside)
-        return jnp.where(inside, y, 0)
+        y = reference(nnx.merge(definition, params), x, gates, valid_mask)
+        return jnp.where(valid_mask, y, 0)
 
     return params, own, papers
 
@@ -70,8 +70,8 @@ def features(height, width, dtype):
 @pytest.mark.parametrize("size", [(9, 14), (5, 3), (1, 1)])
 def test_step_and_its_gradients_equal_the_equation(size):
     with jax.enable_x64(True):
-        inside = masks(2, *size) if min(size) > 1 else jnp.ones((2, *size, 1), bool)
-        params, own, papers = programs(inside, "float64")
+        valid_mask = masks(2, *size) if min(size) > 1 else jnp.ones((2, *size, 1), bool)
+        params, own, papers = programs(valid_mask, "float64")
         x, gates = features(*size, "float64")
         arguments = params, x, gates.astype("float64")
         found, expected = (with_gradients(of, *arguments) for of in (own, papers))
@@ -80,8 +80,8 @@ def test_step_and_its_gradients_equal_the_equation(size):
 
 @pytest.mark.parametrize("dtype", STEPS)
 def test_step_is_as_exact_as_its_type(dtype):
-    inside = masks(2, 9, 14)
-    params, own, papers = programs(inside, "float32")
+    valid_mask = masks(2, 9, 14)
+    params, own, papers = programs(valid_mask, "float32")
     x, gates = features(9, 14, dtype)
     found = with_gradients(own, params, x, gates)
     assert found[0][0].dtype == x.dtype

@@ -20,7 +20,7 @@ from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.nn.drsformer import Block
 from drsformer_jax.nn.experts import ExpertCompensator
 from drsformer_jax.nn.functional import abstract_params, apply, build, init_params
-from drsformer_jax.nn.linear import draw
+from drsformer_jax.nn.linear import initialize
 from drsformer_jax.nn.stack import Stack
 from drsformer_jax.weights.convert import params_from_torch, params_to_torch
 
@@ -147,7 +147,7 @@ def test_stages_of_every_preset_have_the_sizes_of_the_paper(preset):
 
 
 @pytest.mark.parametrize("size", [(12, 16), (16, 12), (7, 7)])
-def test_size_that_8_does_not_divide_is_refused(size):
+def test_size_that_8_does_not_divide_is_rejected(size):
     x = jax.ShapeDtypeStruct((1, *size, 3), "float32")
     message = f"x is {size[0]}x{size[1]}; height and width must be multiples of 8"
     with pytest.raises(ValueError, match=message):
@@ -186,6 +186,7 @@ def equations(program):
             yield from equations(inner)
 
 
+@functools.cache
 def equations_with(**fields):
     """Every equation of a network with these fields."""
     config = dataclasses.replace(COMPACT, **fields)
@@ -205,13 +206,13 @@ def test_remat_reaches_every_stage():
 
 def stage_of_blocks(config: ModelConfig) -> nnx.Module:
     stack = Stack(Block(4, 1, config), 2, remat=config.remat, unroll=config.unroll)
-    draw(stack, jax.random.key(0))
+    initialize(stack, jax.random.key(0))
     return stack
 
 
 def mixture_of_experts(config: ModelConfig) -> nnx.Module:
     mixture = ExpertCompensator(4, config)
-    draw(mixture, jax.random.key(0))
+    initialize(mixture, jax.random.key(0))
     return mixture
 
 
@@ -224,12 +225,12 @@ def test_unroll_reaches_every_stage():
 
 
 @pytest.mark.parametrize("make", [stage_of_blocks, mixture_of_experts])
-@pytest.mark.parametrize("way", ["remat", "unroll"])
-def test_ways_to_run_a_stage_give_the_same_gradients(make, way):
+@pytest.mark.parametrize("option", ["remat", "unroll"])
+def test_remat_and_unroll_keep_the_gradients(make, option):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 6, 4)), "float32")
     found = []
     for chosen in (False, True):
-        definition, params = nnx.split(make(dataclasses.replace(COMPACT, **{way: chosen})))
+        definition, params = nnx.split(make(dataclasses.replace(COMPACT, **{option: chosen})))
 
         def loss_of(params, x, definition=definition):
             return jnp.mean(nnx.merge(definition, params)(x) ** 2)
@@ -239,15 +240,15 @@ def test_ways_to_run_a_stage_give_the_same_gradients(make, way):
     assert max(jax.tree.leaves(errors)) < 1e-5, errors
 
 
-def drawn_weights(**fields) -> dict[str, np.ndarray]:
+def initial_weights(**fields) -> dict[str, np.ndarray]:
     """Initial parameters under official keys."""
     config = dataclasses.replace(COMPACT, blocks=(2, 1, 1, 1), **fields)
     return params_to_torch(init_params(config, jax.random.key(1)), config)
 
 
 @pytest.mark.parametrize("fields", [{"bias": True}, {"feed_forward": "gdfn"}], ids=str)
-def test_initial_parameters_are_drawn_as_pytorch_does(fields):
-    weights = drawn_weights(**fields)
+def test_parameters_are_initialized_as_pytorch_does(fields):
+    weights = initial_weights(**fields)
     for key, value in weights.items():
         leaf = key.rsplit(".", 1)[-1]
         if leaf == "temperature" or (".norm" in key and leaf == "weight"):
@@ -269,7 +270,7 @@ def test_initial_parameters_are_drawn_as_pytorch_does(fields):
 
 
 def test_initial_parameters_of_two_layers_differ():
-    weights = drawn_weights()
+    weights = initial_weights()
     first, second = (weights[f"encoder_level1.{n}.attn.qkv.weight"] for n in range(2))
     assert np.all(first != second)
     equal_shape = weights["decoder_level1.0.ffn.dwconv3x3.weight"]
@@ -281,6 +282,22 @@ def test_key_decides_the_initial_parameters():
     jax.tree.map(np.testing.assert_array_equal, one, same)
     kernel = one["latent"]["layers"]["attn"]["qkv"]["kernel"]
     assert np.all(kernel != other["latent"]["layers"]["attn"]["qkv"]["kernel"])
+
+
+def test_initial_parameters_of_a_seed_stay_the_same():
+    # Otherwise a run could not be repeated from its configuration.
+    params = init_params(BARE, jax.random.key(1))
+    found = [
+        params["decoder_level1"]["layers"]["attn"]["project_out"]["kernel"][0, 0, :3],
+        params["latent"]["layers"]["attn"]["qkv"]["kernel"][0, 0, :3],
+        params["up4_3"]["kernel"][2, 2, -1, -3:],
+    ]
+    expected = [
+        [0.14327062666416168, -0.18750019371509552, 0.2247641682624817],
+        [-0.019936176016926765, -0.09732330590486526, -0.10294009000062943],
+        [0.04665379226207733, -0.03894996643066406, 0.04513055086135864],
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def run_alone(program: str) -> str:

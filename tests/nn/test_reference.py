@@ -101,7 +101,7 @@ def test_reference_reproduces_the_committed_training_steps() -> None:
         np.testing.assert_allclose(getattr(result, name), golden[name], rtol=1e-10)
 
 
-def test_a_misnamed_weight_is_refused() -> None:
+def test_a_misnamed_weight_is_rejected() -> None:
     golden = load(GOLDEN / "fn.npz")
     variant = json.loads(str(golden["variant"]))
     weights = {"wrong": torch.zeros(1)}

@@ -1,8 +1,9 @@
-"""Attention across channels as operations: every form and derivative against the equations."""
+"""Attention across channels as operations: implementations and gradients against the equations."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +14,18 @@ from plain import STEPS, conv, difference, masks, together, with_gradients
 from recipe import SMALL, relative_error
 
 from drsformer_jax.nn.attention import Attention
-from drsformer_jax.ops import forms, strips
+from drsformer_jax.ops import implementations, strips
 from drsformer_jax.ops.attention import QueryKeyWeights, query_key_sums
 from drsformer_jax.ops.linear import Affine
 
-FORMS = ("whole", "strips", None)
+IMPLEMENTATIONS = ("whole", "strips", None)
 CASES = [
     # Height, width, heads, kernel size, biases, masks.
     (19, 5, 2, 3, False, False),
     (11, 7, 1, 3, True, True),
     (17, 6, 3, 5, False, True),
     (1, 1, 2, 3, True, False),
-    (10, forms.NARROW, 2, 3, True, True),
+    (10, implementations.NARROW, 2, 3, True, True),
 ]
 CHANNELS = 6
 
@@ -32,32 +33,32 @@ CHANNELS = 6
 @pytest.fixture(autouse=True)
 def small_strips(monkeypatch):
     """Strips of 8 rows, so that small images have several, the last of them not full."""
-    monkeypatch.setattr(strips, "SIZE", 1)
+    monkeypatch.setattr(strips, "STRIP_ELEMENTS", 1)
 
 
 def arguments(height, width, size, bias, mask, dtype="float64"):
     random = np.random.default_rng([height, width, size])
 
-    def draw(*shape):
+    def normal(*shape):
         return jnp.asarray(random.standard_normal(shape), dtype)
 
     weights = [
-        Affine(draw(*shape) / np.sqrt(np.prod(shape[:-1])), draw(shape[-1]) if bias else None)
+        Affine(normal(*shape) / np.sqrt(np.prod(shape[:-1])), normal(shape[-1]) if bias else None)
         for shape in ((CHANNELS, 2 * CHANNELS), (size, size, 2 * CHANNELS))
     ]
-    inside = masks(2, height, width) if mask else None
-    # Counts part of what is inside, as pieces of images do.
-    counted = inside.at[:, :2].set(False) if mask else None
-    return draw(2, height, width, CHANNELS), QueryKeyWeights(*weights), inside, counted
+    valid_mask = masks(2, height, width) if mask else None
+    # Counts part of what is valid, as parts of images do.
+    counted = valid_mask.at[:, :2].set(False) if mask else None
+    return normal(2, height, width, CHANNELS), QueryKeyWeights(*weights), valid_mask, counted
 
 
-def reference(x, weights, heads, inside, counted):
+def reference(x, weights, heads, valid_mask, counted):
     """Sums over pixels, one image, head and pair of channels after another."""
-    inside = True if inside is None else inside
+    valid_mask = True if valid_mask is None else valid_mask
     (pointwise, first), (depthwise, second) = (
         (kernel, 0 if bias is None else bias) for kernel, bias in weights
     )
-    both = conv(x @ pointwise + first, depthwise, inside) + second
+    both = conv(x @ pointwise + first, depthwise, valid_mask) + second
     both = jnp.where(True if counted is None else counted, both, 0)
     query, key = (
         part.reshape(len(x), -1, heads, CHANNELS // heads).swapaxes(1, 2)
@@ -67,69 +68,81 @@ def reference(x, weights, heads, inside, counted):
     return products.sum(axis=2), (query**2).sum(axis=2), (key**2).sum(axis=2)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@functools.cache
+def expected_of(case):
+    with jax.enable_x64(True):
+        x, weights, *where = arguments(*case[:2], *case[3:])
+        return with_gradients(lambda x, weights: reference(x, weights, case[2], *where), x, weights)
+
+
+def rounded_arguments(dtype):
+    x, weights, *where = arguments(23, 9, 3, True, True, dtype=dtype)
+    # As in training, where parameters stay in float32.
+    return x, jax.tree.map(lambda leaf: leaf.astype("float32"), weights), *where
+
+
+@functools.cache
+def exact_results(dtype):
+    """Of the same rounded arguments, in float64."""
+    x, weights, *where = rounded_arguments(dtype)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (x, weights))
+        return with_gradients(lambda x, weights: reference(x, weights, 2, *where), *exact)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_sums_and_their_gradients_equal_the_equation(form, case):
+def test_sums_and_their_gradients_equal_the_equation(implementation, case):
     heads = case[2]
     with jax.enable_x64(True):
         x, weights, *where = arguments(*case[:2], *case[3:])
-        found, expected = (
-            with_gradients(of, x, weights)
-            for of in (
-                lambda x, weights: query_key_sums(x, weights, heads, *where, form),
-                lambda x, weights: reference(x, weights, heads, *where),
-            )
+        found = with_gradients(
+            lambda x, weights: query_key_sums(x, weights, heads, *where, implementation), x, weights
         )
-        assert difference(found, expected) < 1e-13
+    assert difference(found, expected_of(case)) < 1e-13
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", STEPS)
-def test_sums_are_as_exact_as_their_type(form, dtype):
-    x, weights, *where = arguments(23, 9, 3, True, True, dtype=dtype)
-    # As in training, where parameters stay in float32.
-    weights = jax.tree.map(lambda leaf: leaf.astype("float32"), weights)
+def test_sums_are_as_exact_as_their_type(implementation, dtype):
+    x, weights, *where = rounded_arguments(dtype)
     values, gradients = with_gradients(
-        lambda x, weights: query_key_sums(x, weights, 2, *where, form), x, weights
+        lambda x, weights: query_key_sums(x, weights, 2, *where, implementation), x, weights
     )
     assert {leaf.dtype for leaf in values} == {jnp.dtype("float32")}
     assert gradients[0].dtype == x.dtype
     assert {leaf.dtype for leaf in gradients[1:]} == {jnp.dtype("float32")}
-    with jax.enable_x64(True):
-        exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (x, weights))
-        expected, expected_gradients = with_gradients(
-            lambda x, weights: reference(x, weights, 2, *where), *exact
-        )
+    expected, expected_gradients = exact_results(dtype)
     # Values are rounded after each convolution and each bias, and summed without rounding.
     assert difference(values, expected) < 4 * STEPS[dtype]
     assert relative_error(together(gradients), together(expected_gradients)) < 4 * STEPS[dtype]
 
 
-def attended(module, x, inside):
-    """TKSA as the paper has it: normalize, compare, keep (Eq. 5 and 6), mix, project."""
+def attended(module, x, valid_mask):
+    """TKSA as the paper has it: normalize, compare, keep the top k, mix, project."""
     heads, channels = module.heads, x.shape[-1]
 
     def affine(layer):
         return layer.kernel[...], 0 if layer.bias is None else layer.bias[...]
 
     (into, into_bias), (depthwise, depthwise_bias) = affine(module.qkv), affine(module.qkv_dwconv)
-    qkv = conv(x @ into + into_bias, depthwise, inside) + depthwise_bias
+    qkv = conv(x @ into + into_bias, depthwise, valid_mask) + depthwise_bias
     query, key, value = (
-        jnp.where(inside, part, 0).reshape(len(x), -1, heads, channels // heads)
+        jnp.where(valid_mask, part, 0).reshape(len(x), -1, heads, channels // heads)
         for part in jnp.split(qkv, 3, axis=-1)
     )
     query, key = (part / jnp.linalg.norm(part, axis=1, keepdims=True) for part in (query, key))
     scores = jnp.einsum("bpmd,bpme->bmde", query, key) * module.temperature[...][:, None, None]
     softmaxes = [(1.0, channels // heads)]
     if module.branches is not None:
-        softmaxes = list(zip(module.branches[...], module.kept, strict=True))
+        softmaxes = list(zip(module.branches[...], module.top_k, strict=True))
     y = 0
     for weight, count in softmaxes:
         least = jnp.sort(jax.lax.stop_gradient(scores), axis=-1)[..., -count, None]
         kept = jax.nn.softmax(jnp.where(scores >= least, scores, -jnp.inf), axis=-1)
         y += weight * jnp.einsum("bmde,bpme->bpmd", kept, value)
     out, out_bias = affine(module.project_out)
-    return jnp.where(inside, y.reshape(x.shape) @ out + out_bias, 0)
+    return jnp.where(valid_mask, y.reshape(x.shape) @ out + out_bias, 0)
 
 
 def network(**fields):
@@ -143,17 +156,17 @@ def network(**fields):
     return definition, params
 
 
-def own(definition, inside):
+def own(definition, valid_mask):
     def run(params, x):
         module = nnx.merge(definition, params)
-        y = module(x, module.mixing(module.sums(x, inside, inside)), inside)
-        return jnp.where(inside, y, 0)
+        y = module(x, module.mixing(module.sums(x, valid_mask, valid_mask)), valid_mask)
+        return jnp.where(valid_mask, y, 0)
 
     return run
 
 
-def papers(definition, inside):
-    return lambda params, x: attended(nnx.merge(definition, params), x, inside)
+def papers(definition, valid_mask):
+    return lambda params, x: attended(nnx.merge(definition, params), x, valid_mask)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +175,10 @@ def papers(definition, inside):
 def test_attention_and_its_gradients_equal_the_equations(attention, size):
     with jax.enable_x64(True):
         definition, params = network(attention=attention, bias=True, param_dtype="float64")
-        inside = masks(2, *size) if size != (1, 1) else jnp.ones((2, 1, 1, 1), bool)
+        valid_mask = masks(2, *size) if size != (1, 1) else jnp.ones((2, 1, 1, 1), bool)
         x = jnp.asarray(np.random.default_rng(4).standard_normal((2, *size, 12)))
         found, expected = (
-            with_gradients(of(definition, inside), params, x) for of in (own, papers)
+            with_gradients(of(definition, valid_mask), params, x) for of in (own, papers)
         )
         # On one pixel cosines are +-1 and what they depend on has a gradient of 0.
         assert difference(found[0], expected[0]) < 1e-13
@@ -178,12 +191,12 @@ def test_attention_and_its_gradients_equal_the_equations(attention, size):
 def test_attention_is_as_exact_as_its_type(dtype):
     # Dense: in few bits other scores would be among the largest.
     definition, params = network(attention="dense", bias=True)
-    inside = masks(2, 13, 9)
+    valid_mask = masks(2, 13, 9)
     x = jnp.asarray(np.random.default_rng(4).standard_normal((2, 13, 9, 12)), dtype)
-    found = with_gradients(own(definition, inside), params, x)
+    found = with_gradients(own(definition, valid_mask), params, x)
     assert (found[0][0].dtype, found[1][-1].dtype) == (x.dtype, x.dtype)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (params, x))
-        expected = with_gradients(papers(definition, inside), *exact)
+        expected = with_gradients(papers(definition, valid_mask), *exact)
     for values, reference in zip(found, expected, strict=True):
         assert relative_error(together(values), together(reference)) < 4 * STEPS[dtype]

@@ -12,7 +12,7 @@ from recipe import load_small, relative_error
 
 from drsformer_jax.nn.functional import apply
 from drsformer_jax.ops.depthwise import average_pool
-from drsformer_jax.ops.masking import inside, zero_outside
+from drsformer_jax.ops.masking import size_mask, zero_outside
 from drsformer_jax.weights.convert import params_from_torch
 
 BUCKET, SIZE = (40, 48), (24, 32)
@@ -56,8 +56,8 @@ def test_neither_infinities_nor_nans_beside_an_image_reach_it():
     np.testing.assert_array_equal(spoilt[1, :, :16], clean[1, :, :16])
 
 
-def test_inside_is_the_upper_left_corner_of_each_image():
-    mask = np.asarray(inside(jnp.array([[2, 3], [4, 1]]), 4, 5))
+def test_valid_pixels_are_the_upper_left_corner_of_each_image():
+    mask = np.asarray(size_mask(jnp.array([[2, 3], [4, 1]]), 4, 5))
     assert mask.shape == (2, 4, 5, 1)
     expected = np.zeros_like(mask)
     expected[0, :2, :3] = expected[1, :4, :1] = True
@@ -71,7 +71,7 @@ def test_without_a_mask_nothing_changes():
 
 def test_pool_counts_only_pixels_of_the_image():
     x = jax.random.normal(jax.random.key(0), (1, 6, 7, 2))
-    mask = inside(jnp.array([[4, 5]]), 6, 7)
+    mask = size_mask(jnp.array([[4, 5]]), 6, 7)
     np.testing.assert_allclose(
-        average_pool(x, inside=mask)[:, :4, :5], average_pool(x[:, :4, :5]), rtol=1e-6
+        average_pool(x, valid_mask=mask)[:, :4, :5], average_pool(x[:, :4, :5]), rtol=1e-6
     )

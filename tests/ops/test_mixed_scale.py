@@ -1,4 +1,4 @@
-"""MSFN as one operation: every form and its derivative against the equation, in loops."""
+"""MSFN as one operation: every implementation and its gradients against the equation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 from plain import STEPS, conv, difference, masks, together, with_gradients
 from recipe import relative_error
 
-from drsformer_jax.nn.feedforward import hidden_order
-from drsformer_jax.ops import forms, strips
+from drsformer_jax.ops import implementations, strips
 from drsformer_jax.ops.linear import Affine
 from drsformer_jax.ops.masking import zero_outside
-from drsformer_jax.ops.mixed_scale import MixedScaleWeights, mixed_scale
+from drsformer_jax.ops.mixed_scale import mixed_scale
+from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights, group_inputs, hidden_order
+from drsformer_jax.ops.mixed_scale_strips import quarter_channels
 
-FORMS = ("whole", "strips")
+IMPLEMENTATIONS = ("whole", "strips")
 CASES = [
     # Height, width, hidden channels of a half, biases, mask.
     (19, 5, 7, False, False),
@@ -31,81 +32,97 @@ CASES = [
 @pytest.fixture
 def small_strips(monkeypatch):
     """Strips of 8 rows, so that small images have several, the last of them not full."""
-    monkeypatch.setattr(strips, "SIZE", 1)
+    monkeypatch.setattr(strips, "STRIP_ELEMENTS", 1)
 
 
 def arguments(height, width, hidden, bias, mask, dtype="float64"):
     random = np.random.default_rng([height, width, hidden])
 
-    def draw(*shape):
+    def normal(*shape):
         return jnp.asarray(random.standard_normal(shape), dtype)
 
     shapes = [(3, 2 * hidden), (3, 3, 2 * hidden), (5, 5, 2 * hidden)]
     shapes += [(3, 3, 2, hidden), (5, 5, 2, hidden), (2 * hidden, 3)]
     weights = [
-        Affine(draw(*shape) / np.sqrt(np.prod(shape[:-1])), draw(shape[-1]) if bias else None)
+        Affine(normal(*shape) / np.sqrt(np.prod(shape[:-1])), normal(shape[-1]) if bias else None)
         for shape in shapes
     ]
-    inside = masks(2, height, width) if mask else None
-    return draw(2, height, width, 3), MixedScaleWeights(*weights), inside
+    valid_mask = masks(2, height, width) if mask else None
+    return normal(2, height, width, 3), MixedScaleWeights(*weights), valid_mask
 
 
-def reference(x, weights, inside):
-    """Eq. 8 in the official order of channels: pairs are neighbors."""
-    into, small, large, small_pairs, large_pairs, out = (
+def reference(x, weights, valid_mask):
+    """MSFN in the official order of channels: groups are of neighbors."""
+    into, small, large, grouped3x3, grouped5x5, out = (
         (kernel, 0 if bias is None else bias) for kernel, bias in weights
     )
-    inside = True if inside is None else inside
+    valid_mask = True if valid_mask is None else valid_mask
     x = x @ into[0] + into[1]
     back = np.argsort(hidden_order(x.shape[-1] // 2))
-    paths = [jax.nn.relu(conv(x, k, inside) + b)[..., back] for k, b in (small, large)]
+    paths = [jax.nn.relu(conv(x, k, valid_mask) + b)[..., back] for k, b in (small, large)]
     halves = zip(*(jnp.split(path, 2, axis=-1) for path in paths), strict=True)
     mixed = []
-    for half, (kernel, bias) in zip(halves, (small_pairs, large_pairs), strict=True):
+    for half, (kernel, bias) in zip(halves, (grouped3x3, grouped5x5), strict=True):
         joined = jnp.concatenate(half, axis=-1)
-        both = [conv(joined[..., n::2], kernel[:, :, n], inside) for n in (0, 1)]
+        both = [conv(joined[..., n::2], kernel[:, :, n], valid_mask) for n in (0, 1)]
         mixed.append(jax.nn.relu(sum(both) + bias))
     return jnp.concatenate(mixed, axis=-1) @ out[0] + out[1]
 
 
-def seen(function, inside):
-    """`function` of images and weights, without what it makes of the pixels outside."""
-    return lambda x, weights: zero_outside(function(x, weights, inside), inside)
+def valid_only(function, valid_mask):
+    """`function` of images and weights, without what it makes of other pixels."""
+    return lambda x, weights: zero_outside(function(x, weights, valid_mask), valid_mask)
 
 
-def operation(inside, form=None):
-    return seen(functools.partial(mixed_scale, form=form), inside)
+def operation(valid_mask, implementation=None):
+    return valid_only(functools.partial(mixed_scale, implementation=implementation), valid_mask)
 
 
-def equation(inside):
-    return seen(reference, inside)
+def equation(valid_mask):
+    return valid_only(reference, valid_mask)
 
 
-@pytest.mark.usefixtures("small_strips")
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_form_and_its_gradients_equal_the_equation(form, case):
+@functools.cache
+def expected_of(case):
     with jax.enable_x64(True):
-        x, weights, inside = arguments(*case)
-        found, expected = (
-            with_gradients(of, x, weights) for of in (operation(inside, form), equation(inside))
-        )
-        assert difference(found, expected) < 1e-13
+        x, weights, valid_mask = arguments(*case)
+        return with_gradients(equation(valid_mask), x, weights)
 
 
-@pytest.mark.usefixtures("small_strips")
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", STEPS)
-def test_form_is_as_exact_as_its_type(form, dtype):
-    x, weights, inside = arguments(*CASES[1], dtype=dtype)
+def rounded_arguments(dtype):
+    x, weights, valid_mask = arguments(*CASES[1], dtype=dtype)
     # As in training, where parameters stay in float32.
-    weights = jax.tree.map(lambda leaf: leaf.astype("float32"), weights)
-    (y,), (x_grad, *grads) = with_gradients(operation(inside, form), x, weights)
-    assert (y.dtype, x_grad.dtype) == (x.dtype, x.dtype)
-    assert {leaf.dtype for leaf in grads} == {jnp.dtype("float32")}
+    return x, jax.tree.map(lambda leaf: leaf.astype("float32"), weights), valid_mask
+
+
+@functools.cache
+def exact_results(dtype):
+    """Of the same rounded arguments, in float64."""
+    x, weights, valid_mask = rounded_arguments(dtype)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda a: jnp.asarray(np.float64(a)), (x, weights))
-        (expected,), expected_grads = with_gradients(equation(inside), *exact)
+        return with_gradients(equation(valid_mask), *exact)
+
+
+@pytest.mark.usefixtures("small_strips")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_implementation_and_its_gradients_equal_the_equation(implementation, case):
+    with jax.enable_x64(True):
+        x, weights, valid_mask = arguments(*case)
+        found = with_gradients(operation(valid_mask, implementation), x, weights)
+    assert difference(found, expected_of(case)) < 1e-13
+
+
+@pytest.mark.usefixtures("small_strips")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", STEPS)
+def test_implementation_is_as_exact_as_its_dtype(implementation, dtype):
+    x, weights, valid_mask = rounded_arguments(dtype)
+    (y,), (x_grad, *grads) = with_gradients(operation(valid_mask, implementation), x, weights)
+    assert (y.dtype, x_grad.dtype) == (x.dtype, x.dtype)
+    assert {leaf.dtype for leaf in grads} == {jnp.dtype("float32")}
+    (expected,), expected_grads = exact_results(dtype)
     # Each of four convolutions and four biases rounds once; float32 sums round more often.
     assert difference(y, expected) < 8 * STEPS[dtype]
     # Rounding moves values through the zero of relu, which single gradients show strongly.
@@ -113,10 +130,29 @@ def test_form_is_as_exact_as_its_type(form, dtype):
     assert error < 16 * STEPS[dtype]
 
 
-@pytest.mark.parametrize("width", [forms.NARROW - 1, forms.NARROW])
-def test_without_a_form_narrow_and_wide_images_have_equal_gradients(width):
-    x, weights, inside = arguments(2, width, 3, False, False, dtype="float32")
+@pytest.mark.parametrize("width", [implementations.NARROW - 1, implementations.NARROW])
+def test_by_default_narrow_and_wide_images_have_equal_gradients(width):
+    x, weights, valid_mask = arguments(2, width, 3, False, False, dtype="float32")
     found, expected = (
-        with_gradients(of, x, weights) for of in (operation(inside), equation(inside))
+        with_gradients(of, x, weights) for of in (operation(valid_mask), equation(valid_mask))
     )
     assert difference(found, expected) < 1e-5
+
+
+def test_stored_order_makes_the_inputs_of_all_groups_contiguous():
+    for hidden in (1, 4, 5):
+        # Official channels: a of the 3x3 path from 0 on, b of the 5x5 path from 100 on.
+        stored = np.array(hidden_order(hidden))[:hidden]
+        first, second = map(np.concatenate, group_inputs(stored, 100 + stored))
+        joined = np.concatenate([np.arange(hidden), 100 + np.arange(hidden)])
+        np.testing.assert_array_equal(first, joined[0::2])
+        np.testing.assert_array_equal(second, joined[1::2])
+
+
+def test_quarters_are_those_of_the_worked_example():
+    quarters = quarter_channels(5)
+    assert {len(channels) for quarter in quarters for channels in quarter} == {16}
+    found = [[list(channels[channels >= 0]) for channels in quarter] for quarter in quarters]
+    assert found[0] == [[0, 1, 2], [3, 4, 10], [0, 1, 2]]
+    assert found[1] == [[13, 14], [11, 12], [3, 4]]
+    assert found[2:] == [[[5 + c for c in part] for part in quarter] for quarter in found[:2]]

@@ -1,0 +1,77 @@
+"""Which implementation of an operation runs on which backend: the one place that decides it.
+
+All implementations of an operation have the same result but for rounding. The choices were
+measured with `benchmarks/ops.py` on CPUs, and follow what XLA makes of each implementation for
+TPUs: see docs/performance.md. There are no Pallas kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax import lax
+
+from drsformer_jax.types import Array, Float
+
+CHOICES: Mapping[str, Mapping[str, str]] = {
+    "depthwise_conv": {"cpu": "by_pixel", "tpu": "by_conv", "default": "by_tap"},
+    "mixed_scale": {"cpu": "strips", "default": "whole"},
+    "query_key_sums": {"cpu": "strips", "default": "whole"},
+}
+"""For each operation its implementation on each platform; `default` is for all not named."""
+
+NARROW = 48
+"""Width of an image, in pixels, below which the halos of strips cost more than strips save."""
+
+Implementations = Mapping[str, Callable[..., Any]]
+"""Functions of the same arrays, by the names that `CHOICES` gives them."""
+
+
+def run(
+    operation: str, implementations: Implementations, implementation: str | None, *arrays: Any
+) -> Any:
+    """Computes an operation in one implementation, default: that of the platform that runs it.
+
+    The platform is known when a program is lowered, which may be on another machine.
+
+    Args:
+        operation: a key of `CHOICES`.
+        implementations: each a function of `arrays`.
+        implementation: a key of `implementations`, or None for the platform's.
+        *arrays: arrays, or trees of them.
+    """
+    if implementation is not None:
+        return implementations[implementation](*arrays)
+    platforms = {platform: implementations[name] for platform, name in CHOICES[operation].items()}
+    return lax.platform_dependent(*arrays, **platforms)
+
+
+def recomputed(
+    operation: str,
+    implementations: Implementations,
+    implementation: str | None,
+    x: Float[Array, "b h w c"],
+    weights: Any,
+    *masks: Array | None,
+) -> Any:
+    """`run` of an operation whose backward pass saves its arguments alone and recomputes the rest.
+
+    Without an `implementation`, images narrower than `NARROW` are computed `whole` and
+    differentiated as usual: strips gain nothing there, and what would be saved is small.
+
+    Args:
+        operation: a key of `CHOICES`.
+        implementations: each a function of `x`, `weights` and `masks`; one is named `whole`.
+        implementation: a key of `implementations`, or None for the platform's.
+        x: images.
+        weights: tree of arrays.
+        *masks: what has no derivative.
+    """
+    if implementation is None and x.shape[2] < NARROW:
+        return implementations["whole"](x, weights, *masks)
+    compute = functools.partial(run, operation, implementations, implementation)
+    # In the scans of layers nothing merges the two computations.
+    return jax.checkpoint(compute, prevent_cse=False)(x, weights, *masks)

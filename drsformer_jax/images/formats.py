@@ -180,7 +180,7 @@ def open_image(file: BinaryIO) -> OpenedImage:
     else:
         source = pyvips.Source.new_from_descriptor(file.fileno())
         image = getattr(pyvips.Image, f"{format.codec}load_source")(source, **options)
-    return _checked(image, format, _tiff_tags(file) if format.name == "TIFF" else {}, chunks)
+    return _checked(image, format, tiff_tags(file) if format.name == "TIFF" else {}, chunks)
 
 
 def _checked(
@@ -281,11 +281,10 @@ def _read_png(file: BinaryIO) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     names = {name for name, _ in all_chunks}
     parts = [_read_at(file, 0, 8)]
     for name, chunk in all_chunks:
-        if name == b"zTXt" or name == b"tEXt":
-            block = _exif_in_text(chunk[8:-4]) if b"eXIf" not in names else b""
-            parts += [png_chunk(b"eXIf", block)] * bool(block)
-        elif name != b"IEND" and (name != b"iTXt" or chunk[8:].startswith(XMP_KEY)):
+        if name not in (*TEXTS, b"IEND") or chunk[8:].startswith(XMP_KEY):
             parts.append(chunk)
+        elif b"eXIf" not in names and (block := _exif_in_text(chunk[8:-4])):
+            parts.append(png_chunk(b"eXIf", block))
     if isinstance(file, io.BytesIO) and pixels:
         parts.append(file.getvalue()[pixels[0] : pixels[-1]])
     else:
@@ -319,7 +318,8 @@ Tags = dict[int, tuple[int, int]]
 """Of a TIFF file: how many values each tag has, and the first if it stands in the directory."""
 
 
-def _tiff_tags(file: BinaryIO) -> Tags:
+def tiff_tags(file: BinaryIO) -> Tags:
+    """Reads the first directory of a TIFF file, or of an EXIF block, which has its structure."""
     head = _read_at(file, 0, 16)
     order, wide = ("<" if head[:2] == b"II" else ">"), head[2:4] in (b"+\0", b"\0+")
     count, number = ("Q", "Q") if wide else ("H", "L")

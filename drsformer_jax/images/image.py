@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +27,12 @@ from drsformer_jax.images.formats import (
     in_one_line,
     open_image,
     png_chunk,
+    tiff_tags,
 )
 from drsformer_jax.images.pixels import composite, encode, to_8_bits, to_rgb
 
-_USUAL = {"xres": 72 / 25.4, "yres": 72 / 25.4, "orientation": 1}
+_MOST_EXIF = 65_533
+"""What JPEG's marker holds at most, in bytes; libexif keeps no more in other formats either."""
 _LUMA = (19595, 38470, 7471)
 """ITU-R BT.601's 0.299, 0.587, 0.114 in units of 1/65536; their sum is 1, so that gray stays."""
 
@@ -122,27 +125,21 @@ def save_image(
     path = Path(path)
     name = check_extension(path).name
     values, notes = _values_for(name, image, background)
-    metadata: dict[str, Any] = {
-        "xres": 72 / 25.4,
-        "yres": 72 / 25.4,
-        "orientation": 1,
-        **image.metadata,
-    }
-    gray = image.gray and name not in ("WebP", "AVIF")
-    if not _profile_fits(metadata.get("icc-profile-data"), gray):
+    metadata = dict(image.metadata)
+    if not _profile_fits(metadata.get("icc-profile-data"), image.gray and name != "WebP"):
         metadata.pop("icc-profile-data", None)
-    # libvips would write JPEG's packets of Photoshop into TIFF's tag for IPTC, and the reverse.
-    iptc = metadata.get("iptc-data", b"")
-    if name != ("JPEG" if iptc.startswith(b"Photoshop") else "TIFF"):
+    if name != "JPEG":  # libvips would write its packets as they are into TIFF's tag for IPTC
         metadata.pop("iptc-data", None)
-    if name in ("WebP", "AVIF") and "xres" in image.metadata:
-        metadata.setdefault("exif-data", b"")  # which alone can hold a resolution
+    if len(metadata.get("exif-data", b"")) > _MOST_EXIF:
+        del metadata["exif-data"]
     chunks = b"".join(chunk for _, chunk in metadata.pop("png", ()))
+    if name == "PNG" and "xmp-data" in metadata:  # which libvips writes as a text of a wrong kind
+        chunks += png_chunk(b"iTXt", XMP_KEY + bytes(4) + metadata.pop("xmp-data"))
     content = encode(path, values, metadata, quality=quality)
     if name == "PNG":
         content = content[:33] + chunks + content[33:]  # behind the size
-    write_bytes(path, content)
     found, _ = _read_metadata(open_image(io.BytesIO(content)), content)
+    write_bytes(path, content)
     return list(dict.fromkeys([*notes, *_not_kept(image.metadata, found), *image.lost]))
 
 
@@ -207,9 +204,15 @@ _STRUCTURE = {
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 269, 270, 273, 274, 277, 278, 279),
     *(280, 281, 282, 283, 284, 285, 288, 289, 290, 291, 292, 293, 296, 297, 305, 317, 320, 321),
     *(322, 323, 324, 325, 330, 332, 334, 338, 339, 340, 341, 347, 529, 530, 531, 532),
-    *(700, 33723, 34675),
+    *(700, 34675),
 }
 """TIFF's tags of how pixels are stored, and those that libvips keeps."""
+_OF_ANY_EXIF = {
+    *("XResolution", "YResolution", "ResolutionUnit"),
+    *("ExifVersion", "FlashpixVersion", "ColorSpace"),
+}
+"""What libvips tells of every EXIF block, even of one that it cannot understand."""
+_IPTC = 33723
 _GEO = {33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113}
 _CAMERA = {271, 272, 306, 315, 33432, 34665, 34853, 18246, 18249, *range(40091, 40096)}
 
@@ -224,25 +227,31 @@ def _read_metadata(opened: OpenedImage, content: bytes) -> tuple[dict[str, Any],
         return ({"xres": dpi[0] / 25.4, "yres": dpi[1] / 25.4} if dpi else {}), lost
     image, fields = opened.source, opened.source.get_fields()
     metadata = {name: image.get(name) for name in (*_NAMES, "yres") if name in fields}
-    if not any(name.startswith("exif-ifd") for name in fields) and metadata.pop("exif-data", b""):
-        lost.append("damaged EXIF is dropped")
-    if "icc-profile-data" in metadata and not _profile_fits(
-        metadata["icc-profile-data"], opened.colors == 1
-    ):
-        del metadata["icc-profile-data"]
+    told = {name[10:] for name in fields if name.startswith("exif-ifd")} - _OF_ANY_EXIF
+    if "exif-data" in metadata and not told:
+        del metadata["exif-data"]
+        lost.append("EXIF that cannot be understood is dropped")
+    if "exif-data" in metadata:
+        metadata["exif-data"] = _without_thumbnail(metadata["exif-data"])
+    profile = metadata.get("icc-profile-data", dict(opened.chunks).get(b"iCCP"))
+    if profile is not None and not _profile_fits(profile, opened.colors == 1):
+        metadata.pop("icc-profile-data", None)
         lost.append("the ICC profile is dropped")
     if "xmp-data" in metadata:
         metadata["xmp-data"] = XMP_ORIENTATION.sub(rb"\g<1>1", metadata["xmp-data"])
     if opened.format.name in ("WebP", "AVIF"):
         metadata |= {"xres": _exif_resolution(image, "X"), "yres": _exif_resolution(image, "Y")}
-    if metadata["xres"] == 1:  # as libvips has it where the file has none
+    if round(metadata["xres"] * 25.4, 1) in (25.4, 72):  # as libvips has it where there is none
         del metadata["xres"], metadata["yres"]
     if opened.format.name == "JPEG":
         lost += _lost_of_jpeg(content)
     tags = opened.tags.keys() - _STRUCTURE
     lost += ["EXIF is dropped"] * bool(tags & _CAMERA)
     lost += ["GeoTIFF tags are dropped"] * bool(tags & _GEO)
-    if others := sorted(tags - _CAMERA - _GEO):
+    if metadata.keys() & {"iptc-data"} and tags:  # of which libvips reads a quarter
+        del metadata["iptc-data"]
+        lost.append("IPTC is dropped")
+    if others := sorted(tags - _CAMERA - _GEO - {_IPTC}):
         lost.append(f"the TIFF tags {' '.join(map(str, others))} are dropped")
     if chunks := _chunks(opened, content, lost):
         metadata["png"] = chunks
@@ -264,6 +273,19 @@ def _chunks(opened: OpenedImage, content: bytes, lost: list[str]) -> list[tuple[
         else:
             lost.append(f"the PNG chunk {name.decode('latin-1')} is dropped")
     return chunks
+
+
+def _without_thumbnail(block: bytes) -> bytes:
+    """Unlinks the second directory of an EXIF block, whose thumbnail shows the rainy image."""
+    block = block.removeprefix(b"Exif\0\0")
+    order = "<" if block.startswith(b"II") else ">"
+    try:
+        (at,) = struct.unpack_from(f"{order}L", block, 4)
+        (rows,) = struct.unpack_from(f"{order}H", block, at)
+    except struct.error:
+        return block
+    end = at + 2 + 12 * rows
+    return b"Exif\0\0" + block[:end] + bytes(4) + block[end + 4 :]
 
 
 def _exif_resolution(image: Any, axis: str) -> float:
@@ -291,6 +313,11 @@ def _lost_of_jpeg(content: bytes) -> list[str]:
 def _not_kept(source: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Lines about what a written file lacks of what it should have."""
     notes = [line for name, line in _NAMES.items() if name in source and name not in found]
+    if "exif-data" in source and "exif-data" in found:
+        blocks = (source["exif-data"], found["exif-data"])
+        before, after = (tiff_tags(io.BytesIO(block.removeprefix(b"Exif\0\0"))) for block in blocks)
+        if missing := sorted(before.keys() - after.keys()):
+            notes.append(f"the EXIF tags {' '.join(map(str, missing))} are dropped")
     if "png" in source and "png" not in found:
         chunks = dict(source["png"])
         usual = chunks.keys() & {b"sRGB", b"cICP"} or "icc-profile-data" in source

@@ -177,7 +177,9 @@ def encode(
     metadata = metadata or {}
     if not format.codec:
         stream = io.BytesIO()
-        dpi = {"dpi": (metadata["xres"] * 25.4, metadata["yres"] * 25.4)} if metadata else {}
+        dpi = {}
+        if "xres" in metadata:
+            dpi["dpi"] = metadata["xres"] * 25.4, metadata["yres"] * 25.4
         Image.fromarray(values).save(stream, format.name, **dpi)
         return stream.getvalue()
     options = dict(format.options or {})
@@ -198,23 +200,23 @@ def _encode(
     gray, deep = values.ndim == 2 or values.shape[2] == 2, values.dtype == np.uint16
     kind = ("grey16" if gray else "rgb16") if deep else ("b-w" if gray else "srgb")
     try:
-        image = pyvips.Image.new_from_array(values, interpretation=kind).copy()
+        image = pyvips.Image.new_from_array(values, interpretation=kind)
+        resolution = {name: metadata[name] for name in ("xres", "yres") if name in metadata}
+        image = image.copy(**{"xres": 72 / 25.4, "yres": 72 / 25.4} | resolution)
         for name, value in metadata.items():
-            image.set_type(_TYPES[type(value)], name, value)
+            if name not in resolution:
+                image.set_type(_TYPES[type(value)], name, value)
+        image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # after EXIF, which has another
         keep = [flag for flag in ("exif", "icc", "iptc", "xmp") if any(flag in n for n in metadata)]
-        return getattr(image, f"{format.codec}save_buffer")(
-            keep="|".join(keep) or "none", **options
-        )
+        if resolution and format.name in ("JPEG", "WebP", "AVIF"):
+            keep.append("exif")  # which alone holds it; libvips makes one
+        save = getattr(image, f"{format.codec}save_buffer")
+        return save(keep="|".join([*keep, "other"]), **options)
     except pyvips.Error as error:
         raise InputError(f"{path} cannot be written ({' '.join(str(error).split())})") from error
 
 
-_TYPES = {
-    bytes: pyvips.GValue.blob_type,
-    int: pyvips.GValue.gint_type,
-    float: pyvips.GValue.gdouble_type,
-    str: pyvips.GValue.gstr_type,
-}
+_TYPES = {bytes: pyvips.GValue.blob_type, str: pyvips.GValue.gstr_type}
 
 
 def to_rgb(values: np.ndarray, opened: OpenedImage) -> tuple[np.ndarray, np.ndarray | None]:

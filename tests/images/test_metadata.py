@@ -103,16 +103,18 @@ def test_broken_camera_data_is_left_out(tmp_path, block):
     (tmp_path / "a.jpg").write_bytes(encoded(noise((8, 8, 3)), ".jpg", block=block))
     loaded = load_image(tmp_path / "a.jpg")
     assert "exif-data" not in loaded.metadata
-    assert save_image(tmp_path / "b.jpg", loaded) == ["damaged EXIF is dropped"]
+    assert save_image(tmp_path / "b.jpg", loaded) == ["EXIF that cannot be understood is dropped"]
 
 
-def test_what_is_too_long_for_a_jpeg_marker_is_dropped_with_a_note(tmp_path):
+@pytest.mark.parametrize("target", [".jpg", ".png", ".webp"])
+def test_exif_of_64_kilobytes_is_kept_and_more_is_dropped_with_a_note(tmp_path, target):
     exif = Image.Exif()
-    exif[0x8769] = {0x927C: bytes(70_000)}
-    loaded = LoadedImage(noise((4, 4, 3)), metadata={"exif-data": exif.tobytes()})
-    assert save_image(tmp_path / "a.jpg", loaded) == ["EXIF is dropped"]
-    assert save_image(tmp_path / "a.png", loaded) == []
-    assert len(load_image(tmp_path / "a.png").metadata["exif-data"]) > 70_000
+    for size, notes in ((64_000, []), (70_000, ["EXIF is dropped"])):
+        exif[0x8769] = {0x927C: bytes(size)}
+        loaded = LoadedImage(noise((4, 4, 3)), metadata={"exif-data": exif.tobytes()})
+        assert save_image(tmp_path / f"a{target}", loaded) == notes
+        found = metadata(tmp_path / f"a{target}")[1].get_ifd(0x8769)
+        assert found == {} if notes else found[0x927C] == bytes(size)
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".tif"])
@@ -147,17 +149,18 @@ def test_profiles_go_with_the_colors_they_are_for(tmp_path):
                 assert metadata(tmp_path / f"a{extension}")[0] is None
 
 
-def test_every_tag_about_the_photograph_comes_through(tmp_path):
+def test_tags_about_the_photograph_come_through_and_a_note_tells_which_do_not(tmp_path):
     texts = {
         tag: "odd" + "!" * (tag % 2) for tag in (0x010E, 0x010F, 0x0110, 0x0131, 0x013B, 0x8298)
     }
-    others = {0x0132: "2024:05:06 07:08:09", 0x4746: 5, 0x4749: 99}
+    others = {0x0132: "2024:05:06 07:08:09"}
     windows = {tag: "title".encode("utf-16le") + b"\0\0" for tag in range(0x9C9B, 0x9CA0)}
     exif = Image.Exif()
-    exif.update(texts | others | windows)
+    exif.update(texts | others | windows | {0x4746: 5, 0xC7A1: 99})
     loaded = LoadedImage(noise((3, 3, 3)), metadata={"exif-data": exif.tobytes()})
     for target in (".jpg", ".png", ".webp"):
-        save_image(tmp_path / f"a{target}", loaded)
+        notes = save_image(tmp_path / f"a{target}", loaded)
+        assert notes == ["the EXIF tags 18246 51105 are dropped"]  # libexif does not know them
         found = dict(metadata(tmp_path / f"a{target}")[1])
         assert found.items() >= (texts | others | windows).items()
 
@@ -237,11 +240,9 @@ def test_an_orientation_in_xmp_is_applied_once(tmp_path):
 
 
 def test_a_file_without_resolution_and_metadata_is_written_without(tmp_path):
-    for target in (*KEEPING, ".bmp"):
+    for target in KEEPING:
         save_image(tmp_path / f"a{target}", LoadedImage(noise((20, 30, 3))))
-        found = load_image(tmp_path / f"a{target}")
-        assert found.metadata.keys() <= {"xres", "yres"}
-        assert found.metadata.get("xres", 72 / 25.4) * 25.4 == pytest.approx(72, abs=0.1)
+        assert load_image(tmp_path / f"a{target}").metadata == {}
 
 
 PHOTOSHOP = b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x0a\x1c\x02\x78\0\x05hello"
@@ -257,14 +258,13 @@ def test_iptc_of_jpeg_comes_through_jpeg_or_a_note_tells(tmp_path, target):
     assert (PHOTOSHOP in (tmp_path / f"b{target}").read_bytes()) == (target == ".jpg")
 
 
-def test_iptc_of_tiff_comes_through_tiff(tmp_path):
+@pytest.mark.parametrize("target", [".tif", ".jpg", ".png"])
+def test_iptc_of_tiff_is_dropped_with_a_note(tmp_path, target):
     iptc = b"\x1c\x02\x78\0\x05hello\0\0"
     tags = [(33723, "B", len(iptc), iptc, True)]
-    tifffile.imwrite(tmp_path / "a.tif", noise((5, 7, 3)), extratags=tags)
+    tifffile.imwrite(tmp_path / "a.tif", noise((5, 7, 3)), extratags=tags, metadata=None)
     loaded = load_image(tmp_path / "a.tif")
-    assert save_image(tmp_path / "b.tif", loaded) == []
-    assert load_image(tmp_path / "b.tif").metadata["iptc-data"] == iptc
-    assert save_image(tmp_path / "b.jpg", loaded) == ["IPTC is dropped"]
+    assert save_image(tmp_path / f"b{target}", loaded) == ["IPTC is dropped"]
 
 
 TEXTS = {
@@ -329,8 +329,7 @@ def test_a_chunk_that_must_not_be_copied_is_dropped_with_a_note(tmp_path):
 
 
 def test_colors_of_an_avif_file_for_bright_screens_are_kept_in_png(tmp_path):
-    save_image(tmp_path / "a.avif", LoadedImage(noise((20, 30, 3))))
-    content = (tmp_path / "a.avif").read_bytes()
+    content = encoded(noise((20, 30, 3)), ".avif")
     at = content.index(b"colrnclx") + 8
     changed = content[:at] + struct.pack(">2H", 9, 16) + content[at + 4 :]
     (tmp_path / "b.avif").write_bytes(changed)

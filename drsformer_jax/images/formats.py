@@ -87,8 +87,8 @@ class _UnreadableError(Exception):
 class OpenedImage(NamedTuple):
     """An image whose head is read.
 
-    `colors` are 1 (gray), 3 (RGB) or 4 (CMYK), `channels` with alpha; `tags` those of TIFF and
-    `chunks` those of PNG that libvips does not read; `head` is a part of the file.
+    `colors` are 1 (gray), 3 (RGB) or 4 (CMYK), `channels` with alpha; `frames` are images in the
+    file; `tags` those of TIFF, `chunks` names and bytes of those of PNG, but its pixels.
     """
 
     format: Format
@@ -167,6 +167,8 @@ def open_image(file: BinaryIO) -> OpenedImage:
             break
     else:
         raise _UnreadableError("its content is of another format" if head else "the file is empty")
+    if head[8:11] in (b"hei", b"hev"):
+        raise _UnreadableError("it is HEIC, which libvips has no codec for")
     file.seek(0)
     if not format.codec:
         return _open_bmp(file, format)
@@ -210,18 +212,9 @@ def _checked(
     for name, chunk in chunks:
         if name == b"acTL":
             frames = int.from_bytes(chunk[8:12])
-    return OpenedImage(
-        format,
-        image,
-        image.width,
-        image.height,
-        colors,
-        colors + has_alpha,
-        orientation,
-        frames,
-        tags,
-        chunks,
-    )
+    channels = colors + has_alpha
+    size = image.width, image.height
+    return OpenedImage(format, image, *size, colors, channels, orientation, frames, tags, chunks)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -260,8 +253,8 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
 def _read_png(file: BinaryIO) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     """Gives what libvips is to read, and all chunks but the pixels.
 
-    Of a file that is not in memory the pixels are left out. libvips sees no chunk behind the
-    pixels, where ExifTool writes XMP. Texts are not given to it since it changes their letters.
+    Of a file that is not in memory the pixels are left out. libvips reads no chunk behind the
+    pixels, where ExifTool writes XMP. Texts are kept from it since it changes their letters.
     """
     chunks, pixels, at = [], [], 8
     while len(head := _read_at(file, at, 8)) == 8:

@@ -138,9 +138,11 @@ def save_image(
     content = encode(path, values, metadata, quality=quality)
     if name == "PNG":
         content = content[:33] + chunks + content[33:]  # behind the size
-    found, _ = _read_metadata(open_image(io.BytesIO(content)), content)
+    with in_one_line(path):  # What a writer drops in silence is found by reading.
+        found, _ = _read_metadata(open_image(io.BytesIO(content)), content)
+        notes += _not_kept(image.metadata, found)
     write_bytes(path, content)
-    return list(dict.fromkeys([*notes, *_not_kept(image.metadata, found), *image.lost]))
+    return list(dict.fromkeys([*notes, *image.lost]))
 
 
 def _values_for(
@@ -248,8 +250,7 @@ def _read_metadata(opened: OpenedImage, content: bytes) -> tuple[dict[str, Any],
     tags = opened.tags.keys() - _STRUCTURE
     lost += ["EXIF is dropped"] * bool(tags & _CAMERA)
     lost += ["GeoTIFF tags are dropped"] * bool(tags & _GEO)
-    if metadata.keys() & {"iptc-data"} and tags:  # of which libvips reads a quarter
-        del metadata["iptc-data"]
+    if opened.tags and metadata.pop("iptc-data", None):  # of which libvips reads a quarter
         lost.append("IPTC is dropped")
     if others := sorted(tags - _CAMERA - _GEO - {_IPTC}):
         lost.append(f"the TIFF tags {' '.join(map(str, others))} are dropped")
@@ -300,13 +301,12 @@ def _exif_resolution(image: Any, axis: str) -> float:
 
 def _lost_of_jpeg(content: bytes) -> list[str]:
     lost, at = [], 2
-    while content[at : at + 1] == b"\xff" and content[at + 1] != 0xDA:  # where pixels begin
-        segment = content[at + 1 : at + 8]
-        if segment[0] == 0xFE:
+    while (segment := content[at : at + 8])[:1] == b"\xff" and segment[1:2] != b"\xda":  # pixels
+        if segment.startswith(b"\xff\xfe"):
             lost.append("the JPEG comment is dropped")
-        if segment[0] == 0xE2 and segment[3:] == b"MPF\0":
+        if segment.startswith(b"\xff\xe2") and segment[4:] == b"MPF\0":
             lost.append("images beside the main one, such as an HDR gain map, are dropped")
-        at += 2 + int.from_bytes(segment[1:3])
+        at += 2 + int.from_bytes(segment[2:4])
     return lost
 
 

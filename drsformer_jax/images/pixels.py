@@ -216,7 +216,7 @@ def _encode(
         raise InputError(f"{path} cannot be written ({' '.join(str(error).split())})") from error
 
 
-_TYPES = {bytes: pyvips.GValue.blob_type, str: pyvips.GValue.gstr_type}
+_TYPES: dict[type, Any] = {bytes: pyvips.GValue.blob_type, str: pyvips.GValue.gstr_type}
 
 
 def to_rgb(values: np.ndarray, opened: OpenedImage) -> tuple[np.ndarray, np.ndarray | None]:

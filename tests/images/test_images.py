@@ -206,6 +206,7 @@ def test_damaged_pixels_are_refused(tmp_path):
         (b"RIFF\x10\n\0\0WEBP" + bytes(100), ".+"),
         (b"\xff\xd8\xff" + bytes(100), ".+"),
         (b"II*\0\x08\0\0\0" + bytes(100), ".+"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), "it is HEIC, which libvips has no codec for"),
     ],
 )
 def test_what_is_no_image_is_told_in_one_line(tmp_path, content, reason):

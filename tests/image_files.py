@@ -8,8 +8,8 @@ import struct
 import zlib
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
+import pyvips
 import tifffile
 from PIL import Image, ImageCms
 
@@ -93,7 +93,8 @@ def encoded(
         return stream.getvalue()
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if extension == ".png":
-        data = imagecodecs.png_encode(pixels)
+        kind = "grey16" if channels < 3 else "rgb16"
+        data = pyvips.Image.new_from_array(pixels, interpretation=kind).pngsave_buffer(keep="none")
         parts = b""
         if profile:
             parts += chunk(b"iCCP", b"x\0\0" + zlib.compress(profile))
@@ -169,5 +170,5 @@ def tiff_metadata(path: Path) -> tuple[bytes | None, Image.Exif]:
 def refused(path: Path) -> str:
     return (
         rf"^{re.escape(str(path))} is no image that can be read \(.+\); "
-        "expected PNG, JPEG, WebP, BMP or TIFF$"
+        "expected PNG, JPEG, WebP, BMP, TIFF, AVIF or GIF$"
     )

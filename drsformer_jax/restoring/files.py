@@ -21,7 +21,7 @@ from tqdm import tqdm
 from drsformer_jax.data.folders import find_images
 from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.photo import Photo, read_photo, write_photo
+from drsformer_jax.images.image import LoadedImage, load_image, save_image
 from drsformer_jax.images.pixels import (
     EXTENSIONS,
     check_extension,
@@ -181,27 +181,27 @@ def restore_files(
     before = Counter(restorer.programs)
     computing = threading.Lock()
 
-    def read(job: Job) -> Photo | InputError:
+    def read(job: Job) -> LoadedImage | InputError:
         try:
-            photo = read_photo(job.source)
+            photo = load_image(job.source)
         except InputError as error:
             return error
         sizes[job] = photo.rgb.shape[:2]  # Some heads tell nothing that Pillow understands.
         return photo
 
-    def write(job: Job, photo: Photo, restored: np.ndarray) -> list[str] | InputError:
+    def write(job: Job, photo: LoadedImage, restored: np.ndarray) -> list[str] | InputError:
         try:
             if job.comparison is not None and not (resume and job.comparison.exists()):
                 write_image(job.comparison, _side_by_side(photo.rgb, restored))
             photo = dataclasses.replace(photo, rgb=restored)
-            return write_photo(job.target, photo, quality=quality, background=background)
+            return save_image(job.target, photo, quality=quality, background=background)
         except InputError as error:
             return error
 
     def restore(bucket: Size | None, together: Sequence[Job]) -> list[list[str] | InputError]:
         """Of each job what is to be told about it, or why it failed."""
         photos = [read(job) for job in together]
-        good = [photo for photo in photos if isinstance(photo, Photo)]
+        good = [photo for photo in photos if isinstance(photo, LoadedImage)]
         try:
             with computing:
                 restored = iter(restorer.batch([photo.rgb for photo in good], most[bucket]))
@@ -211,7 +211,7 @@ def restore_files(
                 for job, photo in zip(together, photos, strict=True)
             ]
         return [
-            write(job, photo, next(restored)) if isinstance(photo, Photo) else photo
+            write(job, photo, next(restored)) if isinstance(photo, LoadedImage) else photo
             for job, photo in zip(together, photos, strict=True)
         ]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.photo import Photo, read_photo, write_photo
+from drsformer_jax.images.image import LoadedImage, load_image, save_image
 from drsformer_jax.images.pixels import image_size, read_image, to_8_bits, write_image
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.files import Job, plan_jobs, restore_files
@@ -148,7 +148,7 @@ SIDES = st.integers(1, 16)  # Four sizes when padded, so that little is compiled
 def save_any(path: Path, kind: str, size: tuple[int, int]) -> None:
     """Writes an image of a kind, as far as its format can."""
     if kind.startswith("deep"):
-        write_photo(path, Photo(noise(*size, np.uint16), gray="gray" in kind))
+        save_image(path, LoadedImage(noise(*size, np.uint16), gray="gray" in kind))
         return
     image = Image.fromarray(noise(*size)).convert(kind)
     plain = {".jpg": ("L", "RGB"), ".bmp": ("L", "RGB", "P", "1"), ".webp": ("RGB", "RGBA")}
@@ -169,7 +169,7 @@ def test_images_of_any_kind_size_and_format_are_restored(restorer, images, exten
         summary = restore_files(jobs, restorer, workers=2)
         assert (summary.restored, summary.failed) == (len(jobs), 0)
         for job in jobs:
-            before, after = read_photo(job.source), read_photo(job.target)
+            before, after = load_image(job.source), load_image(job.target)
             assert after.rgb.shape == before.rgb.shape
             assert after.gray == (before.gray and job.target.suffix != ".webp")
             if job.target.suffix in (".png", ".tif"):
@@ -210,13 +210,13 @@ def test_resumed_run_skips_what_is_done_and_uses_the_same_buckets(network, tmp_p
 
 
 def test_comparison_shows_rainy_and_restored_side_by_side(restorer, tmp_path):
-    deep = Photo(noise(20, 30, np.uint16))
-    write_photo(tmp_path / "in.png", deep)
+    deep = LoadedImage(noise(20, 30, np.uint16))
+    save_image(tmp_path / "in.png", deep)
     job = Job(tmp_path / "in.png", tmp_path / "out.png", tmp_path / "both.png")
     restore_files([job], restorer, workers=1)
     sheet = read_image(tmp_path / "both.png")
     np.testing.assert_array_equal(sheet[32:52, 8:38], to_8_bits(deep.rgb))
-    restored = read_photo(tmp_path / "out.png").rgb
+    restored = load_image(tmp_path / "out.png").rgb
     assert any(
         np.array_equal(sheet[32:52, left : left + 30], to_8_bits(restored))
         for left in range(38, sheet.shape[1] - 30)

@@ -1,0 +1,359 @@
+"""Formats of image files: how each is recognized, opened by libvips without decoding, and named.
+
+BMP, for which the binary of libvips has no codec, is read and written by Pillow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyvips
+from PIL import BmpImagePlugin
+
+from drsformer_jax.errors import InputError
+
+pyvips.cache_set_max(0)  # Else it keeps decoded images, and files as they were.
+pyvips.concurrency_set(1)  # Callers decode in threads and processes of their own.
+
+MAX_PIXELS = 2**27
+"""Larger images are rejected: 134 million pixels take 384 MiB, and cameras seldom have more."""
+
+
+class Format(NamedTuple):
+    """How files of one format are recognized, opened and written.
+
+    `codec` begins the names of libvips' operations; `options` are those of its writer, None where
+    it does not write.
+    """
+
+    name: str
+    signature: re.Pattern[bytes]
+    codec: str
+    extensions: tuple[str, ...]
+    options: dict[str, Any] | None
+    largest_side: int = 2**31 - 1
+
+
+def _format(name: str, signature: bytes, codec: str, names: str, *more: Any) -> Format:
+    return Format(name, re.compile(signature, re.DOTALL), codec, tuple(names.split()), *more)
+
+
+_JPEG = {"Q": 95, "subsample_mode": "off"}
+_AVIF = {"Q": 90, "subsample_mode": "off", "compression": "av1", "effort": 2}
+FORMATS = (
+    # Level 2 takes as long as level 1 and makes files a third smaller; level 6 gains 1 % more.
+    _format("PNG", rb"\x89PNG\r\n\x1a\n", "png", ".png", {"compression": 2, "filter": "up"}),
+    _format("JPEG", rb"\xff\xd8\xff", "jpeg", ".jpg .jpeg .jpe .jfif", _JPEG, 65_500),
+    _format("WebP", rb"RIFF....WEBP", "webp", ".webp", {"lossless": True, "exact": True}, 16_383),
+    _format("BMP", rb"BM", "", ".bmp", {}),
+    _format("TIFF", rb"II[*+]\0|MM\0[*+]", "tiff", ".tif .tiff", {}),
+    _format("AVIF", rb"....ftyp(avi|mif1|msf1|hei|hev)", "heif", ".avif", _AVIF, 16_384),
+    _format("GIF", rb"GIF8[79]a", "gif", ".gif", None),
+)
+EXTENSIONS = tuple(each for format in FORMATS for each in format.extensions)
+"""What the names of images end in, in lower case."""
+WRITABLE_EXTENSIONS = tuple(
+    each for format in FORMATS if format.options is not None for each in format.extensions
+)
+"""Those of the formats that can be written."""
+_READABLE = "PNG, JPEG, WebP, BMP, TIFF, AVIF or GIF"
+
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda values: values[:, ::-1],
+    3: lambda values: values[::-1, ::-1],
+    4: lambda values: values[::-1],
+    5: lambda values: values.swapaxes(0, 1),
+    6: lambda values: values[::-1].swapaxes(0, 1),
+    7: lambda values: values[::-1, ::-1].swapaxes(0, 1),
+    8: lambda values: values[:, ::-1].swapaxes(0, 1),
+}
+"""How values (h, w, ...) of each EXIF orientation but 1 are turned upright."""
+XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:>|=[\"']))([1-8])")
+
+
+class _UnreadableError(Exception):
+    """Why a file cannot be read."""
+
+
+class OpenedImage(NamedTuple):
+    """An image whose head is read.
+
+    `colors` are 1 (gray), 3 (RGB) or 4 (CMYK), `channels` with alpha; `frames` are images in the
+    file; `tags` those of TIFF, `chunks` names and bytes of those of PNG, but its pixels.
+    """
+
+    format: Format
+    source: Any
+    """`pyvips.Image`, or Pillow's of BMP."""
+    width: int
+    height: int
+    colors: int
+    channels: int
+    orientation: int
+    frames: int = 1
+    tags: Mapping[int, tuple[int, int]] = {}
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), upright."""
+        size = (self.height, self.width)
+        return size[::-1] if self.orientation > 4 else size
+
+    def decode(self) -> np.ndarray:
+        """Gives uint8 or uint16 (h, w, channels), upright and writable."""
+        if self.format.codec:
+            buffer = self.source.write_to_memory()
+            dtype = np.uint8 if self.source.format == "uchar" else np.uint16
+            values = np.frombuffer(buffer, dtype).reshape(self.height, self.width, -1)
+        else:
+            with _pillow():
+                self.source.load()
+            mode = {1: "L", 3: "RGB", 4: "RGBA"}[self.channels]
+            values = np.asarray(self.source.convert(mode)).reshape(self.height, self.width, -1)
+        values = values[..., : self.channels]
+        if self.format.name == "AVIF" and values.dtype == np.uint16:
+            values = values | values >> self.source.get("bits-per-sample")  # else white is less
+        if self.orientation in UPRIGHT:
+            values = UPRIGHT[self.orientation](values)
+        return np.require(values, requirements=["C", "W"])
+
+
+@contextlib.contextmanager
+def image_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens an image's file; whatever is wrong with it inside becomes one line."""
+    with in_one_line(path), open(path, "rb", buffering=0) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def in_one_line(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what is wrong with an image's file into one line that names it."""
+    try:
+        yield
+    except (pyvips.Error, OSError, _UnreadableError) as error:
+        raise InputError(
+            f"{name} is no image that can be read ({_reason(error)}); expected {_READABLE}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if not re.search("^$|^unable to|: bad seek|load error$", line)]
+    return told[0] if told else "it is damaged or cut short"
+
+
+def open_image(file: BinaryIO) -> OpenedImage:
+    """Opens an image of any of the formats, not yet decoded, for use within `in_one_line`.
+
+    Args:
+        file: the content as `BytesIO`, or an open file, which is good for its size alone.
+    """
+    file.seek(0)
+    head = file.read(32)
+    for format in FORMATS:
+        if format.signature.match(head):
+            break
+    else:
+        raise _UnreadableError("its content is of another format" if head else "the file is empty")
+    if head[8:11] in (b"hei", b"hev"):
+        raise _UnreadableError("it is HEIC, which libvips has no codec for")
+    file.seek(0)
+    if not format.codec:
+        return _open_bmp(file, format)
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+    if format.name == "PNG":
+        content, chunks = _read_png(file)
+        file = io.BytesIO(content)
+    options: dict[str, Any] = {"fail_on": "error"}
+    if isinstance(file, io.BytesIO):
+        image = getattr(pyvips.Image, f"{format.codec}load_buffer")(file.getvalue(), **options)
+    else:
+        source = pyvips.Source.new_from_descriptor(file.fileno())
+        image = getattr(pyvips.Image, f"{format.codec}load_source")(source, **options)
+    return _checked(image, format, tiff_tags(file) if format.name == "TIFF" else {}, chunks)
+
+
+def _checked(
+    image: pyvips.Image, format: Format, tags: Tags, chunks: tuple[tuple[bytes, bytes], ...]
+) -> OpenedImage:
+    _check_size(image.width, image.height)
+    fields = set(image.get_fields())
+    colors = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb": 3, "rgb16": 3, "cmyk": 4}.get(
+        image.interpretation
+    )
+    bits = image.get("bits-per-sample") if "bits-per-sample" in fields else 8
+    if image.format not in ("uchar", "ushort") or (tags and bits not in (1, 2, 4, 8, 16)):
+        raise _UnreadableError(
+            f"it has {image.format} values of {bits} bits a channel, whose white is unknown; "
+            "use 8 or 16"
+        )
+    if colors is None or not colors <= image.bands <= 16:
+        raise _UnreadableError(f"it has {image.bands} channels of {image.interpretation}")
+    if tags:
+        _check_covered(image, tags)
+    has_alpha = image.bands > colors and tags.get(_EXTRA, (1, 2))[1] in (1, 2)
+    orientation = image.get("orientation") if "orientation" in fields else 0
+    if orientation not in range(1, 9) and "xmp-data" in fields and format.name != "AVIF":
+        found = XMP_ORIENTATION.search(image.get("xmp-data"))
+        orientation = int(found[2]) if found else 0
+    frames = image.get("n-pages") if "n-pages" in fields else 1
+    for name, chunk in chunks:
+        if name == b"acTL":
+            frames = int.from_bytes(chunk[8:12])
+    channels = colors + has_alpha
+    size = image.width, image.height
+    return OpenedImage(format, image, *size, colors, channels, orientation, frames, tags, chunks)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise _UnreadableError(f"{width}x{height} exceeds the limit of {MAX_PIXELS} pixels")
+
+
+@contextlib.contextmanager
+def _pillow() -> Iterator[None]:
+    try:
+        yield
+    except (SyntaxError, ValueError, EOFError, struct.error) as error:  # of damaged files
+        raise _UnreadableError(str(error)) from error
+
+
+def _open_bmp(file: BinaryIO, format: Format) -> OpenedImage:
+    with _pillow():
+        # Not by `Image.open`, whose limit on the size is one for the whole process.
+        image = BmpImagePlugin.BmpImageFile(file)
+    _check_size(image.width, image.height)
+    colors = 1 if image.mode in ("1", "L") else 3
+    channels = 4 if image.mode == "RGBA" else colors
+    return OpenedImage(format, image, image.width, image.height, colors, channels, 1)
+
+
+TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+XMP_KEY, EXIF_KEY = b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"
+_EMPTY = b"\0\0\0\0IDAT\x35\xaf\x06\x1e"
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file: length, name, data, checksum."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def _read_png(file: BinaryIO) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
+    """Gives what libvips is to read, and all chunks but the pixels.
+
+    Of a file that is not in memory the pixels are left out. libvips reads no chunk behind the
+    pixels, where ExifTool writes XMP. Texts are kept from it since it changes their letters.
+    """
+    chunks, pixels, at = [], [], 8
+    while len(head := _read_at(file, at, 8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        end = at + 12 + length
+        if name == b"IDAT":
+            pixels += [at, end]
+        else:
+            chunks.append((name, _read_at(file, at, end - at), bool(pixels)))
+        at = end
+        if name == b"IEND":
+            break
+    all_chunks = tuple((name, chunk) for name, chunk, _ in chunks)
+    odd = any(name in TEXTS or (late and name != b"IEND") for name, _, late in chunks)
+    if isinstance(file, io.BytesIO) and not odd:
+        return file.getvalue(), all_chunks
+    names = {name for name, _ in all_chunks}
+    parts = [_read_at(file, 0, 8)]
+    for name, chunk in all_chunks:
+        if name not in (*TEXTS, b"IEND") or chunk[8:].startswith(XMP_KEY):
+            parts.append(chunk)
+        elif b"eXIf" not in names and (block := _exif_in_text(chunk[8:-4])):
+            parts.append(png_chunk(b"eXIf", block))
+    if isinstance(file, io.BytesIO) and pixels:
+        parts.append(file.getvalue()[pixels[0] : pixels[-1]])
+    else:
+        parts.append(_EMPTY)
+    return b"".join([*parts, *(chunk for name, chunk in all_chunks if name == b"IEND")]), all_chunks
+
+
+def _read_at(file: BinaryIO, at: int, count: int) -> bytes:
+    file.seek(at)
+    return file.read(count)
+
+
+def _exif_in_text(text: bytes) -> bytes:
+    # How ImageMagick wrote it before PNG had a chunk for it: a name, a length and hexadecimal
+    # digits, each on a line of its own.
+    if not text.startswith(EXIF_KEY):
+        return b""
+    value = text.removeprefix(EXIF_KEY)
+    try:
+        if value.startswith(b"\0"):
+            value = zlib.decompressobj().decompress(value[1:], 2**20)
+        return bytes.fromhex("".join(value.decode("ascii").split("\n")[3:]))[6:]
+    except (ValueError, zlib.error):
+        return b""
+
+
+_PLANAR, _EXTRA, _STRIPS, _TILES = 284, 338, 273, 324
+_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
+_LETTERS = {3: "H", 4: "L", 16: "Q"}
+Tags = dict[int, tuple[int, int]]
+"""Of a TIFF file: how many values each tag has, and the first if it stands in the directory."""
+
+
+def tiff_tags(file: BinaryIO) -> Tags:
+    """Reads the first directory of a TIFF file, or of an EXIF block, which has its structure."""
+    head = _read_at(file, 0, 16)
+    order, wide = ("<" if head[:2] == b"II" else ">"), head[2:4] in (b"+\0", b"\0+")
+    count, number = ("Q", "Q") if wide else ("H", "L")
+    row = struct.Struct(f"{order}HH{number}8s" if wide else f"{order}HH{number}4s")
+    tags = {}
+    try:
+        (at,) = struct.unpack_from(order + number, head, 8 if wide else 4)
+        start = struct.calcsize(count)
+        (rows,) = struct.unpack(order + count, _read_at(file, at, start))
+        directory = _read_at(file, at + start, min(rows, 2**16) * row.size)
+        for tag, kind, values, cell in row.iter_unpack(directory):
+            tags[tag] = values, struct.unpack_from(order + _LETTERS.get(kind, "B"), cell)[0]
+    except struct.error:
+        raise _UnreadableError("its directory of tags is damaged") from None
+    return tags
+
+
+def _check_covered(image: pyvips.Image, tags: Tags) -> None:
+    """Rejects strips or tiles that leave a part of the image out, which would become black."""
+    height = tags.get(_TILE_HEIGHT, tags.get(_ROWS, (1, image.height)))[1]
+    width = tags.get(_TILE_WIDTH, (1, image.width))[1]
+    parts = -(-image.height // max(height, 1)) * -(-image.width // max(width, 1))
+    if tags.get(_PLANAR, (1, 1))[1] == 2:
+        parts *= image.bands
+        if image.bands == 2:  # libvips 8.18 mixes them up
+            raise _UnreadableError("its gray and alpha stand in separate planes")
+    found = tags.get(_TILES if _TILE_WIDTH in tags else _STRIPS, (0, 0))[0]
+    if found < parts:
+        raise _UnreadableError(f"it has {found} of its {parts} strips or tiles")
+
+
+def check_extension(path: Path) -> Format:
+    """Gives the format that a name asks for.
+
+    Raises:
+        InputError: if images are not written under such a name.
+    """
+    extension = path.suffix.lower()
+    for format in FORMATS:
+        if extension in format.extensions and format.options is not None:
+            return format
+    raise InputError(
+        f"{path} has the extension {path.suffix!r}; expected one of {' '.join(WRITABLE_EXTENSIONS)}"
+    )

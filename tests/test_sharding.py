@@ -71,7 +71,7 @@ def trained(dtype: str, mesh: MeshConfig):
         return metrics, states, program.as_text()
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [*MESHES, ACCUMULATING], ids=str)
 def test_five_float64_steps_are_the_same_on_every_mesh(mesh):
     expected, straight, _ = trained("float64", WHOLE)
@@ -88,7 +88,7 @@ def test_five_float64_steps_are_the_same_on_every_mesh(mesh):
         np.testing.assert_allclose(found, value, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 def test_first_float32_loss_is_the_same_on_eight_devices():
     expected, found = (trained("float32", mesh)[0][0] for mesh in (WHOLE, ACCUMULATING))
     assert math.isclose(found["loss"], expected["loss"], rel_tol=1e-6)
@@ -102,7 +102,7 @@ def gradient(dtype: str, mesh: MeshConfig) -> np.ndarray:
     return clipped * metrics["grad_norm"]
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-10), ("float32", 1e-4)])
 def test_accumulated_gradient_equals_that_of_the_whole_batch(dtype, bound):
     assert relative_error(gradient(dtype, ACCUMULATING), gradient(dtype, WHOLE)) < bound
@@ -112,7 +112,7 @@ def communication(text: str) -> dict[str, int]:
     return Counter(re.findall(r" (all-\w+|collective-\w+|reduce-scatter)\(", text))
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 def test_devices_only_add_up_gradients_and_only_once():
     assert communication(trained("float64", MESHES[0])[2]) == {"all-reduce": 1}
     accumulating = trained("float64", ACCUMULATING)[2]

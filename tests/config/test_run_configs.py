@@ -237,7 +237,7 @@ def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 def test_ablation_continues_where_it_was_stopped_and_trains_nothing_again(ablation, programs):
     flags = ("--workdir", "arms", "--steps", "2", "--eval-every", "1")
     metrics = {arm: programs / "arms" / arm / "metrics.jsonl" for arm in ARMS}

@@ -18,7 +18,7 @@ from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training import abstract_state
 from drsformer_jax.training.checkpoint import Run
 
-pytestmark = pytest.mark.endurance
+pytestmark = pytest.mark.slow
 
 # Steps so long that the first validation stays the best.
 LEARNING = ("--optim.learning-rate", 0.03, "--optim.constant-steps", 8, "--optim.ema-decay", 0.9)

@@ -16,7 +16,7 @@ from programs import UNOPTIMIZED, refused
 
 from drsformer_jax.training import checkpoint
 
-pytestmark = pytest.mark.endurance
+pytestmark = pytest.mark.slow
 
 DOUBLE = ("--model.dtype", "float64", "--model.param-dtype", "float64")
 BATCHES = ("--data.global-batch", 8, "--optim.ema-decay", 0.9, "--eval-every", 5, *DOUBLE)

@@ -15,7 +15,7 @@ from drsformer_jax.config.file import read_config
 from drsformer_jax.errors import InputError
 from drsformer_jax.training import checkpoint
 
-pytestmark = pytest.mark.endurance
+pytestmark = pytest.mark.slow
 
 STILL = ("--optim.learning-rate", "1e-30", "--optim.final-learning-rate", "0", "--steps", 1)
 

@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 from recipe import SMALL, relative_error
-from steps import Placed
+from steps import ShardedStep
 
 from drsformer_jax.config import (
     PRESETS,
@@ -27,13 +27,14 @@ from drsformer_jax.config import (
 from drsformer_jax.data.pipeline import on_device
 from drsformer_jax.errors import InputError
 from drsformer_jax.sharding import (
+    averaged_over_shards,
     batch_sharding,
     check_batches,
     gathered,
     make_mesh,
-    state_sharding,
+    state_shardings,
 )
-from drsformer_jax.training.step import abstract_state, parts
+from drsformer_jax.training.step import abstract_state, microbatches
 
 BATCH, SIDE, STEPS = 16, 16, 5
 WHOLE = MeshConfig(1)
@@ -60,12 +61,12 @@ def images(number: int) -> dict[str, np.ndarray]:
 def trained(dtype: str, mesh: MeshConfig):
     """Metrics and states, on the host, of five steps, and the text of their one program."""
     with jax.enable_x64(dtype == "float64"):
-        placed = Placed(config(dtype, mesh))
-        state, metrics, states = placed.state(), [], []
-        program = placed.compiled(images(0))
+        sharded = ShardedStep(config(dtype, mesh))
+        state, metrics, states = sharded.state(), [], []
+        program = sharded.compiled(images(0))
         for step in range(STEPS):
             # What was compiled before refuses a state that lies elsewhere than at the start.
-            state, scalars = program(state, placed.batch(images(step)))
+            state, scalars = program(state, sharded.batch(images(step)))
             metrics.append(jax.device_get(scalars))
             states.append(jax.device_get(state))
         return metrics, states, program.as_text()
@@ -137,7 +138,7 @@ def test_devices_only_add_up_gradients_and_only_once():
 )
 def test_batch_is_computed_in_as_few_parts_as_a_device_may_take(mesh, batch, side, count):
     settings = TrainConfig(mesh=mesh)
-    assert parts(settings, make_mesh(mesh), batch, side) == count
+    assert microbatches(settings, make_mesh(mesh), batch, side) == count
 
 
 def test_growing_patches_never_take_more_pixels_than_the_largest():
@@ -147,7 +148,7 @@ def test_growing_patches_never_take_more_pixels_than_the_largest():
     )
     mesh = make_mesh(settings.mesh)
     for _, side, batch in RESTORMER_PATCHES:
-        share = batch // 8 / parts(settings, mesh, batch, side)
+        share = batch // 8 / microbatches(settings, mesh, batch, side)
         assert share * side**2 <= 384**2
 
 
@@ -170,7 +171,7 @@ def test_longest_divisible_axis_is_cut_but_never_a_stack_or_a_vector(path, shape
     tree = functools.reduce(
         lambda tree, name: {name: tree}, reversed(path.split("/")), np.empty(shape)
     )
-    (found,) = jax.tree.leaves(state_sharding(tree, make_mesh(MeshConfig(2, 4))))
+    (found,) = jax.tree.leaves(state_shardings(tree, make_mesh(MeshConfig(2, 4))))
     assert found.spec == spec
 
 
@@ -184,11 +185,11 @@ def test_devices_share_nearly_all_of_the_published_network_and_its_optimizer():
 
 
 def test_gathered_parameters_are_whole_on_one_device():
-    placed = Placed(config("float32", MeshConfig(1, 8)))
-    params = placed.state().params
+    sharded = ShardedStep(config("float32", MeshConfig(1, 8)))
+    params = sharded.state().params
     assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
     for found, value in zip(
-        jax.tree.leaves(gathered(params, placed.mesh)), jax.tree.leaves(params), strict=True
+        jax.tree.leaves(gathered(params, sharded.mesh)), jax.tree.leaves(params), strict=True
     ):
         assert len(found.devices()) == 1
         np.testing.assert_array_equal(found, value)
@@ -243,3 +244,22 @@ def test_batch_that_devices_cannot_share_is_refused():
         check_batches(DataConfig(crop_size=16, global_batch=6), mesh)
     with pytest.raises(InputError, match="the patches have 24 rows; expected a multiple of 16"):
         check_batches(DataConfig(crop_size=24, global_batch=4), mesh)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(8), MeshConfig(1, 1, 2), MeshConfig(2, 2, 2)], ids=str)
+def test_gradients_are_averaged_over_all_devices(mesh):
+    def loss(params, rainy, clean):
+        scaled = rainy * params["vector"] + params["matrix"].sum()
+        return ((scaled - clean) ** 2).mean()
+
+    rng = np.random.default_rng(0)
+    params = {"vector": rng.standard_normal(3), "matrix": rng.standard_normal((4, 2))}
+    params = jax.tree.map(np.float32, params)
+    rainy, clean = rng.random((2, 8, 16, 4, 3), np.float32)
+    gradient = jax.value_and_grad(loss)
+    found = jax.jit(averaged_over_shards(gradient, make_mesh(mesh)))(params, rainy, clean)
+    jax.tree.map(
+        lambda value, expected: np.testing.assert_allclose(value, expected, rtol=1e-5),
+        found,
+        gradient(params, rainy, clean),
+    )

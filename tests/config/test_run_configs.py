@@ -26,7 +26,7 @@ from drsformer_jax.data.layouts import DATASETS
 from drsformer_jax.nn.functional import abstract_params
 from drsformer_jax.scoring import published
 from drsformer_jax.scoring.complexity import parameters
-from drsformer_jax.training.optim import learning_rate
+from drsformer_jax.training.optim import lr_schedule
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs"
@@ -84,7 +84,7 @@ def test_learning_rate_is_the_official_one(name):
     config = config_of(name)
     with jax.enable_x64(True):
         for updates, rate in OFFICIAL_RATES.items():
-            found = float(learning_rate(config.optim)(updates))
+            found = float(lr_schedule(config.optim)(updates))
             assert math.isclose(found, rate, rel_tol=1e-12)
 
 

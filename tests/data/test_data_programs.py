@@ -93,7 +93,7 @@ def test_training_and_scoring_take_a_dataset_by_name(run, built, place):
         *("--data.train", "rain200l", "--data.validation", "rain200l:test[:2]"),
     )
     assert result.returncode == 0, result.stderr
-    assert "5 pairs to train on, 2 to score" in result.stdout
+    assert "5 training and 2 validation pairs" in result.stdout
     scores = run(
         *("eval", "--checkpoint", "named", "--data", "rain200l", "--data-dir", "data"),
         *("--save", "named-saved"),

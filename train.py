@@ -33,7 +33,7 @@ from drsformer_jax.config.file import changes, changes_learning, load_config
 from drsformer_jax.data.pairs import Pairs
 from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
 from drsformer_jax.data.sources import Source, open_training, open_validation
-from drsformer_jax.errors import InputError, one_line_errors
+from drsformer_jax.errors import InputError, check_device, one_line_errors
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import parse
 from drsformer_jax.nn.functional import use_wide_types
@@ -119,6 +119,7 @@ def configure_jax(command: Command) -> None:
     use_wide_types(command.train.model)
     use_compile_cache()
     processes.join(command.coordinator_address, command.num_processes, command.process_id)
+    check_device(jax.devices)
     processes.check_equal(repr(command.train), "the configuration")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import refused
 from recipe import SMALL
 
 import train
@@ -88,3 +89,9 @@ def test_steps_beyond_the_schedule_are_warned_of(capsys):
     for path in (Path(train.__file__).parent / "configs").glob("*.py"):
         train.warn_of_schedule(load_config(path))
     assert capsys.readouterr().out == ""
+
+
+def test_platform_without_a_device_is_one_line(run):
+    without = {**run.environment, "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    result = run("train", "--config", "config.py", environment=without)
+    refused(result, "JAX finds no device .*; expected JAX_PLATFORMS")

@@ -30,7 +30,7 @@ OFFICIAL_RATES = {
 
 
 class ShardedStep:
-    """A configuration on its mesh; on one device if `mesh.data` is -1."""
+    """The step of a configuration on its mesh; on one device if `mesh.data` is -1."""
 
     def __init__(self, config: TrainConfig):
         self.config = config
@@ -49,6 +49,6 @@ class ShardedStep:
         return self._step(state, self.batch(batch))
 
     def compiled(self, batch: Mapping[str, np.ndarray]) -> jax.stages.Compiled:
-        """The program of a step, for such batches, states where they are and no others."""
+        """The compiled step for batches of this shape and the initial sharding of the state."""
         state = abstract_state(self.config, self.mesh)
         return self._step.lower(state, self.batch(batch)).compile()

@@ -10,8 +10,9 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,8 @@ _QUIET = 5
 """Seconds of that wait before a process says what it waits for."""
 
 
-class Cluster(NamedTuple):
+@dataclass(frozen=True)
+class Cluster:
     """A launcher of processes whose variables JAX reads, and which of them tell what."""
 
     name: str

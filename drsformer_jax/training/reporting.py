@@ -213,7 +213,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     metrics = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            values = json.loads(line)
+            values: dict[str, Any] = json.loads(line)
             if isinstance(values, dict) and isinstance(values.get("step"), int):
                 metrics.append({_RENAMED.get(name, name): each for name, each in values.items()})
     return metrics

@@ -67,7 +67,7 @@ def test_a_process_says_what_it_waits_for_and_ends_with_one_line():
         port = str(free.getsockname()[1])
     program = (
         "from drsformer_jax.training import processes\n"
-        "processes._QUIET, processes._JOIN_TIMEOUT = 0.2, 0.5\n"
+        "processes._QUIET, processes._JOIN_TIMEOUT = 0.2, 1\n"
         "processes.join()"
     )
     result = subprocess.run(
@@ -81,7 +81,7 @@ def test_a_process_says_what_it_waits_for_and_ends_with_one_line():
     alone = "--num-processes 1 trains with this process alone"
     assert result.stderr.splitlines() == [
         f"{waiting}; {alone}",
-        f"error: after 0.5 s {waiting}; expected all to start; {alone}",
+        f"error: after 1 s {waiting}; expected all to start; {alone}",
     ]
     assert result.returncode == 1
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-endurance test-golden benchmark-bounds lint types clean
+.PHONY: quickstart test test-slow test-golden benchmark-bounds lint types clean
 
 # The main job in small: train on synthetic rain, score on photographs never seen, restore them.
 quickstart: .venv/installed
@@ -12,8 +12,8 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Training on several devices, and programs that are resumed, stopped, killed or out of disk.
-test-endurance: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m endurance
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # Full-size networks against the official programs' numbers, where they are at hand.
 test-golden: .venv/installed-dev

@@ -1,25 +1,25 @@
 """Trains a network: python train.py --config configs/quickstart.py [--workdir DIR] [--FLAG VALUE].
 
-Running the same command again continues where the last checkpoint was saved. SIGTERM and Ctrl-C
-save one before they end the program.
+On SIGTERM and Ctrl-C it checkpoints and exits cleanly; rerun the command to resume.
 """
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback on Ctrl-C during the imports.
+
 import contextlib
 import functools
 import math
-import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported: no traceback.
 
 import jax
 import tyro
@@ -33,7 +33,7 @@ from drsformer_jax.config.file import changes, changes_learning, load_config
 from drsformer_jax.data.pairs import Pairs
 from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
 from drsformer_jax.data.sources import Source, open_training, open_validation
-from drsformer_jax.errors import InputError, one_line_errors
+from drsformer_jax.errors import InputError, check_device, one_line_errors
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import parse
 from drsformer_jax.nn.functional import use_wide_types
@@ -47,74 +47,52 @@ from drsformer_jax.training import (
     TrainState,
     abstract_state,
     compiled_step,
-    placed_state,
     processes,
+    sharded_state,
 )
 from drsformer_jax.training.checkpoint import Run, check_architecture
 from drsformer_jax.training.hardware import peak_flops
+from drsformer_jax.training.optim import schedule_end
 from drsformer_jax.training.processes import Stop
 from drsformer_jax.training.profiling import Profile
 from drsformer_jax.training.reporting import MetricsWriter, Progress
 
+_RESUME = "rerun the command to resume"
+
 
 @dataclass(frozen=True)
 class Command:
-    """Trains a network; run again, it continues where the last checkpoint was saved."""
+    """Trains a network; rerun the command to resume from the last checkpoint."""
 
     config: Path
-    """Python file whose get_config() returns the TrainConfig; the fields below override it."""
+    """Python file whose get_config() returns the TrainConfig; the flags below override it."""
     workdir: Path
     """Folder of the run: checkpoints, metrics, images. Processes on several machines share it."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     allow_changes: bool = False
-    """Continue a run with another configuration than the one that it was started with."""
+    """Resume a run with another configuration than that of its last checkpoint."""
     profile: str | None = None
-    """FROM:TO, first and last step to write a trace of, into profile/ of the run's folder."""
+    """FROM:TO, first and last step of a trace, which is written to profile/ in the run's folder."""
     coordinator_address: str | None = None
-    """HOST:PORT of the first of several processes; on Cloud TPU pods and under Slurm it is found
-    without."""
+    """HOST:PORT of the first of several processes; default: found on Cloud TPU pods and under
+    Slurm, Open MPI and Kubernetes."""
     num_processes: int | None = None
-    """How many processes there are, likewise; 1 for one alone, whatever the environment says."""
+    """Number of processes; default: likewise. With 1 the process trains alone in any
+    environment."""
     process_id: int | None = None
-    """Which of them this one is, from 0, likewise."""
+    """Number of this process, from 0; default: likewise."""
 
 
 def main() -> None:
-    """Parses the command line and trains."""
+    """Trains as the command line says, from the last checkpoint if there is one."""
     started = time.monotonic()
     with processes.ended_together(), one_line_errors():
         command = parse_command(sys.argv[1:])
-        use_wide_types(command.train.model)
-        use_compile_cache()
-        processes.join(command.coordinator_address, command.num_processes, command.process_id)
-        train(command, started)
-
-
-def train(command: Command, started: float) -> None:
-    """Trains until `config.steps`, from the last checkpoint where there is one, and reports."""
-    config = command.train
-    processes.check_equal(repr(config), "the configuration")
-    profile = Profile(command.profile, command.workdir / "profile")
-    mesh = make_mesh(config.mesh)
-    check_batches(config.data, mesh)
-    sources = open_training(config.data, config.seed)
-    validation = open_validation(config.data, config.seed)
-    check_writable(command.workdir)
-    with Stop() as stop:
-        with Run(command.workdir, config.keep_checkpoints) as run:
-            state = starting_state(command, run, mesh)
-            start = int(state.step)
-            announce(command, state, sources, validation)
-            run.begin(config, start)
-            with MetricsWriter(run.folder, start, processes.is_first()) as writer:
-                training = Training(command, mesh, run, validation, writer, stop, profile)
-                end = take_steps(training, state, sources)
-            if end >= config.steps:
-                report(training, started)
-        if not end:
-            say("stopped before the first step; the same command begins anew")
-        elif end < config.steps:
-            say(f"stopped after step {end}, which is saved; the same command continues")
+        configure_jax(command)
+        with opened(command) as (training, state):
+            end = take_steps(training, state)
+            report(training, end, started)
+        say_if_stopped(command, end)
 
 
 @dataclass(frozen=True)
@@ -124,6 +102,7 @@ class Training:
     command: Command
     mesh: Mesh
     run: Run
+    sources: list[Source]
     validation: Pairs
     writer: MetricsWriter
     stop: Stop
@@ -135,39 +114,71 @@ class Training:
         return self.command.train
 
 
-def starting_state(command: Command, run: Run, mesh: Mesh) -> TrainState:
-    """The state of the run's last checkpoint; of a new run, one with given or drawn parameters."""
+def configure_jax(command: Command) -> None:
+    """Sets what must be set before JAX computes anything, and connects the processes."""
+    use_wide_types(command.train.model)
+    use_compile_cache()
+    processes.join(command.coordinator_address, command.num_processes, command.process_id)
+    check_device(jax.devices)
+    processes.check_equal(repr(command.train), "the configuration")
+
+
+@contextlib.contextmanager
+def opened(command: Command) -> Iterator[tuple[Training, TrainState]]:
+    """Checks everything that can be checked before the first step, and opens the run.
+
+    Yields:
+        What the run works with, and the train state that it starts from.
+    """
+    config = command.train
+    profile = Profile(command.profile, command.workdir / "profile")
+    mesh = make_mesh(config.mesh)
+    check_batches(config.data, mesh)
+    sources = open_training(config.data, config.seed)
+    validation = open_validation(config.data, config.seed)
+    check_writable(command.workdir)
+    with Stop() as stop, Run(command.workdir, config.keep_checkpoints) as run:
+        state = initial_state(command, run, mesh)
+        start = int(state.step)
+        announce(command, state, sources, validation)
+        run.begin(config, start)
+        with MetricsWriter(run.folder, start, processes.is_first()) as writer:
+            yield Training(command, mesh, run, sources, validation, writer, stop, profile), state
+
+
+def initial_state(command: Command, run: Run, mesh: Mesh) -> TrainState:
+    """The train state of the run's last checkpoint; for a new run, an initialized one."""
     config, latest = command.train, run.latest_step()
     if latest is not None:
         check_configuration(run.config(latest), command)
         return run.restore(latest, abstract_state(config, mesh))
     if not config.init_from:
-        return placed_state(config, mesh)
+        return sharded_state(config, mesh)
     model, params = weights.load(config.init_from)
     check_architecture(model, config.model, Path(config.init_from))
-    return placed_state(config, mesh, params)
+    return sharded_state(config, mesh, params)
 
 
 def check_configuration(old: TrainConfig, command: Command) -> None:
-    """Shows what has changed since a run's last checkpoint, and refuses what was not allowed."""
+    """Shows what has changed since a run's last checkpoint, and rejects what is not allowed."""
     check_architecture(old.model, command.train.model, command.workdir)
     changed = changes(old, command.train)
     for name, (before, after) in changed.items():
         say(f"- {name} {before}\n+ {name} {after}")
-    refused = [name for name in changed if changes_learning(name)]
-    if refused and not command.allow_changes:
+    rejected = [name for name in changed if changes_learning(name)]
+    if rejected and not command.allow_changes:
         raise InputError(
-            f"{command.workdir} was trained with another {', '.join(refused)} (shown above); "
+            f"{command.workdir} was trained with another {', '.join(rejected)} (shown above); "
             "expected the same, another --workdir, or --allow-changes"
         )
 
 
-def take_steps(training: Training, state: TrainState, sources: Sequence[Source]) -> int:
-    """Trains from a state on, until `config.steps` or a stop; returns the last step, saved."""
+def take_steps(training: Training, state: TrainState) -> int:
+    """Trains until `config.steps` or a stop; returns the last step, whose state is saved."""
     config, run, stop = training.config, training.run, training.stop
     step = start = int(state.step)
-    step_of = compiled_step(config, training.mesh)
-    stream = shared_batches(training, sources, start)
+    train_step = compiled_step(config, training.mesh)
+    stream = sharded_batches(training, start)
     peak = peak_flops(list(training.mesh.devices.flat))
     if training.profile.misses(start, config.steps):
         say(f"warning: no step of --profile {training.command.profile} is trained; no trace")
@@ -188,7 +199,7 @@ def take_steps(training: Training, state: TrainState, sources: Sequence[Source])
             asked = time.monotonic()
             batch, images = next(stream)
             waited = time.monotonic() - asked
-            state, metrics = step_of(state, images)
+            state, metrics = train_step(state, images)
             profile.after(step, metrics)
             crops, side = images["rainy"].shape[:2]
             progress.update(
@@ -198,7 +209,7 @@ def take_steps(training: Training, state: TrainState, sources: Sequence[Source])
             stopping, evaluating = stop.at(step), is_due(config, step)
             logging = step == config.steps or step % config.log_every == 0
             saving = stopping or evaluating or step % config.checkpoint_every == 0
-            # A step is checked while the next one is computed, unless something is done with it.
+            # Checked while the next step is computed, unless this one is logged or saved.
             while len(unchecked) > (0 if logging or saving else 1):
                 values = checked(config, *unchecked.popleft())
             if logging:
@@ -214,43 +225,47 @@ def take_steps(training: Training, state: TrainState, sources: Sequence[Source])
 
 
 def is_due(config: TrainConfig, step: int) -> bool:
-    """Whether the validation pairs are scored after a step."""
+    """Whether there is an evaluation after a step."""
     return step == config.steps or step % config.eval_every == 0
 
 
-def shared_batches(
-    training: Training, sources: Sequence[Source], start: int
+def sharded_batches(
+    training: Training, start: int
 ) -> Generator[tuple[Batch, dict[str, jax.Array]]]:
-    """Batches on the devices, of which this process reads its share."""
-    share = batches(
-        sources,
+    """Batches from step `start` + 1 on, sharded over the devices; this process reads its part."""
+    own = batches(
+        training.sources,
         training.config.data,
         seed=training.config.seed,
         start=start,
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    return on_device(share, batch_sharding(training.mesh))
+    return on_device(own, batch_sharding(training.mesh))
 
 
 def checked(
     config: TrainConfig, step: int, metrics: Mapping[str, jax.Array], names: list[str]
 ) -> dict[str, float]:
-    """The metrics of a step; stops the run at more steps that are not finite than it may have."""
+    """The metrics of a step.
+
+    Raises:
+        InputError: if loss or gradient is not finite and no more such steps may be skipped.
+    """
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     for name in ("loss", "grad_norm"):
         if not math.isfinite(values[name]):
             found = f"the {name} of step {step} is {values[name]}; the batch was {describe(names)}"
             if values["nonfinite_steps"] > config.optim.nonfinite_steps:
                 raise InputError(f"{found}; expected a finite number")
-            # In each process, which knows its own images alone.
-            tqdm.write(f"warning: {found}; nothing is learned from it")
+            # In every process: each knows only the images that it read.
+            tqdm.write(f"warning: {found}; the step is skipped")
             break
     return values
 
 
 def validate(training: Training, state: TrainState) -> None:
-    """Scores the current parameters on the validation pairs, unless that is stopped."""
+    """Evaluates the current parameters on the validation pairs, unless the run is stopped."""
     config, pairs, step = training.config, training.validation, int(state.step)
     params = gathered(state.best_params, training.mesh)
     restorer = Restorer(config.model, params)
@@ -265,7 +280,7 @@ def validate(training: Training, state: TrainState) -> None:
             f"validation/{config.protocol}/ssim": result.restored_ssim,
         },
     )
-    # Last: what has a score is not scored again.
+    # Last, since a step that has a score is not evaluated again.
     training.run.score(step, config.protocol, result.restored_psnr, result.restored_ssim)
     if processes.is_first():
         training.writer.image(step, "validation", sheet(restorer, [pairs[0]]))
@@ -275,15 +290,17 @@ def validate(training: Training, state: TrainState) -> None:
     )
 
 
-def report(training: Training, started: float) -> None:
-    """Scores the best checkpoint, draws images and says what was gained."""
+def report(training: Training, end: int, started: float) -> None:
+    """After the last step, evaluates the best checkpoint and writes images and the report."""
     config, run, pairs = training.config, training.run, training.validation
+    if end < config.steps:
+        return
     best = run.best_step()
     assert best is not None
     restorer = Restorer(config.model, run.restore_params(best, config.model))
     scores = shared_scores(restorer, pairs, config.protocol, training.stop.now)
     if scores is None:
-        say(f"stopped after step {config.steps}, which is saved; the same command reports")
+        say(f"stopped before the report; the checkpoint of step {end} is saved; {_RESUME}")
     if scores is None or not processes.is_first():
         return
     folder = training.command.workdir
@@ -299,35 +316,53 @@ def report(training: Training, started: float) -> None:
     )
 
 
-def announce(
-    command: Command, state: TrainState, sources: Sequence[Source], validation: Pairs
-) -> None:
-    """Says what is about to happen, and lists the parameters in a file."""
+def announce(command: Command, state: TrainState, sources: list[Source], validation: Pairs) -> None:
+    """Prints what the run is about to do, and writes the list of parameters to a file."""
     config, optim = command.train, command.train.optim
     path = command.workdir / "parameters.txt"
     if processes.is_first():
         write_text(path, get_parameter_overview(state.params, include_stats=False) + "\n")
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     pairs = sum(len(source.pairs) for source in sources)
-    warmup = f" ({optim.warmup_steps:,} of them to rise)" if optim.warmup_steps else ""
+    warmup = f" (the first {optim.warmup_steps:,} a warmup)" if optim.warmup_steps else ""
     say(
-        f"{count:,} parameters ({path}), {pairs} pairs to train on, {len(validation)} to score, "
+        f"{count:,} parameters ({path}), {pairs} training and {len(validation)} validation pairs, "
         f"{jax.device_count()} {jax.default_backend()} devices of {jax.process_count()} processes\n"
         f"steps {int(state.step)} to {config.steps} in {command.workdir}; learning rate "
-        f"{optim.learning_rate:g} for {optim.constant_steps:,} steps{warmup}, then by cosine to "
-        f"{optim.final_learning_rate:g} over {optim.cosine_steps:,}"
+        f"{optim.learning_rate:g} for {optim.constant_steps:,} steps{warmup}, then a cosine "
+        f"decay to {optim.final_learning_rate:g} over {optim.cosine_steps:,}"
     )
+    warn_of_schedule(config)
+
+
+def warn_of_schedule(config: TrainConfig) -> None:
+    """Warns of steps after the end of the learning rate schedule."""
+    end = schedule_end(config.optim)
+    if config.steps > end:
+        say(
+            f"warning: --steps is {config.steps:,}, and the learning rate schedule ends at step "
+            f"{end:,}; all later steps have {config.optim.final_learning_rate:g} "
+            "(--optim.constant-steps and --optim.cosine-steps extend the schedule)"
+        )
+
+
+def say_if_stopped(command: Command, end: int) -> None:
+    """Says where a run that was stopped resumes, once its last checkpoint is written."""
+    if not end:
+        say("stopped before the first step; rerun the command to start")
+    elif end < command.train.steps:
+        say(f"stopped after step {end}; its checkpoint is saved; {_RESUME}")
 
 
 def say(text: str) -> None:
-    """Prints, in the first process, above the progress bar."""
+    """Prints above the progress bar, in the first process."""
     if processes.is_first():
         tqdm.write(text)
         sys.stdout.flush()
 
 
-def parse_command(arguments: Sequence[str]) -> Command:
-    """The command line, with the values of the file that --config names as defaults."""
+def parse_command(arguments: list[str]) -> Command:
+    """Parses the command line, with the values of the file that --config names as defaults."""
     path = Path("configs/quickstart.py")
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
         if flag == "--config" or flag.startswith("--config="):

@@ -18,8 +18,8 @@ from timing import Table, compiled, machine, race, temporaries
 from drsformer_jax.config import PRESETS, DataConfig, MeshConfig, ModelConfig, TrainConfig
 from drsformer_jax.errors import one_line_errors
 from drsformer_jax.scoring.complexity import training_operations
-from drsformer_jax.sharding import batch_sharding, make_mesh, place
-from drsformer_jax.training import abstract_state, compiled_step, placed_state
+from drsformer_jax.sharding import batch_sharding, global_arrays, make_mesh
+from drsformer_jax.training import abstract_state, compiled_step, sharded_state
 from drsformer_jax.training.hardware import peak_flops
 
 
@@ -116,7 +116,7 @@ def prepared(
     )
     mesh = make_mesh(config.mesh)
     random = np.random.default_rng(0)
-    pairs = place(
+    pairs = global_arrays(
         {
             part: random.integers(0, 256, (batch, crop, crop, 3), np.uint8)
             for part in ("rainy", "clean")
@@ -124,7 +124,7 @@ def prepared(
         batch_sharding(mesh),
     )
     program, spent = compiled(compiled_step(config, mesh), abstract_state(config, mesh), pairs)
-    state = placed_state(config, mesh)
+    state = sharded_state(config, mesh)
 
     def step() -> None:
         nonlocal state

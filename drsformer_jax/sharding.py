@@ -1,10 +1,9 @@
-"""Where arrays lie: the mesh of devices, and states and batches on it.
+"""The mesh of devices, and how train states and batches are sharded over it.
 
-The mesh has three axes. `data` and `fsdp` share the images of a batch; of `fsdp` each device
-keeps only its part of the parameters and the optimizer state between steps (as in "ZeRO: Memory
-Optimizations Toward Training Trillion Parameter Models", SC 2020; within a step it has all
-parameters); `rows` shares the rows of each image. What is computed is the same on every mesh, up
-to the order of sums.
+The mesh has three axes. A batch is sharded over `data` and `fsdp`. Parameters and optimizer state
+are sharded over `fsdp` between steps and gathered within one (as in "ZeRO: Memory Optimizations
+Toward Training Trillion Parameter Models", SC 2020). The rows of each image are sharded over
+`rows`. The result is the same on every mesh, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from drsformer_jax.errors import InputError
 
 _AXES = ("data", "fsdp", "rows")
 _IMAGES = ("data", "fsdp")
-"""Axes that share the images of a batch."""
+"""Axes that a batch is sharded over."""
 _STACK = "layers"
-"""Name of the modules whose parameters are stacked along a first axis and scanned."""
+"""Name of the modules whose parameters are stacked along the first axis and scanned."""
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """Lays out the devices of all processes; a single process may leave some of its own unused.
+    """Makes the mesh of the devices of all processes; a single process may leave some unused.
 
     Raises:
-        InputError: if the devices cannot be laid out so.
+        InputError: if the sizes of the axes do not fit the devices.
     """
     # By process, so that each one holds a block of every batch, whatever the network's topology.
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -52,12 +51,12 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is cut."""
+    """The number of shards of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_batches(config: DataConfig, mesh: Mesh) -> None:
-    """Refuses batches that cannot be shared evenly.
+    """Rejects batches that cannot be sharded evenly.
 
     Raises:
         InputError: names the batch or the side of a patch.
@@ -78,34 +77,35 @@ def check_batches(config: DataConfig, mesh: Mesh) -> None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Images (b, h, w, 3), cut along the batch over `data` and `fsdp` and along `rows`."""
+    """The sharding of images (b, h, w, 3): the batch over `data` and `fsdp`, rows over `rows`."""
     return NamedSharding(mesh, PartitionSpec(_IMAGES, "rows"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Arrays that every device holds whole."""
+    """The sharding of arrays that every device has whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(state: Any, mesh: Mesh) -> Any:
-    """How parameters, and what has their names and shapes, lie on the mesh.
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """The shardings of parameters, and of what has their names and shapes.
 
-    The longest axis that `fsdp` divides is cut, the last of equal ones. Never the axis of a stack,
-    whose slices are used one after another; and never vectors, which are small.
+    The longest axis that `fsdp` divides is sharded, the last of equal ones. The first axis of a
+    stack is not, since a scan uses its slices one after another. Vectors, which are small, are
+    replicated.
 
     Args:
-        state: arrays or their shapes, in a tree.
+        state: a tree of arrays or their shapes.
         mesh: the devices.
     """
 
-    def placed(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def sharding_of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         stacked = any(getattr(key, "key", None) == _STACK for key in path)
-        return NamedSharding(mesh, _cut(leaf.shape, int(stacked), mesh.shape["fsdp"]))
+        return NamedSharding(mesh, _spec(leaf.shape, int(stacked), mesh.shape["fsdp"]))
 
-    return jax.tree_util.tree_map_with_path(placed, state)
+    return jax.tree_util.tree_map_with_path(sharding_of, state)
 
 
-def _cut(shape: tuple[int, ...], first: int, shards: int) -> PartitionSpec:
+def _spec(shape: tuple[int, ...], first: int, shards: int) -> PartitionSpec:
     axes = [axis for axis in range(first, len(shape)) if shape[axis] % shards == 0]
     if shards == 1 or len(shape) - first < 2 or not axes:
         return PartitionSpec()
@@ -116,25 +116,25 @@ def _cut(shape: tuple[int, ...], first: int, shards: int) -> PartitionSpec:
 def averaged_over_shards(
     gradient: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]], mesh: Mesh
 ) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]:
-    """Lets each device work on its own images, or rows of them, and averages what they find.
+    """Computes a loss and its gradient on each device's shard of a batch, and averages them.
 
-    The compiler is not asked to share this work: it cannot share loops over images.
+    It uses `jax.shard_map`, since the compiler cannot partition loops over images by itself.
 
     Args:
-        gradient: of whole parameters and some images and their targets, (n, h, w, 3): their mean
-            loss, and its gradient. Where devices share `rows` it is given those of one device, and
-            the gradient is that of the sum of all these devices' losses.
+        gradient: maps replicated parameters and one device's images and targets, (n, h, w, 3), to
+            their mean loss and its gradient. With `rows` above 1 the images are one device's row
+            chunks, and the gradient is that of the sum of the losses of these devices.
         mesh: the devices.
 
     Returns:
-        The same function of parameters that lie on the mesh and all images; its gradient lies as
-        the parameters do.
+        The same function of sharded parameters and global batches; the gradient is sharded as the
+        parameters are.
     """
 
     def shared(params: Any, rainy: jax.Array, clean: jax.Array) -> tuple[jax.Array, Any]:
-        specs = jax.tree.map(lambda place: place.spec, state_sharding(params, mesh))
+        specs = jax.tree.map(lambda sharding: sharding.spec, state_shardings(params, mesh))
 
-        def whole(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        def gather(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
             if "fsdp" not in spec:
                 return leaf
             return jax.lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True)
@@ -143,16 +143,16 @@ def averaged_over_shards(
             if "fsdp" not in spec:
                 return jax.lax.pmean(leaf, _AXES)
             axis = spec.index("fsdp")
-            own = jax.lax.psum_scatter(leaf, "fsdp", scatter_dimension=axis, tiled=True)
-            return jax.lax.psum(own, ("data", "rows")) / mesh.size
+            shard = jax.lax.psum_scatter(leaf, "fsdp", scatter_dimension=axis, tiled=True)
+            return jax.lax.psum(shard, ("data", "rows")) / mesh.size
 
-        def of_own_images(params: Any, rainy: jax.Array, clean: jax.Array) -> tuple[jax.Array, Any]:
-            loss, grads = gradient(jax.tree.map(whole, params, specs), rainy, clean)
+        def of_shard(params: Any, rainy: jax.Array, clean: jax.Array) -> tuple[jax.Array, Any]:
+            loss, grads = gradient(jax.tree.map(gather, params, specs), rainy, clean)
             return jax.lax.pmean(loss, _AXES), jax.tree.map(average, grads, specs)
 
         images = PartitionSpec(_IMAGES, "rows")
         return jax.shard_map(
-            of_own_images,
+            of_shard,
             mesh=mesh,
             in_specs=(specs, images, images),
             out_specs=(PartitionSpec(), specs),
@@ -163,25 +163,25 @@ def averaged_over_shards(
 
 
 def rows_mesh(count: int) -> Mesh:
-    """Devices of this process that share the rows of images."""
+    """A mesh of devices of this process for the rows of images."""
     return Mesh(np.array(jax.local_devices()[:count]), ("rows",), axis_types=(AxisType.Auto,))
 
 
 def over_rows(network: Callable[..., jax.Array], count: int) -> Callable[..., jax.Array]:
-    """Lets devices of this process share the rows of images, (b, h, w, 3).
+    """Shards the rows of images (b, h, w, 3) over devices of this process.
 
     Args:
-        network: of parameters, some rows of images, and whatever else each device reads whole; it
-            computes with `nn.rows.Shards`.
-        count: the devices.
+        network: maps parameters, row chunks of images, and further replicated arrays to row
+            chunks; it computes with `nn.rows.Shards`.
+        count: the number of devices.
     """
-    images, whole = PartitionSpec(None, "rows"), PartitionSpec()
+    images, everywhere = PartitionSpec(None, "rows"), PartitionSpec()
 
     def shared(params: Any, rainy: jax.Array, *others: jax.Array) -> jax.Array:
         return jax.shard_map(
             network,
             mesh=rows_mesh(count),
-            in_specs=(whole, images, *[whole for _ in others]),
+            in_specs=(everywhere, images, *[everywhere for _ in others]),
             out_specs=images,
             check_vma=False,
         )(params, rainy, *others)
@@ -189,15 +189,15 @@ def over_rows(network: Callable[..., jax.Array], count: int) -> Callable[..., ja
     return shared
 
 
-def place(arrays: Mapping[str, np.ndarray], sharding: Sharding) -> dict[str, jax.Array]:
-    """Makes global arrays of what each process holds of them.
+def global_arrays(arrays: Mapping[str, np.ndarray], sharding: Sharding) -> dict[str, jax.Array]:
+    """Makes global arrays of the data that each process has of them.
 
     Args:
-        arrays: this process's part along the first axis.
-        sharding: how the whole lies on the devices of all processes.
+        arrays: this process's data, a block along the first axis.
+        sharding: the sharding of the global arrays over the devices of all processes.
 
     Returns:
-        The global arrays; the copies to the devices may still be under way.
+        The global arrays; the copies to the devices are asynchronous.
     """
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
@@ -206,10 +206,10 @@ def place(arrays: Mapping[str, np.ndarray], sharding: Sharding) -> dict[str, jax
 
 
 def gathered(tree: Any, mesh: Mesh) -> Any:
-    """Copies of arrays, whole on one device of each process; all processes call it together."""
-    whole = jax.jit(_same, out_shardings=replicated(mesh))(tree)
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+    """Unsharded copies of arrays, on one device of each process; all processes call it together."""
+    copies = jax.jit(_identity, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), copies)
 
 
-def _same(tree: Any) -> Any:
+def _identity(tree: Any) -> Any:
     return tree

@@ -9,8 +9,8 @@ import numpy as np
 
 from drsformer_jax.config import MeshConfig, TrainConfig
 from drsformer_jax.nn.functional import Params
-from drsformer_jax.sharding import batch_sharding, make_mesh, place
-from drsformer_jax.training import TrainState, abstract_state, compiled_step, placed_state
+from drsformer_jax.sharding import batch_sharding, global_arrays, make_mesh
+from drsformer_jax.training import TrainState, abstract_state, compiled_step, sharded_state
 
 OFFICIAL_RATES = {
     0: 0.0003,
@@ -29,8 +29,8 @@ OFFICIAL_RATES = {
 }
 
 
-class Placed:
-    """A configuration on a mesh; one device where the configuration leaves the number open."""
+class ShardedStep:
+    """The step of a configuration on its mesh; on one device if `mesh.data` is -1."""
 
     def __init__(self, config: TrainConfig):
         self.config = config
@@ -38,10 +38,10 @@ class Placed:
         self._step = compiled_step(config, self.mesh)
 
     def state(self, params: Params | None = None) -> TrainState:
-        return placed_state(self.config, self.mesh, params)
+        return sharded_state(self.config, self.mesh, params)
 
     def batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        return place(batch, batch_sharding(self.mesh))
+        return global_arrays(batch, batch_sharding(self.mesh))
 
     def step(
         self, state: TrainState, batch: Mapping[str, np.ndarray]
@@ -49,6 +49,6 @@ class Placed:
         return self._step(state, self.batch(batch))
 
     def compiled(self, batch: Mapping[str, np.ndarray]) -> jax.stages.Compiled:
-        """The program of a step, for such batches, states where they are and no others."""
+        """The compiled step for batches of this shape and the initial sharding of the state."""
         state = abstract_state(self.config, self.mesh)
         return self._step.lower(state, self.batch(batch)).compile()

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from recipe import Golden, load, relative_error
-from steps import Placed
+from steps import ShardedStep
 
 from drsformer_jax import weights
 from drsformer_jax.config import PRESETS, MeshConfig, TrainConfig
@@ -71,11 +71,11 @@ def take_steps(
     """Takes some steps on the golden batch; the last state, and every step's metrics."""
     config = TrainConfig(model=golden.config(dtype), mesh=MeshConfig(data=devices))
     batch = {"rainy": golden["input"].astype(dtype), "clean": golden["target"].astype(dtype)}
-    placed = Placed(config)
-    state = placed.state(params_from_torch(golden.weights, config.model))
+    sharded = ShardedStep(config)
+    state = sharded.state(params_from_torch(golden.weights, config.model))
     metrics = []
     for _ in range(count):
-        state, scalars = placed.step(state, batch)
+        state, scalars = sharded.step(state, batch)
         metrics.append(jax.device_get(scalars))
     return state, metrics
 

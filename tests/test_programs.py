@@ -44,7 +44,7 @@ def test_training_leaves_metrics_and_images(trained):
     assert read_image(folder / "validation" / "restored" / "0.png").shape == (40, 48, 3)
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 def test_stopped_and_resumed_run_equals_the_straight_one_bit_for_bit(run, trained, place):
     for steps in (2, 4):
         result = run("train", "--config", "config.py", "--workdir", "resumed", "--steps", steps)
@@ -58,7 +58,7 @@ def test_stopped_and_resumed_run_equals_the_straight_one_bit_for_bit(run, traine
     assert [json.loads(line)["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 def test_run_killed_between_checkpoints_ends_like_the_straight_one(run, trained, place):
     arguments = ("--config", "config.py", "--workdir", "killed")
     with run.start("train", *arguments, "--steps", 400) as process:
@@ -179,7 +179,7 @@ def test_results_are_neither_overwritten_nor_made_again_unasked(run, trained, pl
     assert (place / "once" / "0.png").stat().st_mtime_ns > kept
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 def test_killed_derain_leaves_no_half_image_and_resumes(run, trained, place):
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     for index in range(40):

@@ -1,4 +1,4 @@
-"""States and batches on meshes: what is computed is the same on all of them."""
+"""Sharded train states and batches: the result is the same on every mesh."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 from recipe import SMALL, relative_error
-from steps import Placed
+from steps import ShardedStep
 
 from drsformer_jax.config import (
     PRESETS,
@@ -27,13 +27,14 @@ from drsformer_jax.config import (
 from drsformer_jax.data.pipeline import on_device
 from drsformer_jax.errors import InputError
 from drsformer_jax.sharding import (
+    averaged_over_shards,
     batch_sharding,
     check_batches,
     gathered,
     make_mesh,
-    state_sharding,
+    state_shardings,
 )
-from drsformer_jax.training.step import abstract_state, parts
+from drsformer_jax.training.step import abstract_state, microbatches
 
 BATCH, SIDE, STEPS = 16, 16, 5
 WHOLE = MeshConfig(1)
@@ -58,20 +59,20 @@ def images(number: int) -> dict[str, np.ndarray]:
 
 @functools.cache
 def trained(dtype: str, mesh: MeshConfig):
-    """Metrics and states, on the host, of five steps, and the text of their one program."""
+    """Metrics and states, on the host, of five steps, and the HLO text of their program."""
     with jax.enable_x64(dtype == "float64"):
-        placed = Placed(config(dtype, mesh))
-        state, metrics, states = placed.state(), [], []
-        program = placed.compiled(images(0))
+        sharded = ShardedStep(config(dtype, mesh))
+        state, metrics, states = sharded.state(), [], []
+        program = sharded.compiled(images(0))
         for step in range(STEPS):
-            # What was compiled before refuses a state that lies elsewhere than at the start.
-            state, scalars = program(state, placed.batch(images(step)))
+            # The compiled program rejects a state with another sharding than the initial one.
+            state, scalars = program(state, sharded.batch(images(step)))
             metrics.append(jax.device_get(scalars))
             states.append(jax.device_get(state))
         return metrics, states, program.as_text()
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [*MESHES, ACCUMULATING], ids=str)
 def test_five_float64_steps_are_the_same_on_every_mesh(mesh):
     expected, straight, _ = trained("float64", WHOLE)
@@ -88,7 +89,7 @@ def test_five_float64_steps_are_the_same_on_every_mesh(mesh):
         np.testing.assert_allclose(found, value, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 def test_first_float32_loss_is_the_same_on_eight_devices():
     expected, found = (trained("float32", mesh)[0][0] for mesh in (WHOLE, ACCUMULATING))
     assert math.isclose(found["loss"], expected["loss"], rel_tol=1e-6)
@@ -102,7 +103,7 @@ def gradient(dtype: str, mesh: MeshConfig) -> np.ndarray:
     return clipped * metrics["grad_norm"]
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-10), ("float32", 1e-4)])
 def test_accumulated_gradient_equals_that_of_the_whole_batch(dtype, bound):
     assert relative_error(gradient(dtype, ACCUMULATING), gradient(dtype, WHOLE)) < bound
@@ -112,8 +113,8 @@ def communication(text: str) -> dict[str, int]:
     return Counter(re.findall(r" (all-\w+|collective-\w+|reduce-scatter)\(", text))
 
 
-@pytest.mark.endurance
-def test_devices_only_add_up_gradients_and_only_once():
+@pytest.mark.slow
+def test_devices_communicate_only_one_sum_of_gradients_a_step():
     assert communication(trained("float64", MESHES[0])[2]) == {"all-reduce": 1}
     accumulating = trained("float64", ACCUMULATING)[2]
     assert " while(" in accumulating
@@ -135,20 +136,20 @@ def test_devices_only_add_up_gradients_and_only_once():
         (MeshConfig(1, device_batch=1), 16, 192, 16),
     ],
 )
-def test_batch_is_computed_in_as_few_parts_as_a_device_may_take(mesh, batch, side, count):
+def test_batch_has_as_few_microbatches_as_the_device_batch_allows(mesh, batch, side, count):
     settings = TrainConfig(mesh=mesh)
-    assert parts(settings, make_mesh(mesh), batch, side) == count
+    assert microbatches(settings, make_mesh(mesh), batch, side) == count
 
 
-def test_growing_patches_never_take_more_pixels_than_the_largest():
+def test_microbatches_of_progressive_patches_have_no_more_pixels_than_the_largest():
     settings = TrainConfig(
         data=DataConfig(crop_size=384, progressive=RESTORMER_PATCHES),
         mesh=MeshConfig(8, device_batch=1),
     )
     mesh = make_mesh(settings.mesh)
     for _, side, batch in RESTORMER_PATCHES:
-        share = batch // 8 / parts(settings, mesh, batch, side)
-        assert share * side**2 <= 384**2
+        images = batch // 8 / microbatches(settings, mesh, batch, side)
+        assert images * side**2 <= 384**2
 
 
 @pytest.mark.parametrize(
@@ -166,15 +167,15 @@ def test_growing_patches_never_take_more_pixels_than_the_largest():
         ("step", (), PartitionSpec()),
     ],
 )
-def test_longest_divisible_axis_is_cut_but_never_a_stack_or_a_vector(path, shape, spec):
+def test_longest_divisible_axis_is_sharded_but_never_a_stack_or_a_vector(path, shape, spec):
     tree = functools.reduce(
         lambda tree, name: {name: tree}, reversed(path.split("/")), np.empty(shape)
     )
-    (found,) = jax.tree.leaves(state_sharding(tree, make_mesh(MeshConfig(2, 4))))
+    (found,) = jax.tree.leaves(state_shardings(tree, make_mesh(MeshConfig(2, 4))))
     assert found.spec == spec
 
 
-def test_devices_share_nearly_all_of_the_published_network_and_its_optimizer():
+def test_nearly_all_of_the_published_network_and_its_optimizer_is_sharded():
     settings = TrainConfig(model=PRESETS["drsformer"])
     state = abstract_state(settings, make_mesh(MeshConfig(1, 8)))
     for tree in (state.params, state.opt_state):
@@ -183,18 +184,18 @@ def test_devices_share_nearly_all_of_the_published_network_and_its_optimizer():
         assert held / sum(leaf.size for leaf in leaves) < 0.2
 
 
-def test_gathered_parameters_are_whole_on_one_device():
-    placed = Placed(config("float32", MeshConfig(1, 8)))
-    params = placed.state().params
+def test_gathered_parameters_are_unsharded_on_one_device():
+    sharded = ShardedStep(config("float32", MeshConfig(1, 8)))
+    params = sharded.state().params
     assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
     for found, value in zip(
-        jax.tree.leaves(gathered(params, placed.mesh)), jax.tree.leaves(params), strict=True
+        jax.tree.leaves(gathered(params, sharded.mesh)), jax.tree.leaves(params), strict=True
     ):
         assert len(found.devices()) == 1
         np.testing.assert_array_equal(found, value)
 
 
-def test_batches_lie_in_order_on_all_devices():
+def test_global_batch_is_sharded_in_order_over_all_devices():
     sharding = batch_sharding(make_mesh(MeshConfig()))
     rainy = np.arange(16 * 2 * 2 * 3, dtype=np.uint8).reshape(16, 2, 2, 3)
     batch = {"name": ["x"] * 16, "rainy": rainy, "clean": 255 - rainy, "skipped": []}
@@ -217,12 +218,12 @@ def test_batches_lie_in_order_on_all_devices():
         (MeshConfig(4, 1, -1), (4, 1, 2)),
     ],
 )
-def test_rest_of_the_devices_goes_where_it_is_asked_for(mesh, sizes):
+def test_axis_of_minus_one_takes_the_rest_of_the_devices(mesh, sizes):
     assert tuple(make_mesh(mesh).shape.values()) == sizes
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(16), MeshConfig(-1, 3), MeshConfig(-1, 16)], ids=str)
-def test_mesh_of_other_devices_than_there_are_is_refused(mesh):
+def test_mesh_that_does_not_fit_the_devices_is_rejected(mesh):
     with pytest.raises(InputError, match=r"the mesh is data .*; expected a product of 8"):
         make_mesh(mesh)
 
@@ -236,10 +237,29 @@ def test_rows_of_an_image_stay_with_one_process(rows, monkeypatch):
     assert make_mesh(MeshConfig(2, 1, -1)).shape["rows"] == 4
 
 
-def test_batch_that_devices_cannot_share_is_refused():
+def test_batch_that_cannot_be_sharded_evenly_is_rejected():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     check_batches(DataConfig(crop_size=16, global_batch=4), mesh)
     with pytest.raises(InputError, match="the global batch is 6; expected a multiple of 4"):
         check_batches(DataConfig(crop_size=16, global_batch=6), mesh)
     with pytest.raises(InputError, match="the patches have 24 rows; expected a multiple of 16"):
         check_batches(DataConfig(crop_size=24, global_batch=4), mesh)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(8), MeshConfig(1, 1, 2), MeshConfig(2, 2, 2)], ids=str)
+def test_gradients_are_averaged_over_all_devices(mesh):
+    def loss(params, rainy, clean):
+        scaled = rainy * params["vector"] + params["matrix"].sum()
+        return ((scaled - clean) ** 2).mean()
+
+    rng = np.random.default_rng(0)
+    params = {"vector": rng.standard_normal(3), "matrix": rng.standard_normal((4, 2))}
+    params = jax.tree.map(np.float32, params)
+    rainy, clean = rng.random((2, 8, 16, 4, 3), np.float32)
+    gradient = jax.value_and_grad(loss)
+    found = jax.jit(averaged_over_shards(gradient, make_mesh(mesh)))(params, rainy, clean)
+    jax.tree.map(
+        lambda value, expected: np.testing.assert_allclose(value, expected, rtol=1e-5),
+        found,
+        gradient(params, rainy, clean),
+    )

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate."""
+"""The optimizer and its learning rate schedule."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from drsformer_jax.config.fields import check, check_types
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with clipped gradients, and the learning rate: constant, then a cosine.
+    """AdamW with gradient clipping; the learning rate is constant, then decays by a cosine.
 
-    The defaults are the official recipe's two cycles. A cosine alone has 0 constant steps.
+    The defaults are the official recipe. With 0 constant steps the decay begins at once.
 
     Raises:
         InputError: if a value is impossible.
     """
 
     learning_rate: float = 3e-4
-    """Learning rate of the constant part."""
+    """Learning rate of the constant steps."""
     final_learning_rate: float = 1e-6
-    """Learning rate at the end of the cosine part, and after it."""
+    """Learning rate at the end of the cosine decay, and after it."""
     constant_steps: int = 92_000
     """Steps at the constant learning rate."""
     cosine_steps: int = 208_000
-    """Steps of the cosine part that follows."""
+    """Steps of the cosine decay that follows."""
     warmup_steps: int = 0
-    """First steps, of those above, in which the learning rate rises linearly from zero."""
+    """Steps of a linear warmup, the first of those above."""
     b1: float = 0.9
-    """Decay of the gradients' running mean."""
+    """Decay of Adam's first moment."""
     b2: float = 0.999
-    """Decay of the squared gradients' running mean."""
+    """Decay of Adam's second moment."""
     eps: float = 1e-8
-    """Added to the root of the squared gradients' mean."""
+    """Added to the root of Adam's second moment."""
     weight_decay: float = 1e-4
     """Decoupled weight decay, on every parameter."""
     clip_norm: float = 0.01
-    """Largest L2 norm of the whole gradient."""
+    """Largest global L2 norm of the gradient."""
     ema_decay: float = 0.0
-    """Decay of an exponential moving average of the parameters, such as 0.999, which is then what
-    is scored and restored with; 0 for none."""
+    """Decay of an exponential moving average (EMA) of the parameters, such as 0.999, which is then
+    evaluated and used to restore images; 0 for none."""
     nonfinite_steps: int = 0
-    """Steps whose loss or gradient is not finite that are passed over without an update, in the
-    whole run; one more stops it."""
+    """Steps with a loss or gradient that is not finite that may be skipped in the whole run; one
+    more stops it."""
 
     def __post_init__(self) -> None:
         check_types(self, "optim.")

@@ -1,4 +1,4 @@
-"""A whole training run, and how it lies on devices."""
+"""A training run and its mesh of devices."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ Protocol = Literal["rain200_spa", "did_ddn"]
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How a run lies on devices; nothing of it changes what is learned.
+    """The mesh of devices; the result is the same on every mesh, up to the order of sums.
 
-    One of the three axes may be -1: what the others leave of the devices.
+    One of the three axes may be -1: all devices that the others leave.
 
     Raises:
         InputError: if a value is impossible.
     """
 
     data: int = -1
-    """Devices that each take their part of a batch."""
+    """Devices that the batch is sharded over."""
     fsdp: int = 1
-    """Devices that do so too, and share the parameters and the optimizer state among them."""
+    """Devices that the batch, the parameters and the optimizer state are sharded over."""
     rows: int = 1
-    """Devices that share the rows of each image, for patches that do not fit one; a divisor of
-    the devices of one process."""
+    """Devices that the rows of each image are sharded over, for patches that do not fit one
+    device; a divisor of the devices of one process."""
     device_batch: int = 0
-    """Most crops of `data.crop_size`, or as many pixels of smaller patches, that a device computes
-    at once. What is left of a global batch follows one after another, and the gradients are
-    averaged (gradient accumulation). 0 for no limit."""
+    """Largest microbatch of a device, in crops of `data.crop_size` (or as many pixels of smaller
+    patches). Gradients are accumulated over the microbatches of a batch. 0 for no limit."""
 
     def __post_init__(self) -> None:
         check_types(self, "mesh.")
@@ -58,25 +57,25 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """Pairs and batches."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimizer and learning rate."""
+    """Optimizer and learning rate schedule."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    """Devices."""
+    """Mesh of devices."""
     init_from: str = ""
-    """Parameters that a new run starts with: a `.pth` or `.safetensors` file with the official
-    programs' keys, a model folder, or another run. Empty to draw them by the seed."""
+    """Parameters that a new run starts from: a `.pth` or `.safetensors` file with the official
+    programs' keys, a model folder, or another run. Empty to initialize them from the seed."""
     steps: int = 300_000
     """Optimizer steps of the whole run."""
     seed: int = 100
-    """Seed of the initial parameters, of the order of the pairs, of crops, symmetries and
+    """Seed of the initial parameters, the order of the pairs, crops, flips and rotations, and
     synthetic rain."""
     log_every: int = 100
-    """Steps between two lines of metrics."""
+    """Steps between lines of metrics."""
     eval_every: int = 1000
-    """Steps between two evaluations on the validation pairs."""
+    """Steps between evaluations on the validation pairs."""
     checkpoint_every: int = 1000
-    """Steps between two checkpoints; one is also written at each evaluation and at the end."""
+    """Steps between checkpoints; one is also written at each evaluation and at the end."""
     keep_checkpoints: int = 3
-    """Latest checkpoints that are kept, beside the best."""
+    """Number of latest checkpoints to keep, beside the best one."""
     protocol: Protocol = "did_ddn"
     """Metric protocol of the evaluations; `did_ddn` has the luma of the official training
     program."""

@@ -20,7 +20,7 @@ from drsformer_jax.config import DataConfig
 from drsformer_jax.data.pairs import Pair
 from drsformer_jax.data.sources import Source
 from drsformer_jax.errors import InputError
-from drsformer_jax.sharding import place
+from drsformer_jax.sharding import global_arrays
 
 if TYPE_CHECKING:
     import grain
@@ -177,7 +177,7 @@ def on_device(
     with contextlib.closing(stream):
         for batch in stream:
             images = {"rainy": batch["rainy"], "clean": batch["clean"]}
-            waiting.append((batch, place(images, sharding)))
+            waiting.append((batch, global_arrays(images, sharding)))
             if len(waiting) > ahead:
                 yield waiting.popleft()
         yield from waiting

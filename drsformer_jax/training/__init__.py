@@ -1,16 +1,16 @@
-"""What a training run needs: the step, the optimizer, checkpoints, processes and metrics.
+"""Training: the step and its state, the optimizer, checkpoints, processes and metrics.
 
-The step and its state are pure functions and pytrees; `checkpoint.Run` is a run on disk,
-`processes` joins the processes of a pod, `reporting` writes what a run does.
+The step is a pure function of pytrees. `checkpoint.Run` is a run on disk, `processes` connects the
+processes of a run, `reporting` writes its metrics.
 """
 
-from drsformer_jax.training.optim import learning_rate, transformation
+from drsformer_jax.training.optim import lr_schedule, make_optimizer
 from drsformer_jax.training.step import (
     TrainState,
     abstract_state,
     compiled_step,
     init_state,
-    placed_state,
+    sharded_state,
     train_step,
 )
 
@@ -19,8 +19,8 @@ __all__ = [
     "abstract_state",
     "compiled_step",
     "init_state",
-    "learning_rate",
-    "placed_state",
+    "lr_schedule",
+    "make_optimizer",
+    "sharded_state",
     "train_step",
-    "transformation",
 ]

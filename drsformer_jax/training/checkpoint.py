@@ -1,7 +1,7 @@
 """Runs on disk: a folder with `config.json`, scores and Orbax checkpoints, the latest and the best.
 
-A checkpoint holds the parameters, their average where there is one, the optimizer state and, as
-JSON, everything else that a run goes on from: step, random key, position in the data, the whole
+A checkpoint holds the parameters, their EMA if there is one, the optimizer state and, as JSON,
+everything else that a run resumes from: step, random key, position in the data, the whole
 configuration.
 """
 
@@ -10,13 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import functools
 import json
-import logging
 import os
-import re
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,61 +25,75 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from drsformer_jax.config import ModelConfig, TrainConfig
 from drsformer_jax.config.file import from_dict, read_config, to_dict, write_config
-from drsformer_jax.errors import InputError, reason
+from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
 from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
+from drsformer_jax.training.orbax_quirks import (
+    silence_read_only_warning,
+    silence_repeated_errors,
+    system_reason,
+)
 from drsformer_jax.training.step import TrainState
 
 _SCORES = "validation.json"
 _LOCK = ".lock"
-_RAISING = ("future", "async_checkpointer", "checkpoint_manager")
-"""Modules of Orbax whose errors, which they log with a traceback each, are raised as well."""
-# Orbax warns that a folder is opened to be read only, which is just what was asked for.
-logging.getLogger("absl").addFilter(lambda record: "directory is read only" not in str(record.msg))
 
 
 class Run:
     """The folder of one training run.
 
-    Saving runs in the background and is atomic: a checkpoint is there whole or not at all. In a run
-    of several processes all of them make the same calls.
+    Saving is asynchronous and atomic: a checkpoint is complete or absent. In a run of several
+    processes all of them make the same calls.
 
     Args:
         folder: the run's folder.
-        keep: latest checkpoints to keep beside the best one; None to read only, which leaves
-            alone what a training program may be writing there.
+        keep: number of latest checkpoints to keep beside the best one; None to open the run
+            read-only, beside a training program that may be writing there.
 
     Raises:
-        InputError: if a file stands in the folder's place, or its scores are damaged.
+        InputError: if the folder is a file, is locked by another training program, or has a
+            damaged `validation.json`; the lock is then free again.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int | None) -> None:
         self.folder = Path(folder).absolute()
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder} is a file; expected the folder of a run, or a new one")
-        writes = keep is not None
-        self._lock = _locked(self.folder) if writes and jax.process_index() == 0 else None
-        if writes:
-            _tell_errors_once()
-        self._scores = _read_scores(self.folder / _SCORES)
-        self._manager = ocp.CheckpointManager(
-            self.folder / "checkpoints",
-            options=ocp.CheckpointManagerOptions(
+        locks = keep is not None and jax.process_index() == 0
+        self._lock = _locked(self.folder) if locks else None
+        try:
+            self._scores = _read_scores(self.folder / _SCORES)
+            self._manager = self._open(keep)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _open(self, keep: int | None) -> ocp.CheckpointManager:
+        if keep is None:
+            silence_read_only_warning()
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, save_interval_steps=0, create=False
+            )
+        else:
+            silence_repeated_errors()
+            options = ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
                     [policies.LatestN(keep), _Best(self)]
-                )
-                if writes
-                else None,
-                cleanup_tmp_directories=writes,
-                read_only=not writes,
-                save_interval_steps=1 if writes else 0,
-                create=writes,
-            ),
+                ),
+                cleanup_tmp_directories=True,
+            )
+        return ocp.CheckpointManager(
+            self.folder / "checkpoints",
+            options=options,
             item_names=("params", "ema", "optimizer", "run"),
         )
 
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
     def begin(self, config: TrainConfig, step: int) -> None:
-        """Records the configuration, and forgets the scores of later steps than this one."""
+        """Records the configuration, and drops the scores of steps after this one."""
         self._scores = {each: score for each, score in self._scores.items() if each <= step}
         if jax.process_index() == 0:
             for unfinished in self.folder.glob(".*.unfinished"):  # Of a killed process.
@@ -93,7 +102,7 @@ class Run:
             self._write_scores()
 
     def steps(self) -> list[int]:
-        """Steps of all checkpoints, with one that is being saved."""
+        """Steps of all checkpoints, including one that is being saved."""
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
@@ -125,10 +134,10 @@ class Run:
             ) from None
 
     def save(self, config: TrainConfig, state: TrainState) -> None:
-        """Starts to save a state, once the one before is saved.
+        """Starts to save a train state, once the one before is saved.
 
         Raises:
-            InputError: if that, or the one before, cannot be written; those that are there stay.
+            InputError: if this or the one before cannot be written; complete checkpoints stay.
         """
         step = int(state.step)
         if step == self.latest_step():
@@ -140,7 +149,7 @@ class Run:
                 {
                     "step": step,
                     "nonfinite_steps": int(state.nonfinite_steps),
-                    # What is random in a step follows from its number: fold_in(key(seed), step).
+                    # The random key of a step is fold_in(key(seed), step).
                     "random_key": {"seed": config.seed, "fold_in": step},
                     "data": {"seed": config.seed, "next_batch": step},
                     "config": to_dict(config),
@@ -159,18 +168,18 @@ class Run:
             self._write_scores()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads a state onto any mesh, whatever the one that it was written from.
+        """Restores a train state with any sharding, whatever mesh it was saved from.
 
         Args:
-            step: of a checkpoint that is there.
-            like: shapes, types and places of the state, as `abstract_state` gives them. A moving
-                average that the checkpoint lacks begins with its parameters.
+            step: the step of a checkpoint.
+            like: shapes, dtypes and shardings of the state, from `abstract_state`. An EMA that the
+                checkpoint lacks starts from its parameters.
 
         Raises:
             InputError: if the checkpoint is damaged.
         """
         items = {"params": like.params, "optimizer": like.opt_state}
-        if like.ema is not None and self._is_averaged(step):
+        if like.ema is not None and self._has_ema(step):
             items["ema"] = like.ema
         wanted = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         found = self._restore(step, **wanted, run=ocp.args.JsonRestore())
@@ -186,19 +195,19 @@ class Run:
         )
 
     def restore_params(self, step: int, config: ModelConfig) -> Params:
-        """Reads the parameters alone, or their average where there is one.
+        """Restores only the parameters, or their EMA if there is one.
 
         Returns:
-            The parameters, whole on one device of each process.
+            The parameters, unsharded on one device of each process.
 
         Raises:
             InputError: if the checkpoint is damaged.
         """
-        name = "ema" if self._is_averaged(step) else "params"
+        name = "ema" if self._has_ema(step) else "params"
         devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:1]
-        everywhere = NamedSharding(Mesh(np.array(devices), "all"), PartitionSpec())
+        replicated = NamedSharding(Mesh(np.array(devices), "all"), PartitionSpec())
         like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
             abstract_params(config),
         )
         params = self._restore(step, **{name: ocp.args.StandardRestore(like)})[name]
@@ -209,11 +218,11 @@ class Run:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore let out errors of many kinds
             raise InputError(
-                f"checkpoint {step} of {self.folder} cannot be read ({_reason(error)}); expected a "
-                "whole one; another step may be"
+                f"checkpoint {step} of {self.folder} cannot be read ({system_reason(error)}); "
+                "expected a whole one; another step may be"
             ) from error
 
-    def _is_averaged(self, step: int) -> bool:
+    def _has_ema(self, step: int) -> bool:
         return self.config(step).optim.ema_decay > 0
 
     def _best_of(self, steps: Sequence[int]) -> int | None:
@@ -237,12 +246,12 @@ class Run:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore let out errors of many kinds
-            # The manager counts the one that failed, and no more those that were to go for it.
+            # Not `steps`: the manager lists the one that failed, and not those it was to replace.
             names = [path.name for path in (self.folder / "checkpoints").iterdir()]
             whole = sorted(int(name) for name in names if name.isdigit())
             raise InputError(
-                f"a checkpoint cannot be written to {self.folder} ({_reason(error)}); expected "
-                f"room for it; checkpoints of steps {whole} are whole"
+                f"a checkpoint cannot be written to {self.folder} ({system_reason(error)}); "
+                f"expected room for it; checkpoints of steps {whole} are whole"
             ) from error
 
     def __enter__(self) -> Run:
@@ -253,8 +262,7 @@ class Run:
             try:
                 self._manager.close()
             finally:
-                if self._lock is not None:
-                    os.close(self._lock)
+                self._unlock()
 
 
 @dataclasses.dataclass
@@ -288,47 +296,14 @@ def _read_scores(path: Path) -> dict[int, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        return {int(step): dict(score) for step, score in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}); expected what was written there") from None
-
-
-@functools.cache
-def _tell_errors_once() -> None:
-    """Leaves it to `Run` to tell why a checkpoint cannot be written.
-
-    Each thread of Orbax that meets the error logs it with a traceback, asyncio and Python complain
-    of tasks that nobody waits for after it, and TensorStore prints one traceback for each array
-    that is written when Orbax has closed the event loop: on a full disk thousands of lines.
-    """
-    warnings.filterwarnings("ignore", "coroutine .*async_serialize.* was never awaited")
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_is_news)
-    show = sys.unraisablehook
-
-    def hook(found: Any) -> None:
-        trace = found.exc_traceback
-        # Called by Python, this would not be the outermost function.
-        if trace is None or trace.tb_frame.f_code.co_name != "call_soon_threadsafe":
-            show(found)
-
-    sys.unraisablehook = hook
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a record of Orbax's tells more than the error that `Run` raises."""
-    if record.name == "asyncio":  # Of tasks that nobody waits for after the first error.
-        return "exception was never retrieved" not in record.getMessage()
-    return not record.exc_info or record.module not in _RAISING
-
-
-def _reason(error: Exception) -> str:
-    """What the system says, where the message of Orbax or TensorStore holds that."""
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(code[1]))
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return reason(error)[:200]
+        return {
+            int(step): {**score, "protocol": score["protocol"], "psnr": float(score["psnr"])}
+            for step, score in json.loads(path.read_text()).items()
+        }
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); expected the scores that training wrote, or no such file"
+        ) from None
 
 
 def _scalar(value: int, like: Any) -> jax.Array:
@@ -336,7 +311,7 @@ def _scalar(value: int, like: Any) -> jax.Array:
 
 
 def check_architecture(found: ModelConfig, expected: ModelConfig, where: Path) -> None:
-    """Refuses parameters of another network.
+    """Rejects parameters of another network.
 
     Raises:
         InputError: names the fields that differ.

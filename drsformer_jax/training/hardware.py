@@ -1,4 +1,4 @@
-"""How fast the devices of a run could compute at best, and how much memory the run takes."""
+"""The peak FLOP/s of the devices of a run, and the memory that it uses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import jax
 import psutil
 
 _PEAK_TERAFLOPS = {
-    # Google Cloud's pages "TPU v2" to "TPU7x" tell the peak of a chip. It is halved where each of
-    # a chip's two TensorCores is a device: v2, v3 and 7x. JAX knows three chips by two names.
+    # Google Cloud's pages "TPU v2" to "TPU7x", for a chip. Halved for v2, v3 and 7x, where each of
+    # a chip's two TensorCores is a device. JAX has two names for three of the chips.
     "TPU v2": 46 / 2,
     "TPU v3": 123 / 2,
     "TPU v4": 275,
@@ -20,8 +20,8 @@ _PEAK_TERAFLOPS = {
     "TPU v6 lite": 918,
     "TPU v6e": 918,
     "TPU7x": 2307 / 2,
-    # NVIDIA's data sheets of each product; halved where they tell it with sparsity alone.
-    # V100 and T4 have no bfloat16: their float16.
+    # NVIDIA's data sheet of each product; halved if it gives only the peak with sparsity.
+    # V100 and T4 have no bfloat16; theirs is float16.
     "Tesla V100-SXM2-16GB": 125,
     "Tesla V100-SXM2-32GB": 125,
     "Tesla V100-PCIE-16GB": 112,
@@ -40,22 +40,22 @@ _PEAK_TERAFLOPS = {
     "NVIDIA H200": 1979 / 2,  # SXM
     "NVIDIA B200": 4500 / 2,
     "NVIDIA GB200": 5000 / 2,
-    # NVIDIA's papers on the Ampere GA102 and Ada architectures, sums in float32.
+    # NVIDIA's papers on the Ampere GA102 and Ada architectures, with float32 accumulation.
     "NVIDIA GeForce RTX 3090": 71,
     "NVIDIA GeForce RTX 4090": 165.2,
 }
-"""Tera-operations in a second, bfloat16 without sparsity, by the whole `device_kind`.
+"""Peak TFLOP/s in bfloat16 without sparsity, by the whole `device_kind`.
 
-A part of a chip (a MIG slice) has a longer name, and is not known.
+A MIG slice of a GPU has a longer name, and is unknown.
 """
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
-    """What devices could compute together at best, as published.
+    """The published peak of devices together.
 
     Returns:
-        Floating-point operations in a second, in bfloat16 without sparsity (float16 where a GPU
-        has no bfloat16); None when any of the devices is not known, as CPUs are.
+        FLOP/s in bfloat16 without sparsity (float16 if a GPU has no bfloat16); None if any of the
+        devices is unknown, as CPUs are.
     """
     kinds = [device.device_kind for device in devices]
     if not _PEAK_TERAFLOPS.keys() >= {*kinds}:
@@ -64,19 +64,18 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
 
 
 def memory_mib() -> dict[str, float]:
-    """What memory the run takes now, in MiB.
+    """The memory that the run uses now, in MiB.
 
     Returns:
-        `host_memory_mib`, of this process without those that it started; and, for devices that
-        tell it (CPUs do not), `device_memory_mib` and `device_memory_peak_mib`, each of the device
-        of this process that takes most.
+        `host_memory_mib` of this process without its children; and `device_memory_mib` and
+        `device_memory_peak_mib`, each the largest of this process's devices (CPUs report none).
     """
     figures = {"host_memory_mib": float(psutil.Process().memory_info().rss)}
-    told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    reported = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     for name, key in (
         ("device_memory_mib", "bytes_in_use"),
         ("device_memory_peak_mib", "peak_bytes_in_use"),
     ):
-        if found := [stats[key] for stats in told if key in stats]:
+        if found := [stats[key] for stats in reported if key in stats]:
             figures[name] = float(max(found))
     return {name: count / 2**20 for name, count in figures.items()}

@@ -1,4 +1,4 @@
-"""AdamW, clipping and the learning rate of the official recipe."""
+"""AdamW, gradient clipping and the learning rate schedule of the official recipe."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from drsformer_jax.config import OptimConfig
 from drsformer_jax.types import Array
 
 
-def learning_rate(config: OptimConfig) -> optax.Schedule:
-    """Constant, then a cosine to the final value, which stays; the first steps may rise to that.
+def lr_schedule(config: OptimConfig) -> optax.Schedule:
+    """A constant learning rate, then a cosine decay to the final one, optionally with a warmup.
 
-    The schedule takes the number of updates already done, as the official program's does. Of n
-    steps of warm-up the first has 1/n of its learning rate, the last all of it.
+    The schedule takes the number of updates done before, as that of the official program does. A
+    warmup of n steps multiplies the learning rate by 1/n, 2/n, ..., 1.
     """
     cosine = optax.cosine_decay_schedule(
         config.learning_rate,
@@ -31,12 +31,17 @@ def learning_rate(config: OptimConfig) -> optax.Schedule:
     return warmed
 
 
-def transformation(config: OptimConfig) -> optax.GradientTransformation:
-    """Clips the norm of the whole gradient, then AdamW (Loshchilov and Hutter, ICLR 2019)."""
+def schedule_end(config: OptimConfig) -> int:
+    """The number of updates after which the learning rate no longer changes."""
+    return config.constant_steps + config.cosine_steps
+
+
+def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
+    """Clips the global gradient norm, then AdamW (Loshchilov and Hutter, ICLR 2019)."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            learning_rate(config),
+            lr_schedule(config),
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,

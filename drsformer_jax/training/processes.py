@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, agree on a stop and put results together."""
+"""The processes of a run: they connect, agree on a stop and gather results."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -20,49 +22,153 @@ from orbax.checkpoint import multihost
 from drsformer_jax.errors import InputError, reason
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_PATIENCE = 3600
-"""Seconds that processes wait for the others at the end."""
+_SHUTDOWN_TIMEOUT = 3600
+"""Seconds that processes wait for the others at the end: the first one writes the report."""
+_JOIN_TIMEOUT = 300
+"""Seconds that processes wait for the others at the start."""
+_QUIET = 5
+"""Seconds of that wait before a process says what it waits for."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A launcher of processes whose variables JAX reads, and which of them tell what."""
+
+    name: str
+    variables: tuple[str, ...]
+    """JAX takes the process for one of a cluster if all of these are set."""
+    count: str = ""
+    process: str = ""
+    coordinator: str = ""
+    certain: bool = True
+    """False if JAX still has to ask elsewhere whether there is a cluster."""
+
+
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+_CLUSTERS = (
+    Cluster(
+        "Open MPI",
+        ("OMPI_MCA_orte_hnp_uri",),
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_MCA_orte_hnp_uri",
+    ),
+    Cluster("Slurm", _SLURM, "SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"),
+    # JAX sets TPU_ML_PLATFORM, when it is imported on a machine with TPUs.
+    Cluster("Cloud TPU", ("TPU_ML_PLATFORM", "TPU_PROCESS_ADDRESSES"), process="TPU_WORKER_ID"),
+    Cluster(
+        "Cloud TPU",
+        ("TPU_ML_PLATFORM", "TPU_WORKER_HOSTNAMES"),
+        process="TPU_WORKER_ID",
+        coordinator="TPU_WORKER_HOSTNAMES",
+    ),
+    Cluster(
+        "Kubernetes",
+        ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"),
+        process="JOB_COMPLETION_INDEX",
+    ),
+    # Whether such a machine belongs to a pod only Google's metadata server knows.
+    Cluster("Cloud TPU", ("TPU_ML_PLATFORM",), certain=False),
+)
+"""The clusters that `jax.distributed.initialize` knows; it has no public way to ask for them."""
+
+
+def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
+    """The cluster whose variables are set; None for a process that was started by hand."""
+    found = (each for each in _CLUSTERS if environment.keys() >= {*each.variables})
+    return next(found, None)
 
 
 def join(address: str | None = None, count: int | None = None, index: int | None = None) -> None:
-    """Connects the processes of a run; must come before anything that JAX computes.
+    """Connects the processes of a run; must come before any computation with JAX.
 
-    What is not given is found by JAX in the environment of Cloud TPU pods, Slurm, Open MPI 4 and
-    indexed Jobs of Kubernetes. Without any of them the process stays alone.
+    JAX finds what is not given in the environment of Cloud TPU pods, Slurm, Open MPI 4 and indexed
+    Jobs of Kubernetes. Without any of these the process trains alone.
 
     Args:
         address: host and port of the first process.
-        count: how many processes there are; 1 keeps the process alone, whatever the environment.
-        index: which of them this one is, from 0.
+        count: the number of processes; 1 makes the process train alone in any environment.
+        index: the number of this process, from 0.
 
     Raises:
-        InputError: if they do not find each other.
+        InputError: if the processes cannot be connected.
     """
-    if count == 1:
+    address = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    cluster, named = find_cluster(os.environ), (address, count, index) != (None, None, None)
+    if count == 1 or not (named or cluster):
         return
-    # While a process waits for the others no handler of Python's runs.
-    waiting = {each: signal.signal(each, signal.SIG_DFL) for each in _SIGNALS}
+    # While a process waits for the others, Python does not run its signal handlers.
+    handlers = {each: signal.signal(each, signal.SIG_DFL) for each in _SIGNALS}
     try:
-        # The first process draws a report when the others have ended.
-        jax.distributed.initialize(address, count, index, shutdown_timeout_seconds=_PATIENCE)
+        with _saying(_waiting(cluster, address, count, index)):
+            jax.distributed.initialize(
+                address,
+                count,
+                index,
+                initialization_timeout=2 * _JOIN_TIMEOUT,
+                shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+            )
     except Exception as error:  # JAX lets out errors of many kinds
-        # That none is known is no mistake where none was named.
-        unnamed = address is count is index is None
-        if unnamed and isinstance(error, ValueError) and "coordinator_address" in str(error):
+        # A lone machine with TPUs: JAX has found no cluster, and so no arguments.
+        if isinstance(error, ValueError) and not named and cluster and not cluster.certain:
             return
         raise InputError(
             f"the processes cannot be connected ({reason(error)}); expected --coordinator-address "
             "HOST:PORT, --num-processes and --process-id in each, a cluster that JAX knows, or "
-            "--num-processes 1 for a process alone"
+            "--num-processes 1 to train with this process alone"
         ) from error
     finally:
-        signal.signal(signal.SIGINT, waiting[signal.SIGINT])
+        signal.signal(signal.SIGINT, handlers[signal.SIGINT])
         if not jax.distributed.is_initialized():  # Else SIGTERM belongs to its preemption service.
-            signal.signal(signal.SIGTERM, waiting[signal.SIGTERM])
+            signal.signal(signal.SIGTERM, handlers[signal.SIGTERM])
+
+
+def _waiting(
+    cluster: Cluster | None, address: str | None, count: int | None, index: int | None
+) -> str:
+    """What a process waits for, in one line."""
+
+    def known(given: object, variable: str) -> object:
+        return os.environ.get(variable, "?") if given is None else given
+
+    launcher = cluster or Cluster("named by flags", ())
+    return (
+        f"process {known(index, launcher.process)} of {known(count, launcher.count)} waits for the "
+        f"others ({launcher.name}), the first of them at {known(address, launcher.coordinator)}"
+    )
+
+
+@contextmanager
+def _saying(waiting: str) -> Iterator[None]:
+    """Says what a process waits for, unless it is over soon, and ends it if it takes too long.
+
+    JAX itself is silent, and at its timeout aborts the process with a stack trace.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        if over.wait(_QUIET):
+            return
+        alone = "--num-processes 1 trains with this process alone"
+        print(f"{waiting}; {alone}", file=sys.stderr, flush=True)
+        if over.wait(_JOIN_TIMEOUT - _QUIET):
+            return
+        print(
+            f"error: after {_JOIN_TIMEOUT} s {waiting}; expected all to start; {alone}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # The main thread is in JAX, which cannot be interrupted.
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def check_equal(text: str, what: str) -> None:
-    """Refuses processes that were given different things; all of them call it together.
+    """Rejects processes that were given different values; all of them call it together.
 
     Raises:
         InputError: in every process.
@@ -75,18 +181,16 @@ def check_equal(text: str, what: str) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes, prints and draws."""
+    """Whether this is the process that prints and writes files."""
     return jax.process_index() == 0
 
 
 def in_order(values: np.ndarray, total: int) -> np.ndarray:
-    """Puts together what processes computed for every so-many-th of some things, bit for bit.
-
-    All processes call it together.
+    """Gathers rows that the processes computed in turn, bit for bit; all call it together.
 
     Args:
-        values: float64 (n, k): for things i, i + p, i + 2 p, ... of process i of p.
-        total: how many things there are.
+        values: float64 (n, k): rows i, i + p, i + 2 p, ... from process i of p.
+        total: the number of rows of all processes.
 
     Returns:
         (total, k), in order, in every process.
@@ -103,7 +207,7 @@ def in_order(values: np.ndarray, total: int) -> np.ndarray:
 
 
 class Stop:
-    """Turns SIGTERM and Ctrl-C into a wish to stop, which all processes learn at the same step.
+    """Turns SIGTERM and Ctrl-C into a request to stop, which all processes see at the same step.
 
     A second Ctrl-C interrupts at once.
     """
@@ -122,7 +226,7 @@ class Stop:
     def before(self, start: int) -> bool:
         """Whether to stop before the first step after `start`; to be called once, by all."""
         if jax.process_count() > 1:
-            # What was asked for before any question, processes agree to do at step 1.
+            # Of a request before the first call here, JAX tells all processes at step 1.
             return multihost.reached_preemption(1) | multihost.reached_preemption(start)
         return self._asked
 
@@ -151,7 +255,7 @@ class Stop:
 
 @contextmanager
 def ended_together() -> Iterator[None]:
-    """Ends a run of several processes where one of them fails; JAX then ends the others."""
+    """Ends a run of several processes if one of them fails; JAX then ends the others."""
     try:
         yield
     except BaseException as error:
@@ -162,8 +266,8 @@ def ended_together() -> Iterator[None]:
         if isinstance(status, str):
             print(status, file=sys.stderr)
         elif isinstance(error, jax.errors.JaxRuntimeError):
-            said = f"error: another process of the run has ended ({reason(error)})"
-            print(said, file=sys.stderr)
+            line = f"error: another process of the run has ended ({reason(error)})"
+            print(line, file=sys.stderr)
         elif not isinstance(error, SystemExit):
             traceback.print_exc()
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""A trace of some steps for TensorBoard's profile page, Perfetto or XProf."""
+"""A trace of some steps for XProf, Perfetto or TensorBoard's profile page."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from drsformer_jax.errors import InputError
 
 
 class Profile:
-    """Records what the devices and the host do in a range of steps.
+    """Traces devices and host with `jax.profiler` in a range of steps.
 
     Args:
         steps: the first and the last step, as in 10:12; None for no trace.
-        folder: where the trace goes.
+        folder: the folder for the trace.
 
     Raises:
-        InputError: if that is no range.
+        InputError: if `steps` is not a range.
     """
 
     def __init__(self, steps: str | None, folder: Path) -> None:
@@ -35,13 +35,13 @@ class Profile:
         return self._first > 0 and not (self._first <= end and start < self._last)
 
     def before(self, step: int) -> None:
-        """To be called before a step begins."""
+        """Call it before a step begins."""
         if self._first <= step <= self._last and not self._runs:
             jax.profiler.start_trace(str(self._folder))
             self._runs = True
 
     def after(self, step: int, results: Any) -> None:
-        """To be called with what a step computes, which may be under way."""
+        """Call it with the results of a step, which may still be computing."""
         if self._runs and step == self._last:
             jax.block_until_ready(results)
             self._end()

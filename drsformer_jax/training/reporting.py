@@ -1,4 +1,4 @@
-"""What a run tells people: its pace, and metrics as JSON lines and for TensorBoard."""
+"""What a run reports: a progress line, and metrics as JSON lines and for TensorBoard."""
 
 from __future__ import annotations
 
@@ -22,21 +22,25 @@ from tqdm import tqdm
 from drsformer_jax.files import write_text
 from drsformer_jax.training.hardware import memory_mib
 
-_LONG_WAIT = 0.1  # Of the time; less is not worth a look.
+_LONG_WAIT = 0.1  # A smaller share of the time is not worth a look.
 
-_RENAMED = {"pictures_per_second": "images_per_second", "input_wait": "data_wait"}
-"""Names of metrics that older runs wrote, and today's."""
+_RENAMED = {
+    "pictures_per_second": "images_per_second",
+    "input_wait": "data_wait",
+    "peak_share": "mfu",
+}
+"""Names of metrics in older runs, and today's."""
 
 
 class MetricsWriter:
     """Writes `metrics.jsonl` and TensorBoard files into a folder.
 
-    A run goes on, after a warning, when TensorBoard's file cannot be written any more.
+    If TensorBoard's file can no longer be written, it warns once and does without.
 
     Args:
         folder: the run's folder.
-        start: the step that the run begins at; what an earlier run wrote for later steps goes.
-        enabled: whether to write at all; of a run's many processes one does.
+        start: the step that the run resumes from; lines of later steps are dropped.
+        enabled: whether to write at all; only the first of a run's processes does.
 
     Raises:
         OSError: from this and from `scalars`, if `metrics.jsonl` cannot be written.
@@ -52,16 +56,16 @@ class MetricsWriter:
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         board = folder / "tensorboard"
         board.mkdir(exist_ok=True)
-        # tensorboardX's own SummaryWriter has a thread. A full disk ends that with a traceback,
-        # and then the run waits for it forever. This one writes when it is told to.
+        # tensorboardX's SummaryWriter has a thread. A full disk ends that with a traceback, and
+        # then the run waits for it forever. RecordWriter writes synchronously.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._board = RecordWriter(str(board / name))
-        # TensorBoard hides what earlier files hold from the step of such a mark on.
+        # TensorBoard hides the steps of earlier files from such an event on.
         mark = SessionLog(status=SessionLog.START)
         self._add(Event(file_version="brain.Event:2"), Event(step=start + 1, session_log=mark))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Records numbers under a step; TensorBoard does without infinite ones and NaN."""
+        """Writes the metrics of a step; for TensorBoard without infinite ones and NaN."""
         if not self._enabled:
             return
         numbers = finite(values)
@@ -70,12 +74,12 @@ class MetricsWriter:
         self._add(*(Event(step=step, summary=summary) for summary in shown))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Records an image, uint8 (h, w, 3), for TensorBoard."""
+        """Writes an image, uint8 (h, w, 3), for TensorBoard."""
         if self._board is not None:
             self._add(Event(step=step, summary=image_summary(name, image, dataformats="HWC")))
 
     def _add(self, *events: Event) -> None:
-        """Writes TensorBoard's events out, or gives TensorBoard up."""
+        """Writes events for TensorBoard; a failure is the last of them."""
         if self._board is None:
             return
         try:
@@ -89,7 +93,7 @@ class MetricsWriter:
 
     def _close_board(self) -> None:
         if self._board is not None:
-            # All was written when it was added, or cannot be.
+            # `_add` has flushed every event, or failed.
             with contextlib.suppress(OSError):
                 self._board.close()
             self._board = None
@@ -102,20 +106,19 @@ class MetricsWriter:
 
 
 class Progress:
-    """A progress bar with the latest metrics; lines of text where there is no terminal.
+    """A progress bar with throughput and the latest metrics; lines of text without a terminal.
 
     Args:
         start: steps done before.
         total: steps of the whole run.
-        peak_flops: floating-point operations that the run's devices can do in a second at best,
-            where that is known.
-        enabled: whether to show more than skipped pairs; of a run's many processes one does.
+        peak_flops: peak FLOP/s of all devices of the run; None if unknown.
+        enabled: whether to show more than skipped pairs; only the first of a run's processes does.
     """
 
     def __init__(
         self, start: int, total: int, peak_flops: float | None = None, enabled: bool = True
     ) -> None:
-        # None: where there is a terminal.
+        # None: tqdm disables the bar if there is no terminal.
         self._bar = tqdm(total=total, initial=start, unit="step", disable=None if enabled else True)
         self._total = total
         self._peak_flops = peak_flops
@@ -127,13 +130,13 @@ class Progress:
     def update(
         self, images: int, flops: float, data_wait: float, skipped: Sequence[str] = ()
     ) -> None:
-        """Counts a step on.
+        """Counts a step.
 
         Args:
-            images: crops that the step learned from, on all devices.
-            flops: floating-point operations that the network took for them.
+            images: crops of the global batch.
+            flops: FLOPs of the network for them.
             data_wait: seconds that the step waited for its batch.
-            skipped: pairs that could not be read, each with the reason; a new one is shown.
+            skipped: pairs that could not be read, each with the reason; a new one is printed.
         """
         self._bar.update()
         self._steps += 1
@@ -141,39 +144,39 @@ class Progress:
         self._flops += flops
         self._data_wait += data_wait
         self._skipped += len(skipped)
-        # In each process, which knows what it reads alone.
+        # In every process: each reads pairs of its own.
         for line in sorted({*skipped} - self._named):
             tqdm.write(f"skipped: {line}")
         self._named |= {*skipped}
 
     def log(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
-        """Shows metrics of a step.
+        """Shows the metrics of a step.
 
         Returns:
-            The metrics with, since the last: `images_per_second`, `flops_per_second`, their
-            share `peak_share` of the peak where it is known, and the share `data_wait` of the
-            time that went on waiting for batches; further the memory as `memory_mib` tells it, and
-            `skipped_pairs` since the program started.
+            The metrics, and since the last call: throughput as `images_per_second` and
+            `flops_per_second`, `mfu` (model FLOPs utilization, the fraction of the peak; only if
+            the peak is known), and `data_wait`, the fraction of the time spent waiting for
+            batches. Also the figures of `memory_mib`, and `skipped_pairs` since the start.
         """
         seconds = time.monotonic() - self._since
-        pace = {
+        throughput = {
             "images_per_second": self._images / seconds,
             "flops_per_second": self._flops / seconds,
             "data_wait": self._data_wait / seconds,
         }
         if self._peak_flops is not None:
-            pace["peak_share"] = pace["flops_per_second"] / self._peak_flops
+            throughput["mfu"] = throughput["flops_per_second"] / self._peak_flops
         if self._enabled:
-            text = _summary(values, pace)
+            text = _summary(values, throughput)
             self._bar.set_postfix_str(text)
             if self._bar.disable:
                 left = (self._total - step) * seconds / self._steps
                 print(f"step {step}/{self._total}: {text}, {left / 60:.0f} min left", flush=True)
         self.resume()
-        return {**values, **pace, **memory_mib(), "skipped_pairs": self._skipped}
+        return {**values, **throughput, **memory_mib(), "skipped_pairs": self._skipped}
 
     def resume(self) -> None:
-        """Starts to measure the pace anew, after something that is no training."""
+        """Restarts the measurement of throughput, after an evaluation or a checkpoint."""
         self._since = time.monotonic()
         self._steps = self._images = 0
         self._flops = self._data_wait = 0.0
@@ -185,39 +188,39 @@ class Progress:
         self._bar.close()
 
 
-def _summary(values: Mapping[str, float], pace: Mapping[str, float]) -> str:
-    """The metrics to look at while a run goes on, in one short line."""
+def _summary(values: Mapping[str, float], throughput: Mapping[str, float]) -> str:
+    """The metrics to watch during a run, in one short line."""
     parts = [
         f"loss {values['loss']:.4f}",
         f"learning rate {values['learning_rate']:.2e}",
-        f"{pace['images_per_second']:.1f} images/s",
+        f"{throughput['images_per_second']:.1f} images/s",
     ]
-    if "peak_share" in pace:
-        parts.append(f"{pace['peak_share']:.1%} of peak")
-    if pace["data_wait"] > _LONG_WAIT:
-        parts.append(f"{pace['data_wait']:.0%} waiting for input")
+    if "mfu" in throughput:
+        parts.append(f"MFU {throughput['mfu']:.1%}")
+    if throughput["data_wait"] > _LONG_WAIT:
+        parts.append(f"data wait {throughput['data_wait']:.0%}")
     return ", ".join(parts)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads a run's `metrics.jsonl`: what each line tells of its "step".
+    """Reads a run's `metrics.jsonl`, one dict with a "step" for each line.
 
-    A line that tells none is left out, such as the half of one that a killed run leaves.
+    A line without a step is skipped, such as the half of one that a killed run leaves.
 
     Args:
-        path: the file; where there is none, there are no metrics.
+        path: the file; no metrics if it does not exist.
     """
     metrics = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            values = json.loads(line)
+            values: dict[str, Any] = json.loads(line)
             if isinstance(values, dict) and isinstance(values.get("step"), int):
                 metrics.append({_RENAMED.get(name, name): each for name, each in values.items()})
     return metrics
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with None, JSON's null, for infinite numbers and NaN, which JSON lacks."""
+    """Replaces infinite numbers and NaN, which JSON lacks, by None."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
@@ -225,7 +228,7 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _append(path: Path, line: str) -> None:
-    """Writes a line out at the end of a file, in one piece; OSError tells the file's name."""
+    """Appends a line to a file; an OSError has the file's name."""
     try:
         with path.open("a") as file:
             file.write(line)

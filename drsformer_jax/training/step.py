@@ -18,9 +18,9 @@ from drsformer_jax.sharding import (
     batch_sharding,
     batch_shards,
     replicated,
-    state_sharding,
+    state_shardings,
 )
-from drsformer_jax.training.optim import learning_rate, transformation
+from drsformer_jax.training.optim import lr_schedule, make_optimizer
 from drsformer_jax.types import Array
 
 
@@ -30,15 +30,15 @@ class TrainState(NamedTuple):
     step: Array
     """Steps done, a scalar integer."""
     nonfinite_steps: Array
-    """Those of them that were passed over, since loss or gradient was not finite; likewise."""
+    """Those of them that were skipped, since loss or gradient was not finite; likewise."""
     params: Params
     opt_state: optax.OptState
     ema: Params | None
-    """Moving average of the parameters, where the configuration asks for one."""
+    """Exponential moving average (EMA) of the parameters; None if `optim.ema_decay` is 0."""
 
     @property
     def best_params(self) -> Params:
-        """What to restore images with: the average where there is one."""
+        """The parameters to restore images with: the EMA if there is one."""
         return self.params if self.ema is None else self.ema
 
 
@@ -46,96 +46,105 @@ Step = Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, dict[str, A
 
 
 def init_state(config: TrainConfig, params: Params) -> TrainState:
-    """The state before the first step, with these parameters and no history."""
+    """The train state before the first step: these parameters and an initialized optimizer."""
     zero = jnp.zeros((), jnp.int32)
     ema = params if config.optim.ema_decay else None
-    return TrainState(zero, zero, params, transformation(config.optim).init(params), ema)
+    return TrainState(zero, zero, params, make_optimizer(config.optim).init(params), ema)
 
 
 def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
-    """Shapes, types and places of a state, as `jax.ShapeDtypeStruct`."""
+    """Shapes, dtypes and shardings of the train state, as `jax.ShapeDtypeStruct`."""
     shapes = jax.eval_shape(
         lambda params: init_state(config, params), abstract_params(config.model)
     )
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        state_sharding(shapes, mesh),
+        state_shardings(shapes, mesh),
     )
 
 
-def _places(config: TrainConfig, mesh: Mesh) -> TrainState:
+def _train_state_shardings(config: TrainConfig, mesh: Mesh) -> TrainState:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
 
 
-def placed_state(config: TrainConfig, mesh: Mesh, params: Params | None = None) -> TrainState:
-    """The state before the first step, on a mesh.
+def sharded_state(config: TrainConfig, mesh: Mesh, params: Params | None = None) -> TrainState:
+    """The train state before the first step, sharded over a mesh.
 
     Args:
-        config: the run; its seed alone decides on the parameters where none are given.
+        config: the run; its seed alone decides the initialized parameters.
         mesh: the devices.
-        params: given parameters, the same in every process.
+        params: parameters to start from, the same in every process; default: initialized.
     """
-    places = _places(config, mesh)
+    shardings = _train_state_shardings(config, mesh)
 
-    def drawn(key: Array) -> TrainState:
+    def from_key(key: Array) -> TrainState:
         return init_state(config, init_params(config.model, key))
 
-    def given(params: Params) -> TrainState:
+    def from_params(params: Params) -> TrainState:
         typed = jax.tree.map(
             lambda leaf, like: leaf.astype(like.dtype), params, abstract_params(config.model)
         )
         return init_state(config, typed)
 
     if params is None:
-        return jax.jit(drawn, out_shardings=places)(jax.random.key(config.seed))
-    return jax.jit(given, out_shardings=places)(jax.device_get(params))
+        return jax.jit(from_key, out_shardings=shardings)(jax.random.key(config.seed))
+    return jax.jit(from_params, out_shardings=shardings)(jax.device_get(params))
 
 
 def compiled_step(config: TrainConfig, mesh: Mesh) -> Step:
-    """`train_step` for states and batches that lie on a mesh; it consumes the state.
+    """`train_step` compiled for a sharded state and batch; it donates the state.
 
-    A batch of another size compiles anew, and so must another configuration or mesh.
+    Batches of another shape are compiled on their first call. Another configuration or mesh needs
+    a new `compiled_step`.
     """
-    places = _places(config, mesh)
+    shardings = _train_state_shardings(config, mesh)
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
         return train_step(config, mesh, state, batch)
 
     return jax.jit(
         step,
-        in_shardings=(places, batch_sharding(mesh)),
-        out_shardings=(places, replicated(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def parts(config: TrainConfig, mesh: Mesh, batch: int, side: int) -> int:
-    """In how many equal parts, one after another, a global batch of patches is computed.
+def microbatches(config: TrainConfig, mesh: Mesh, batch: int, side: int) -> int:
+    """The number of equal microbatches of a step, whose gradients are accumulated.
 
-    As few as `mesh.device_batch` allows, which counts pixels.
+    It is the smallest number that `mesh.device_batch`, which limits pixels, allows.
+
+    Args:
+        config: the run.
+        mesh: the devices.
+        batch: images of the global batch.
+        side: height and width of its patches.
     """
-    share = batch // batch_shards(mesh)
     if not config.mesh.device_batch:
         return 1
+    device_batch = batch // batch_shards(mesh)
     pixels = config.mesh.device_batch * config.data.crop_size**2 * mesh.shape["rows"]
-    most = max(pixels // side**2, 1)
+    limit = max(pixels // side**2, 1)
     return next(
-        count for count in range(1, share + 1) if share % count == 0 and share <= most * count
+        count
+        for count in range(1, device_batch + 1)
+        if device_batch % count == 0 and device_batch <= limit * count
     )
 
 
 def train_step(
     config: TrainConfig, mesh: Mesh, state: TrainState, batch: Mapping[str, Array]
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimizer step on the mean absolute error of the unclamped output.
+    """One optimizer step on the L1 loss (mean absolute error) of the unclamped output.
 
-    A step whose loss or gradient is not finite changes nothing but the counts.
+    A step whose loss or gradient norm is not finite is skipped: it changes only the counts.
 
     Args:
-        config: static; another configuration is another program.
-        mesh: the devices that share the batch; static too.
-        state: what the step starts from.
+        config: static.
+        mesh: the devices that share the batch; static.
+        state: the train state before the step.
         batch: "rainy" and "clean", each (b, h, w, 3): uint8, or floating point in [0, 1].
 
     Returns:
@@ -149,7 +158,7 @@ def train_step(
         rainy, clean = mixup(key, rainy, clean)
     loss, grads = _loss_and_grads(config, mesh, state.params, rainy, clean)
     norm = optax.tree.norm(grads)
-    updates, opt_state = transformation(config.optim).update(grads, state.opt_state, state.params)
+    updates, opt_state = make_optimizer(config.optim).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
@@ -164,10 +173,8 @@ def train_step(
     metrics = {
         "loss": loss,
         "grad_norm": norm,
-        # The schedule counts updates.
-        "learning_rate": jnp.asarray(
-            learning_rate(config.optim)(state.step - state.nonfinite_steps)
-        ),
+        # The schedule counts updates, which skipped steps are not.
+        "learning_rate": jnp.asarray(lr_schedule(config.optim)(state.step - state.nonfinite_steps)),
         "nonfinite_steps": nonfinite,
     }
     return TrainState(state.step + 1, nonfinite, params, opt_state, ema), metrics
@@ -176,25 +183,25 @@ def train_step(
 def _loss_and_grads(
     config: TrainConfig, mesh: Mesh, params: Params, rainy: Array, clean: Array
 ) -> tuple[Array, Params]:
-    """The mean absolute error of a batch and its gradient, for parameters that lie on a mesh.
+    """The L1 loss of a global batch and its gradient, for sharded parameters.
 
-    Each device computes on its own images, in parts if they are many, and only then do devices
-    add up what they have.
+    Each device accumulates the gradient of its own images over microbatches. Then the gradients
+    are averaged over the devices, once a step.
     """
-    count = parts(config, mesh, *rainy.shape[:2])
-
+    count = microbatches(config, mesh, *rainy.shape[:2])
     devices = mesh.shape["rows"]
     rows = Shards(count=devices) if devices > 1 else AT_ONCE
 
     def loss_of(params: Params, rainy: Array, clean: Array) -> Array:
         return jnp.mean(jnp.abs(apply(config.model, params, rainy, rows=rows) - clean))
 
-    def own(params: Params, rainy: Array, clean: Array) -> tuple[Array, Params]:
+    def accumulated(params: Params, rainy: Array, clean: Array) -> tuple[Array, Params]:
+        loss_and_grads = jax.value_and_grad(loss_of)
         if count == 1:
-            return jax.value_and_grad(loss_of)(params, rainy, clean)
+            return loss_and_grads(params, rainy, clean)
 
-        def add(total: tuple[Array, Params], part: tuple[Array, Array]) -> tuple[tuple, None]:
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, *part)), None
+        def add(total: tuple[Array, Params], images: tuple[Array, Array]) -> tuple[tuple, None]:
+            return jax.tree.map(jnp.add, total, loss_and_grads(params, *images)), None
 
         def split(images: Array) -> Array:
             return images.reshape(count, -1, *images.shape[1:])
@@ -203,28 +210,28 @@ def _loss_and_grads(
         total, _ = jax.lax.scan(add, zero, (split(rainy), split(clean)))
         return jax.tree.map(lambda leaf: leaf / count, total)
 
-    return averaged_over_shards(own, mesh)(params, rainy, clean)
+    return averaged_over_shards(accumulated, mesh)(params, rainy, clean)
 
 
 def mixup(key: Array, rainy: Array, clean: Array) -> tuple[Array, Array]:
     """Blends a batch with a permutation of itself, as the official training program can.
 
-    With probability 1/2 the batch stays as it is. Otherwise each pair becomes s times itself plus
-    1 - s times another, with one share s ~ Beta(1.2, 1.2) for the batch ("mixup: Beyond Empirical
-    Risk Minimization", ICLR 2018).
+    With probability 1/2 the batch is unchanged. Otherwise each pair is blended with another one,
+    with a single ratio lambda ~ Beta(1.2, 1.2) for the batch ("mixup: Beyond Empirical Risk
+    Minimization", ICLR 2018).
 
     Args:
-        key: decides everything.
+        key: the only source of randomness.
         rainy: (b, h, w, 3), floating point.
         clean: likewise; blended in the same way.
     """
-    use_key, share_key, order_key = jax.random.split(key, 3)
-    drawn = jax.random.beta(share_key, 1.2, 1.2)
-    share = jnp.where(jax.random.bernoulli(use_key), drawn, 1).astype(rainy.dtype)
+    use_key, ratio_key, order_key = jax.random.split(key, 3)
+    sampled = jax.random.beta(ratio_key, 1.2, 1.2)
+    ratio = jnp.where(jax.random.bernoulli(use_key), sampled, 1).astype(rainy.dtype)
     order = jax.random.permutation(order_key, len(rainy))
-    return share * rainy + (1 - share) * rainy[order], share * clean + (1 - share) * clean[order]
+    return ratio * rainy + (1 - ratio) * rainy[order], ratio * clean + (1 - ratio) * clean[order]
 
 
 def _unit(images: Array, dtype: jnp.dtype) -> Array:
-    """Eight-bit images become floating point in [0, 1], which others are already."""
+    """Converts uint8 images to floating point in [0, 1]; others are in that range already."""
     return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images

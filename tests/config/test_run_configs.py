@@ -26,7 +26,7 @@ from drsformer_jax.data.layouts import DATASETS
 from drsformer_jax.nn.functional import abstract_params
 from drsformer_jax.scoring import published
 from drsformer_jax.scoring.complexity import parameters
-from drsformer_jax.training.optim import learning_rate
+from drsformer_jax.training.optim import lr_schedule
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs"
@@ -84,7 +84,7 @@ def test_learning_rate_is_the_official_one(name):
     config = config_of(name)
     with jax.enable_x64(True):
         for updates, rate in OFFICIAL_RATES.items():
-            found = float(learning_rate(config.optim)(updates))
+            found = float(lr_schedule(config.optim)(updates))
             assert math.isclose(found, rate, rel_tol=1e-12)
 
 
@@ -237,7 +237,7 @@ def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 def test_ablation_continues_where_it_was_stopped_and_trains_nothing_again(ablation, programs):
     flags = ("--workdir", "arms", "--steps", "2", "--eval-every", "1")
     metrics = {arm: programs / "arms" / arm / "metrics.jsonl" for arm in ARMS}

@@ -93,7 +93,7 @@ def test_training_and_scoring_take_a_dataset_by_name(run, built, place):
         *("--data.train", "rain200l", "--data.validation", "rain200l:test[:2]"),
     )
     assert result.returncode == 0, result.stderr
-    assert "5 pairs to train on, 2 to score" in result.stdout
+    assert "5 training and 2 validation pairs" in result.stdout
     scores = run(
         *("eval", "--checkpoint", "named", "--data", "rain200l", "--data-dir", "data"),
         *("--save", "named-saved"),
@@ -166,7 +166,7 @@ def test_a_pair_that_cannot_be_read_stops_training_or_is_skipped_and_counted(run
     assert counts == [1, 2, 3, 4]  # Every other pair, and two in a batch.
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained, place, number):
     arguments = ("--config", "config.py", "--workdir", f"endless{number}", "--steps", "100000")

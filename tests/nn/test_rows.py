@@ -58,7 +58,7 @@ def assert_equal_inside(found: np.ndarray, expected: np.ndarray, masked: bool) -
         assert relative_error(one, other) < 1e-12
 
 
-SLOW = pytest.mark.endurance
+SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from programs import refused
 
 from drsformer_jax.training import checkpoint
 
-pytestmark = pytest.mark.endurance
+pytestmark = pytest.mark.slow
 
 resource = pytest.importorskip("resource")
 TRAIN = ("train", "--config", "config.py")

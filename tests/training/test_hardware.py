@@ -1,4 +1,4 @@
-"""What is known of devices: their peak, and the memory that a run takes."""
+"""The peak FLOP/s of devices, and the memory that a run uses."""
 
 from __future__ import annotations
 
@@ -71,19 +71,19 @@ def test_memory_of_cpus_is_the_process_alone():
 
 
 def test_memory_of_devices_is_that_of_the_fullest(monkeypatch):
-    told = [
+    reported = [
         {"bytes_in_use": 3 * MIB, "peak_bytes_in_use": 9 * MIB, "bytes_limit": 99 * MIB},
         {"bytes_in_use": 5 * MIB, "peak_bytes_in_use": 7 * MIB, "bytes_limit": 99 * MIB},
         None,
     ]
-    local = [SimpleNamespace(memory_stats=lambda stats=stats: stats) for stats in told]
+    local = [SimpleNamespace(memory_stats=lambda stats=stats: stats) for stats in reported]
     monkeypatch.setattr(jax, "local_devices", lambda: local)
     figures = memory_mib()
     assert figures.pop("host_memory_mib") > 1
     assert figures == {"device_memory_mib": 5.0, "device_memory_peak_mib": 9.0}
 
 
-def test_a_device_that_tells_no_peak_of_memory_leaves_it_out(monkeypatch):
+def test_a_device_that_reports_no_peak_of_memory_leaves_it_out(monkeypatch):
     local = [SimpleNamespace(memory_stats=lambda: {"bytes_in_use": 3 * MIB})]
     monkeypatch.setattr(jax, "local_devices", lambda: local)
     assert memory_mib().keys() == {"host_memory_mib", "device_memory_mib"}

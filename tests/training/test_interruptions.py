@@ -18,7 +18,7 @@ from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training import abstract_state
 from drsformer_jax.training.checkpoint import Run
 
-pytestmark = pytest.mark.endurance
+pytestmark = pytest.mark.slow
 
 # Steps so long that the first validation stays the best.
 LEARNING = ("--optim.learning-rate", 0.03, "--optim.constant-steps", 8, "--optim.ema-decay", 0.9)
@@ -73,6 +73,13 @@ def read_until(process, start):
     raise AssertionError(process.communicate())
 
 
+def stopped_at(output):
+    """The step that a stopped run says to be saved, in its last line."""
+    last = output.splitlines()[-1]
+    message = r"stopped after step (\d+); its checkpoint is saved; rerun the command to resume"
+    return re.fullmatch(message, last)[1]
+
+
 @pytest.fixture(scope="module")
 def straight(run, place):
     result = run(*TRAIN, "--workdir", "straight")
@@ -89,22 +96,28 @@ def test_best_and_latest_checkpoint_survive_and_the_best_is_taken(straight):
         assert found.best_step() == 2  # What `checkpoint.load` takes.
 
 
-def test_sigterm_to_trainer_and_worker_saves_and_the_run_ends_bit_for_bit_like_the_straight_one(
-    run, straight, place
+def test_sigterm_to_trainer_and_worker_saves_and_the_run_ends_bit_for_bit_like_a_straight_one(
+    run, place
 ):
-    folder = place / "terminated"
-    flags = ("--workdir", folder, "--data.workers", 1)
-    with run.start(*TRAIN, *flags, start_new_session=True) as process:
-        read_until(process, "step 3/6")
+    # Nothing but the stop saves.
+    beyond = ("--data.workers", 1, "--eval-every", 9000, "--checkpoint-every", 9000)
+    folder, other = place / "terminated", place / "unterminated"
+    with run.start(
+        *(*TRAIN, *beyond, "--workdir", folder, "--steps", 9000), start_new_session=True
+    ) as process:
+        read_until(process, "step 3/9000")
         os.killpg(process.pid, signal.SIGTERM)
         output, errors = process.communicate(timeout=100)
     assert (process.returncode, errors) == (0, "")
-    step = re.search(r"\nstopped after step ([3-6]), which is saved; the same command ", output)[1]
-    assert step in saved(folder)
-    result = run(*TRAIN, *flags)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert f"steps {step} to 6" in result.stdout
-    assert_equal_runs(folder, straight)
+    step = int(stopped_at(output))
+    assert saved(folder) == [str(step)]
+    for each in (folder, other):
+        result = run(*TRAIN, *beyond, "--workdir", each, "--steps", step + 2)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert f"steps {step if each is folder else 0} to {step + 2}" in result.stdout
+    jax.tree.map(np.testing.assert_array_equal, state(folder, step + 2), state(other, step + 2))
+    assert losses(folder) == losses(other)
+    assert len(losses(folder)) == step + 2
 
 
 def test_ctrl_c_gives_up_a_validation_which_is_made_up_for_at_the_next_start(run, straight, place):
@@ -114,7 +127,7 @@ def test_ctrl_c_gives_up_a_validation_which_is_made_up_for_at_the_next_start(run
         process.send_signal(signal.SIGINT)  # While Orbax saves in the background, too.
         output, errors = process.communicate(timeout=100)
     assert (process.returncode, errors) == (0, "")
-    assert output.endswith("stopped after step 4, which is saved; the same command continues\n")
+    assert stopped_at(output) == "4"
     assert saved(folder) == ["2", "4"]
     assert list(json.loads((folder / "validation.json").read_text())) == ["2"]
     result = run(*TRAIN, "--workdir", folder)
@@ -122,22 +135,29 @@ def test_ctrl_c_gives_up_a_validation_which_is_made_up_for_at_the_next_start(run
     assert_equal_runs(folder, straight)
 
 
-def test_signal_before_the_first_step_ends_at_once_and_two_interrupt(run, straight, place):
-    with run.start(*TRAIN, "--workdir", place / "unbegun") as process:
-        read_until(process, "steps 0 to 6")
+def test_signal_before_the_first_step_stops_and_saves_nothing(run, place):
+    folder = place / "unbegun"
+    with run.start(*TRAIN, "--workdir", folder) as process:
+        wait_for(process, (folder / ".lock").exists)  # The parameters are initialized next.
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=100)
     assert (process.returncode, errors) == (0, "")
-    stopped = r"stopped (before the first step|after step 1, which is saved); the same command"
-    assert re.match(stopped, output)
-    with run.start(*TRAIN, "--workdir", place / "unbegun") as process:
-        read_until(process, "step 3/6")
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.01)
+    assert output.endswith("\nstopped before the first step; rerun the command to start\n")
+    assert saved(folder) == []
+
+
+def test_second_ctrl_c_interrupts_the_save_and_the_run_resumes(run, place):
+    folder = place / "interrupted"
+    train = (*TRAIN, "--workdir", folder, "--eval-every", 9000, "--checkpoint-every", 9000)
+    with run.start(*train, "--steps", 9000) as process:
+        read_until(process, "step 3/9000")
+        process.send_signal(signal.SIGINT)
+        wait_for(process, lambda: saved(folder))
+        process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=100)
-    # Python may see two signals as one.
-    assert (process.returncode, errors) in [(130, "interrupted\n"), (0, "")]
+    assert (process.returncode, errors) == (130, "interrupted\n")
+    result = run(*train, "--steps", 1)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_interrupt_during_the_imports_prints_no_traceback(run):
@@ -169,7 +189,7 @@ def test_run_killed_during_a_save_ends_bit_for_bit_like_the_straight_one(run, st
     assert_equal_runs(folder, straight)
 
 
-def test_run_goes_on_on_another_mesh_and_back_like_on_one_device(run, straight, place):
+def test_run_resumes_on_another_mesh_and_back_like_on_one_device(run, straight, place):
     moved = place / "moved"
     shutil.copytree(straight, moved)
     shutil.rmtree(moved / "checkpoints" / "6")

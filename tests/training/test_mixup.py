@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from recipe import SMALL
-from steps import Placed
+from steps import ShardedStep
 
 from drsformer_jax.config import DataConfig, TrainConfig
 from drsformer_jax.nn.functional import apply
@@ -66,8 +66,8 @@ def test_a_step_blends_by_the_seed_and_its_number():
     model = dataclasses.replace(SMALL, dim=2, attention="dense", feed_forward="fn")
     config = TrainConfig(model=model, data=DataConfig(mixup=True), seed=5)
     both = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), np.uint8)
-    placed = Placed(config)
-    initial = placed.state()
+    sharded = ShardedStep(config)
+    initial = sharded.state()
     restore = jax.jit(lambda rainy: apply(model, initial.params, rainy))
     blended = 0
     for step in range(8):
@@ -76,7 +76,7 @@ def test_a_step_blends_by_the_seed_and_its_number():
         rainy, clean = mixup(key, *map(jnp.asarray, images))
         blended += not np.array_equal(rainy, images[0])
         expected = jnp.mean(jnp.abs(restore(rainy) - clean))
-        state = placed.state()._replace(step=jnp.int32(step))
-        _, metrics = placed.step(state, {"rainy": both[0], "clean": both[1]})
+        state = sharded.state()._replace(step=jnp.int32(step))
+        _, metrics = sharded.step(state, {"rainy": both[0], "clean": both[1]})
         assert math.isclose(metrics["loss"], expected, rel_tol=1e-5)
     assert 0 < blended < 8

@@ -16,7 +16,7 @@ from programs import UNOPTIMIZED, refused
 
 from drsformer_jax.training import checkpoint
 
-pytestmark = pytest.mark.endurance
+pytestmark = pytest.mark.slow
 
 DOUBLE = ("--model.dtype", "float64", "--model.param-dtype", "float64")
 BATCHES = ("--data.global-batch", 8, "--optim.ema-decay", 0.9, "--eval-every", 5, *DOUBLE)
@@ -52,7 +52,7 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_of_four_devices_train_like_one_and_one_goes_on_with_their_run(run, place):
+def test_two_processes_of_four_devices_train_like_one_and_one_resumes_their_run(run, place):
     straight = run("train", "--config", "config.py", "--workdir", "alone", *BATCHES, "--steps", 6)
     assert straight.returncode == 0, straight.stderr
     arguments = ("--workdir", "together", *BATCHES, "--mesh.fsdp", 2)
@@ -99,7 +99,9 @@ def test_signal_to_one_process_saves_and_ends_all_also_before_the_first_step(run
 
 
 def stopped_at(output: str) -> int:
-    (step,) = re.findall(r"^stopped after step (\d+), which is saved", output, re.MULTILINE)
+    (step,) = re.findall(
+        r"^stopped after step (\d+); its checkpoint is saved", output, re.MULTILINE
+    )
     return int(step)
 
 
@@ -118,6 +120,6 @@ def test_process_that_fails_ends_its_run_with_one_line(run, place):
     assert any("error: broken/input/0.png is no image that can be read" in e for *_, e in results)
 
 
-def test_processes_that_cannot_meet_are_told_what_to_give(run):
+def test_processes_that_cannot_connect_report_the_flags_that_are_needed(run):
     result = run("train", "--config", "config.py", "--workdir", "x", "--num-processes", 2)
     refused(result, "cannot be connected .*; expected --coordinator-address HOST:PORT")

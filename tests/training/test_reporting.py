@@ -1,4 +1,4 @@
-"""What a run tells of its pace, and how it keeps its metrics."""
+"""The progress line of a run, and how it keeps its metrics."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def shown(folder: Path) -> list[tuple[int, str, float]]:
     ]
 
 
-def test_pace_is_counted_since_the_last_line(clock):
+def test_throughput_is_counted_since_the_last_line(clock):
     with Progress(10, 20, peak_flops=1000.0) as progress:
         progress.update(8, 600.0, 0.5)
         clock.now += 1
@@ -84,7 +84,7 @@ def test_pace_is_counted_since_the_last_line(clock):
             **VALUES,
             "images_per_second": 8.0,
             "flops_per_second": 600.0,
-            "peak_share": 0.6,
+            "mfu": 0.6,
             "data_wait": 0.625,
             "host_memory_mib": 7.0,
             "skipped_pairs": 1,
@@ -96,14 +96,14 @@ def test_pace_is_counted_since_the_last_line(clock):
     assert (values["data_wait"], values["skipped_pairs"]) == (0, 1)
 
 
-def test_share_of_an_unknown_peak_is_left_out(clock):
+def test_mfu_of_an_unknown_peak_is_left_out(clock):
     with Progress(0, 2) as progress:
         progress.update(1, 1.0, 0.0)
         clock.now += 1
-        assert "peak_share" not in progress.log(1, VALUES)
+        assert "mfu" not in progress.log(1, VALUES)
 
 
-def test_what_is_no_training_does_not_count(clock, capsys):
+def test_evaluations_do_not_count_in_throughput(clock, capsys):
     with Progress(0, 600) as progress:
         progress.update(4, 10.0, 0.25)
         clock.now += 1000  # A validation.
@@ -121,12 +121,12 @@ def test_what_is_no_training_does_not_count(clock, capsys):
     ("peak", "wait", "expected"),
     [
         (None, 0.2, "8.0 images/s"),
-        (1600.0, 0.2, "8.0 images/s, 12.5% of peak"),
-        (None, 0.5, "8.0 images/s, 25% waiting for input"),
-        (1600.0, 0.5, "8.0 images/s, 12.5% of peak, 25% waiting for input"),
+        (1600.0, 0.2, "8.0 images/s, MFU 12.5%"),
+        (None, 0.5, "8.0 images/s, data wait 25%"),
+        (1600.0, 0.5, "8.0 images/s, MFU 12.5%, data wait 25%"),
     ],
 )
-def test_line_tells_what_is_worth_a_look(clock, capsys, peak, wait, expected):
+def test_line_shows_mfu_if_known_and_a_long_data_wait(clock, capsys, peak, wait, expected):
     with Progress(0, 61, peak) as progress:
         progress.update(16, 400.0, wait)
         clock.now += 2

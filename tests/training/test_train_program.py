@@ -1,4 +1,4 @@
-"""train.py's ways to start, to go on with a run, and to show what it does: real processes."""
+"""How train.py starts, resumes a run, and shows what it does: real processes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import pytest
 from programs import refused
 
 from drsformer_jax.config.file import read_config
-from drsformer_jax.errors import InputError
 from drsformer_jax.training import checkpoint
 
-pytestmark = pytest.mark.endurance
+pytestmark = pytest.mark.slow
 
 STILL = ("--optim.learning-rate", "1e-30", "--optim.final-learning-rate", "0", "--steps", 1)
 
@@ -32,7 +31,7 @@ def copy(trained, place, request):
     return folder
 
 
-def test_changed_configuration_is_shown_and_refused_unless_allowed(run, copy):
+def test_changed_configuration_is_shown_and_rejected_unless_allowed(run, copy):
     arguments = ("train", "--config", "config.py", "--workdir", copy.name, "--steps", 6)
     changed = ("--optim.learning-rate", "2e-3", "--data.mixup")
     result = run(*arguments, *changed)
@@ -46,7 +45,7 @@ def test_changed_configuration_is_shown_and_refused_unless_allowed(run, copy):
     assert read_config(copy).optim.learning_rate == 2e-3
 
 
-def test_changes_of_pace_and_place_are_shown_and_taken(run, copy):
+def test_changes_of_periods_and_mesh_are_shown_and_taken(run, copy):
     result = run(
         *("train", "--config", "config.py", "--workdir", copy.name, "--steps", 5),
         *("--log-every", 2, "--mesh.device-batch", 1),
@@ -70,13 +69,13 @@ def test_training_starts_from_another_run_or_an_official_file(run, trained, plac
             np.testing.assert_allclose(value, other, rtol=1e-6)
 
 
-def test_start_from_another_architecture_is_refused(run, trained):
+def test_start_from_another_architecture_is_rejected(run, trained):
     wrong = ("--init-from", trained[0], "--model.feed-forward", "gdfn", "--workdir", "never_begun")
     result = run("train", "--config", "config.py", *wrong)
     refused(result, r"run holds .* another architecture: feed_forward fn \(here gdfn\)")
 
 
-def test_checkpoint_holds_all_that_a_run_goes_on_from(trained):
+def test_checkpoint_holds_all_that_a_run_resumes_from(trained):
     folder, _ = trained
     saved = json.loads((folder / "checkpoints" / "4" / "run" / "metadata").read_text())
     assert saved["step"] == saved["data"]["next_batch"] == saved["random_key"]["fold_in"] == 4
@@ -86,7 +85,7 @@ def test_checkpoint_holds_all_that_a_run_goes_on_from(trained):
         assert run.config(4) == read_config(folder)
 
 
-def test_average_is_what_is_restored_with_and_goes_on_after_a_stop(run, trained, place):
+def test_ema_restores_images_and_is_resumed_after_a_stop(run, trained, place):
     averaged = ("train", "--config", "config.py", "--optim.ema-decay", 0.5, "--workdir")
     # The run without a stop comes last: it is scored once, so that what it restores with is that.
     for name, stops in (("averaged_stopped", (2, 4)), ("averaged", (4,))):
@@ -109,27 +108,18 @@ def test_average_is_what_is_restored_with_and_goes_on_after_a_stop(run, trained,
     )
 
 
-def test_steps_that_are_not_finite_are_passed_over_up_to_a_limit(run, place):
+def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(run, place):
     result = run(
-        *("train", "--config", "config.py", "--workdir", "passed"),
+        *("train", "--config", "config.py", "--workdir", "skipped"),
         *("--optim.learning-rate", "1e30", "--optim.clip-norm", "1e30"),
         *("--optim.nonfinite-steps", 1),
     )
     assert "warning: the loss of step 2 is" in result.stdout
-    assert "nothing is learned from it" in result.stdout
+    assert "the step is skipped" in result.stdout
     refused(result, r"the loss of step 3 is (nan|inf); the batch was .*; expected a finite number")
 
 
-def test_run_belongs_to_one_training_program_at_a_time(tmp_path):
-    with checkpoint.Run(tmp_path / "run", keep=1):
-        with pytest.raises(InputError, match="run is being trained by another process; expected"):
-            checkpoint.Run(tmp_path / "run", keep=1)
-        checkpoint.Run(tmp_path / "run", keep=None)
-    with checkpoint.Run(tmp_path / "run", keep=1):
-        pass
-
-
-def test_damaged_lines_of_metrics_are_dropped_and_a_damaged_checkpoint_is_told(run, copy):
+def test_damaged_lines_of_metrics_are_dropped_and_a_damaged_checkpoint_is_reported(run, copy):
     with (copy / "metrics.jsonl").open("ab") as file:
         file.write(b'5\n{"step": null}\n\xff\xfe{\n{"step": 4, "lo')
     again = ("train", "--config", "config.py", "--workdir", copy.name, "--steps")
@@ -157,7 +147,7 @@ def test_run_leaves_a_report_and_a_table_of_its_parameters(trained):
     assert "Total: 45,719" in table
 
 
-def test_pace_and_memory_are_recorded(trained):
+def test_throughput_and_memory_are_recorded(trained):
     lines = (trained[0] / "metrics.jsonl").read_text().splitlines()
     line = next(json.loads(line) for line in lines if '"loss"' in line)
     assert line["flops_per_second"] > 0

@@ -12,13 +12,13 @@ import numpy as np
 import optax
 import pytest
 from recipe import SMALL, Golden, load_small, relative_error
-from steps import OFFICIAL_RATES, Placed
+from steps import OFFICIAL_RATES, ShardedStep
 
 from drsformer_jax.config import MeshConfig, OptimConfig, TrainConfig
 from drsformer_jax.nn.functional import Params, init_params
 from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training import TrainState, abstract_state, compiled_step
-from drsformer_jax.training.optim import learning_rate, transformation
+from drsformer_jax.training.optim import lr_schedule, make_optimizer
 from drsformer_jax.weights.convert import params_from_torch, params_to_torch
 
 COMPACT = TrainConfig(model=dataclasses.replace(SMALL, dim=2))
@@ -37,21 +37,21 @@ def double(golden):
         return start(golden, "float64")
 
 
-def start(golden: Golden, dtype: str) -> tuple[Placed, Params, dict[str, np.ndarray]]:
+def start(golden: Golden, dtype: str) -> tuple[ShardedStep, Params, dict[str, np.ndarray]]:
     config = TrainConfig(model=golden.config(dtype))
     batch = {"rainy": golden["input"].astype(dtype), "clean": golden["target"].astype(dtype)}
-    return Placed(config), params_from_torch(golden.weights, config.model), batch
+    return ShardedStep(config), params_from_torch(golden.weights, config.model), batch
 
 
 @pytest.fixture(scope="module")
 def double_steps(double):
     """Four steps in float64: the states after each, and their metrics."""
-    placed, params, batch = double
+    sharded, params, batch = double
     with jax.enable_x64(True):
-        state = placed.state(params)
+        state = sharded.state(params)
         states, metrics = [], []
         for _ in range(4):
-            state, scalars = placed.step(state, batch)
+            state, scalars = sharded.step(state, batch)
             metrics.append(jax.device_get(scalars))
             states.append(jax.device_get(state))  # The next step consumes it.
     return states, metrics
@@ -103,14 +103,14 @@ def second_loss(double, first_gradients):
 
     def run(optim: OptimConfig) -> float:
         with jax.enable_x64(True):
-            placed, initial, batch = double
+            sharded, initial, batch = double
             # In one array: its arithmetic does not know the tree, and compiles in no time.
             flat, unravel = jax.flatten_util.ravel_pytree(initial)
             gradients = jax.flatten_util.ravel_pytree(first_gradients)[0]
-            optimizer = transformation(optim)
+            optimizer = make_optimizer(optim)
             updates, _ = optimizer.update(gradients, optimizer.init(flat), flat)
             params = unravel(optax.apply_updates(flat, updates))
-            _, metrics = placed.step(placed.state(params), batch)
+            _, metrics = sharded.step(sharded.state(params), batch)
             return float(metrics["loss"])
 
     return run
@@ -157,7 +157,7 @@ def test_optimizer_is_adamw_on_clipped_gradients(clip_norm):
     rates = [0.1, 0.1, 0.1, 0.0775, 0.0325, 0.01, 0.01]
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.asarray, expected)
-        optimizer = transformation(config)
+        optimizer = make_optimizer(config)
         state = optimizer.init(params)
         for step, rate in enumerate(rates):
             gradients = {
@@ -180,18 +180,18 @@ def test_optimizer_is_adamw_on_clipped_gradients(clip_norm):
 @pytest.mark.parametrize(("updates", "rate"), OFFICIAL_RATES.items())
 def test_learning_rate_is_the_official_one(updates, rate):
     with jax.enable_x64(True):
-        found = float(learning_rate(OptimConfig())(updates))
+        found = float(lr_schedule(OptimConfig())(updates))
     assert math.isclose(found, rate, rel_tol=1e-12)
 
 
 def test_learning_rate_stays_at_its_final_value():
     with jax.enable_x64(True):
-        assert math.isclose(learning_rate(OptimConfig())(10**6), 1e-6, rel_tol=1e-12)
+        assert math.isclose(lr_schedule(OptimConfig())(10**6), 1e-6, rel_tol=1e-12)
 
 
 def test_learning_rate_rises_linearly_over_the_warm_up():
     config = OptimConfig(learning_rate=0.8, constant_steps=6, cosine_steps=10, warmup_steps=4)
-    rates = [float(learning_rate(config)(updates)) for updates in range(6)]
+    rates = [float(lr_schedule(config)(updates)) for updates in range(6)]
     np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8, 0.8, 0.8], rtol=1e-6)
 
 
@@ -201,22 +201,22 @@ def test_cosine_alone_begins_at_once_and_is_damped_by_the_warm_up():
     )
     cosine = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(10)]
     cosine[9] = 0.0
-    found = [float(learning_rate(config)(step)) for step in range(10)]
+    found = [float(lr_schedule(config)(step)) for step in range(10)]
     np.testing.assert_allclose(found, cosine, rtol=1e-5, atol=1e-7)
-    warmed = learning_rate(dataclasses.replace(config, warmup_steps=2))
+    warmed = lr_schedule(dataclasses.replace(config, warmup_steps=2))
     np.testing.assert_allclose(
         [float(warmed(step)) for step in range(3)], [0.5, cosine[1], cosine[2]], rtol=1e-5
     )
 
 
 def test_first_float32_step_is_close_and_black_images_do_not_break_it(golden):
-    placed, params, batch = start(golden, "float32")
-    state, metrics = placed.step(placed.state(params), batch)
+    sharded, params, batch = start(golden, "float32")
+    state, metrics = sharded.step(sharded.state(params), batch)
     assert math.isclose(metrics["loss"], golden["losses"][0], rel_tol=1e-5)
     assert math.isclose(metrics["grad_norm"], golden["total_grad_norms"][0], rel_tol=1e-4)
     # One batch of black images, in one compiled program with the step above.
     black = {"rainy": np.zeros_like(batch["rainy"]), "clean": batch["clean"]}
-    state, metrics = placed.step(state, black)
+    state, metrics = sharded.step(state, black)
     assert np.isfinite(metrics["grad_norm"])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
 
@@ -233,9 +233,9 @@ def test_eight_bit_batch_equals_the_same_batch_in_floating_point():
     model = dataclasses.replace(COMPACT.model, dtype="float64", param_dtype="float64")
     config = dataclasses.replace(COMPACT, model=model)
     with jax.enable_x64(True):
-        placed = Placed(config)
+        sharded = ShardedStep(config)
         (first, found), (second, expected) = (
-            placed.step(placed.state(), batch) for batch in (eight_bit, floating)
+            sharded.step(sharded.state(), batch) for batch in (eight_bit, floating)
         )
         for name, value in expected.items():
             assert math.isclose(found[name], value, rel_tol=1e-6), name
@@ -245,8 +245,8 @@ def test_eight_bit_batch_equals_the_same_batch_in_floating_point():
 
 
 @pytest.fixture(scope="module")
-def compact() -> Placed:
-    return Placed(COMPACT)
+def compact() -> ShardedStep:
+    return ShardedStep(COMPACT)
 
 
 def test_step_consumes_its_state(compact):
@@ -257,18 +257,18 @@ def test_step_consumes_its_state(compact):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
-def test_average_follows_the_parameters_and_a_step_that_is_not_finite_changes_neither():
+def test_ema_follows_the_parameters_and_a_step_that_is_not_finite_changes_neither():
     optim = OptimConfig(learning_rate=1.0, ema_decay=0.75, warmup_steps=8)
-    placed = Placed(dataclasses.replace(COMPACT, optim=optim))
+    sharded = ShardedStep(dataclasses.replace(COMPACT, optim=optim))
     good = {"rainy": images(0) / np.float32(255), "clean": images(1) / np.float32(255)}
     bad = {**good, "rainy": good["rainy"].copy()}
     bad["rainy"][0, 0, 0, 0] = np.inf
-    state = placed.state()
+    state = sharded.state()
     average = jax.device_get(state.params)
     rates = []
     for step, batch in enumerate([good, bad, good], 1):
         before = jax.device_get(state)
-        state, metrics = placed.step(state, batch)
+        state, metrics = sharded.step(state, batch)
         after = jax.device_get(state)
         rates.append(float(metrics["learning_rate"]))
         assert after.step == step
@@ -287,6 +287,23 @@ def test_average_follows_the_parameters_and_a_step_that_is_not_finite_changes_ne
     np.testing.assert_allclose(rates, [1 / 8, 2 / 8, 2 / 8], rtol=1e-6)
 
 
+def test_step_with_a_finite_loss_and_an_infinite_gradient_norm_is_skipped(compact):
+    state = compact.state()
+    # Gradients of the layers before are proportional to the last kernel: their squares overflow.
+    params = jax.device_get(state.params)
+    params["output"]["kernel"] = params["output"]["kernel"] * np.float32(1e25)
+    state = compact.state(params)
+    before = jax.device_get(state)
+    state, metrics = compact.step(state, {"rainy": images(0), "clean": images(1)})
+    assert np.isfinite(metrics["loss"])
+    assert metrics["grad_norm"] == np.inf
+    after = jax.device_get(state)
+    assert (after.step, after.nonfinite_steps, metrics["nonfinite_steps"]) == (1, 1, 1)
+    for name in ("params", "opt_state"):
+        kept = jax.tree.map(np.array_equal, getattr(after, name), getattr(before, name))
+        assert jax.tree.all(kept)
+
+
 def test_mixed_precision_keeps_parameters_optimizer_and_loss_in_float32():
     config = dataclasses.replace(
         COMPACT, model=dataclasses.replace(COMPACT.model, dtype="bfloat16")
@@ -302,7 +319,7 @@ def test_mixed_precision_keeps_parameters_optimizer_and_loss_in_float32():
 
 def test_initial_state_has_the_parameters_of_the_seed_and_no_history():
     config = dataclasses.replace(COMPACT, seed=3)
-    state = Placed(config).state()
+    state = ShardedStep(config).state()
     assert state.step == 0
     assert state.nonfinite_steps == 0
     assert state.ema is None

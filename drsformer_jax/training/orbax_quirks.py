@@ -1,0 +1,71 @@
+"""What Orbax and TensorStore log or say in a way that a program's user should not see.
+
+All of it was seen with orbax-checkpoint 0.12 and tensorstore 0.1.8x; no public option changes it.
+With another version, `tests/training/test_full_disk.py` tells whether it is still needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import sys
+import warnings
+from typing import Any
+
+from drsformer_jax.errors import reason
+
+_RAISING = ("future", "async_checkpointer", "checkpoint_manager")
+"""Modules of Orbax that log an error with its traceback and raise it as well."""
+
+
+@functools.cache
+def silence_read_only_warning() -> None:
+    """Drops Orbax's warning that a manager with `read_only=True` opens a folder read-only."""
+    logging.getLogger("absl").addFilter(
+        lambda record: "directory is read only" not in record.getMessage()
+    )
+
+
+@functools.cache
+def silence_repeated_errors() -> None:
+    """Drops the logs that repeat an error of saving, which Orbax raises as well.
+
+    Each Orbax thread that meets the error logs it with a traceback. Python warns of coroutines that
+    were never awaited and asyncio of exceptions that were never retrieved, since Orbax does not
+    wait for the other writes after the first failure. TensorStore then calls back an event loop
+    that is closed, and Python prints a traceback for each array. On a full disk these are
+    thousands of lines.
+    """
+    warnings.filterwarnings("ignore", "coroutine .*async_serialize.* was never awaited")
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_news)
+    show = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        trace = found.exc_traceback
+        # Only TensorStore calls this function from outside of Python.
+        if trace is None or trace.tb_frame.f_code.co_name != "call_soon_threadsafe":
+            show(found)
+
+    sys.unraisablehook = hook
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a log record says more than the error that is raised."""
+    if record.name == "asyncio":
+        return "exception was never retrieved" not in record.getMessage()
+    return not record.exc_info or record.module not in _RAISING
+
+
+def system_reason(error: Exception) -> str:
+    """The reason of an error in one line: the operating system's, if the message holds its code.
+
+    TensorStore raises `ValueError` with the error number in its text, not an `OSError`.
+    """
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return reason(error)[:200]

@@ -1,0 +1,167 @@
+"""A run on disk: what is saved is restored, and the best checkpoint is kept and chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipe import SMALL
+
+from drsformer_jax.config import OptimConfig, TrainConfig
+from drsformer_jax.errors import InputError
+from drsformer_jax.training import TrainState
+from drsformer_jax.training.checkpoint import Run
+
+CONFIG = TrainConfig(model=SMALL, optim=OptimConfig(ema_decay=0.9))
+NAN = float("nan")
+
+
+def state_at(step: int) -> TrainState:
+    """A state in which no two leaves are equal."""
+    leaves = {
+        name: {"kernel": jnp.arange(6.0).reshape(2, 3) + 10 * number + step}
+        for number, name in enumerate(("params", "opt_state", "ema"), 1)
+    }
+    return TrainState(jnp.int32(step), jnp.int32(step - 1), **leaves)
+
+
+def like(state: TrainState) -> TrainState:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+
+
+def scored(folder: Path, scores: dict[int, float], protocol: str = "did_ddn", keep: int = 1) -> Run:
+    """A run that is open, with a checkpoint and a score at each step."""
+    run = Run(folder, keep)
+    for step, psnr in scores.items():
+        run.save(CONFIG, state_at(step))
+        run.score(step, protocol, psnr, 0.9)
+    return run
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory) -> Path:
+    """A run with checkpoints at steps 2, 4 and 6 of the same scores."""
+    folder = tmp_path_factory.mktemp("runs") / "three"
+    with scored(folder, {2: 20.0, 4: 20.0, 6: 20.0}, keep=3) as run:
+        assert run.steps() == [2, 4, 6]
+    return folder
+
+
+@pytest.fixture
+def copy(three, tmp_path) -> Path:
+    return shutil.copytree(three, tmp_path / "copy")
+
+
+def write_scores(folder: Path, scores: dict[int, tuple[str, float]]) -> None:
+    document = {
+        step: {"protocol": protocol, "psnr": psnr, "ssim": 0.9}
+        for step, (protocol, psnr) in scores.items()
+    }
+    (folder / "validation.json").write_text(json.dumps(document))
+
+
+def test_every_leaf_of_a_saved_state_is_restored(three):
+    with Run(three, keep=None) as run:
+        for step in (2, 6):
+            expected = state_at(step)
+            found = run.restore(step, like(expected))
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+            assert found.ema is not None
+
+
+def test_ema_that_a_checkpoint_lacks_starts_from_its_parameters(tmp_path):
+    config = dataclasses.replace(CONFIG, optim=OptimConfig())
+    state = state_at(2)
+    with Run(tmp_path / "run", keep=1) as run:
+        run.save(config, state._replace(ema=None))
+    with Run(tmp_path / "run", keep=None) as run:
+        found = run.restore(2, like(state))
+        jax.tree.map(np.testing.assert_array_equal, found.ema, state.params)
+        assert run.restore(2, like(state)._replace(ema=None)).ema is None
+
+
+def test_best_and_latest_checkpoint_are_kept(tmp_path):
+    with scored(tmp_path / "run", {2: 20.0, 4: 25.0, 6: 22.0, 8: 21.0}) as run:
+        assert run.best_step() == 4
+    with Run(tmp_path / "run", keep=None) as run:
+        assert run.steps() == [4, 8]
+        assert run.best_step() == 4
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ({2: ("did_ddn", 20.0), 4: ("did_ddn", 25.0), 6: ("did_ddn", 22.0)}, 4),
+        ({2: ("did_ddn", 25.0), 4: ("did_ddn", 25.0), 6: ("did_ddn", 22.0)}, 4),
+        # Scores of two protocols do not compare.
+        ({2: ("rain200_spa", 30.0), 4: ("did_ddn", 25.0), 6: ("did_ddn", 22.0)}, 4),
+        ({2: ("did_ddn", 30.0), 4: ("did_ddn", 31.0), 6: ("rain200_spa", 22.0)}, 6),
+        ({2: ("did_ddn", NAN), 4: ("did_ddn", 25.0), 6: ("did_ddn", 22.0)}, 4),
+        ({2: ("did_ddn", 25.0), 4: ("did_ddn", NAN), 6: ("did_ddn", NAN)}, 2),
+        ({2: ("did_ddn", 25.0), 4: ("did_ddn", 24.0)}, 2),
+        # A score whose checkpoint is gone.
+        ({1: ("did_ddn", 40.0), 2: ("did_ddn", 20.0), 4: ("did_ddn", 25.0)}, 4),
+        ({}, 6),
+    ],
+)
+def test_best_checkpoint_has_the_highest_psnr_of_the_latest_protocol(copy, scores, best):
+    write_scores(copy, scores)
+    with Run(copy, keep=None) as run:
+        assert run.best_step() == best
+
+
+def test_scores_of_later_steps_are_dropped_when_a_run_begins_again(copy):
+    write_scores(copy, {step: ("did_ddn", 20.0 + step) for step in (2, 4, 6)})
+    shutil.rmtree(copy / "checkpoints" / "6")
+    with Run(copy, keep=3) as run:
+        run.begin(CONFIG, 4)
+        assert [run.is_scored(step) for step in (2, 4, 6)] == [True, True, False]
+    assert list(json.loads((copy / "validation.json").read_text())) == ["2", "4"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]",
+        "5",
+        '{"two": {"protocol": "did_ddn", "psnr": 20}}',
+        '{"2": 20}',
+        '{"2": {"psnr": 20}}',
+        '{"2": {"protocol": "did_ddn"}}',
+        '{"2": {"protocol": "did_ddn", "psnr": "high"}}',
+        '{"2": {"protocol": "did_ddn", "psnr": null}}',
+    ],
+)
+def test_damaged_scores_are_reported_and_the_lock_is_free_again(copy, text):
+    path = copy / "validation.json"
+    path.write_text(text)
+    for keep in (3, None):
+        with pytest.raises(InputError, match=r"validation\.json is damaged .*; expected"):
+            Run(copy, keep)
+    path.unlink()
+    with Run(copy, keep=3) as run:
+        assert run.steps() == [2, 4, 6]
+
+
+def test_scores_that_are_not_utf8_are_damaged_too(copy):
+    (copy / "validation.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(InputError, match="is damaged"):
+        Run(copy, keep=3)
+
+
+def test_run_belongs_to_one_training_program_at_a_time(tmp_path):
+    with Run(tmp_path / "run", keep=1):
+        with pytest.raises(InputError, match="run is being trained by another process; expected"):
+            Run(tmp_path / "run", keep=1)
+        Run(tmp_path / "run", keep=None)
+    with Run(tmp_path / "run", keep=1):
+        pass

@@ -1,0 +1,97 @@
+"""The parts of train.py, in this process: where it starts, what it rejects and warns of."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from programs import refused
+from recipe import SMALL
+
+import train
+from drsformer_jax.config import DataConfig, MeshConfig, OptimConfig, TrainConfig
+from drsformer_jax.config.file import load_config
+from drsformer_jax.data.sources import open_training
+from drsformer_jax.errors import InputError
+from drsformer_jax.sharding import make_mesh
+
+CONFIG = TrainConfig(
+    model=SMALL,
+    data=DataConfig(crop_size=16, global_batch=2),
+    optim=OptimConfig(learning_rate=1e-3, constant_steps=6, cosine_steps=4),
+    mesh=MeshConfig(data=1),
+    steps=10,
+)
+
+
+def command(config: TrainConfig, **flags: object) -> train.Command:
+    return train.Command(Path("config.py"), Path("runs/a"), config, **flags)
+
+
+def test_batches_of_a_resumed_run_are_those_of_the_steps_that_follow(place):
+    pairs = dataclasses.replace(CONFIG.data, train=str(place / "pairs"))
+    config = dataclasses.replace(CONFIG, data=pairs)
+    training = types.SimpleNamespace(
+        config=config, mesh=make_mesh(config.mesh), sources=open_training(config.data, config.seed)
+    )
+
+    def crops(start: int, count: int) -> list[np.ndarray]:
+        stream = train.sharded_batches(training, start)
+        found = [np.asarray(images["rainy"]) for _, images in itertools.islice(stream, count)]
+        stream.close()
+        return found
+
+    straight = crops(0, 5)
+    assert len({images.tobytes() for images in straight}) == 5
+    np.testing.assert_array_equal(crops(3, 2), straight[3:])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 7}, "seed"),
+        ({"optim": dataclasses.replace(CONFIG.optim, b1=0.8)}, r"optim\.b1"),
+        ({"data": dataclasses.replace(CONFIG.data, mixup=True)}, r"data\.mixup"),
+    ],
+)
+def test_changed_configuration_is_rejected_unless_allowed(change, named, capsys):
+    changed = dataclasses.replace(CONFIG, **change)
+    with pytest.raises(InputError, match=f"trained with another {named} .*--allow-changes"):
+        train.check_configuration(CONFIG, command(changed))
+    assert capsys.readouterr().out.startswith("- ")
+    train.check_configuration(CONFIG, command(changed, allow_changes=True))
+    assert capsys.readouterr().out.startswith("- ")
+
+
+def test_another_architecture_is_rejected_even_if_changes_are_allowed():
+    wider = dataclasses.replace(CONFIG, model=dataclasses.replace(SMALL, dim=2 * SMALL.dim))
+    with pytest.raises(InputError, match="another architecture: dim"):
+        train.check_configuration(CONFIG, command(wider, allow_changes=True))
+
+
+def test_other_periods_and_another_mesh_are_shown_and_taken(capsys):
+    changed = dataclasses.replace(CONFIG, steps=20, log_every=5, mesh=MeshConfig(fsdp=2))
+    train.check_configuration(CONFIG, command(changed))
+    assert "- steps 10\n+ steps 20\n" in capsys.readouterr().out
+
+
+def test_steps_beyond_the_schedule_are_warned_of(capsys):
+    train.warn_of_schedule(dataclasses.replace(CONFIG, steps=11))
+    assert capsys.readouterr().out == (
+        "warning: --steps is 11, and the learning rate schedule ends at step 10; all later steps "
+        "have 1e-06 (--optim.constant-steps and --optim.cosine-steps extend the schedule)\n"
+    )
+    train.warn_of_schedule(CONFIG)
+    for path in (Path(train.__file__).parent / "configs").glob("*.py"):
+        train.warn_of_schedule(load_config(path))
+    assert capsys.readouterr().out == ""
+
+
+def test_platform_without_a_device_is_one_line(run):
+    without = {**run.environment, "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    result = run("train", "--config", "config.py", environment=without)
+    refused(result, "JAX finds no device .*; expected JAX_PLATFORMS")

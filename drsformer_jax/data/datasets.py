@@ -106,7 +106,7 @@ class DatasetPairs:
             if not any(stop - start for _, start, stop, _ in self._ranges):
                 raise ValueError("no pair lies there")
             self._source = builder.as_data_source(part, decoders=skip)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, NotImplementedError) as error:
             splits = ", ".join(f"{name} ({self._count(name)})" for name in self._info.splits)
             raise InputError(
                 f"{folder} has no part {part} ({_line(error)}); its splits are {splits}"
@@ -122,10 +122,12 @@ class DatasetPairs:
         """The pair's name, what errors call it, and both files."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
         place = self.place(index)
         try:
             record = self._source[index]
-        except Exception as error:  # array_record and the parsers raise errors of many kinds
+        except (RuntimeError, OSError, DecodeError) as error:  # ArrayRecord's and protobuf's
             raise InputError(
                 f"{place} cannot be read ({_line(error)}); expected what was written there: remove "
                 f"the folder and build the dataset anew"
@@ -135,7 +137,9 @@ class DatasetPairs:
 
     def _name(self, record: Mapping[str, Any], index: int) -> str:
         """A relative path, which differs between splits where there are several."""
-        given = record["name"].decode() if "name" in record else f"{index:06d}.png"
+        given = f"{index:06d}.png"
+        if "name" in record:  # Other builders may have stored another encoding.
+            given = record["name"].decode(errors="backslashreplace")
         parts = [part for part in given.split("/") if part not in ("", ".", "..")]
         if len(self._ranges) > 1:
             ends = itertools.accumulate(stop - start for _, start, stop, _ in self._ranges)
@@ -247,11 +251,16 @@ def summary(folder: Path) -> list[str]:
 def _builder(folder: Path) -> Any:
     """The TFDS builder that reads a dataset."""
     import tensorflow_datasets as tfds
+    from google.protobuf.json_format import Error as JsonError  # type: ignore[import-untyped]
 
     try:
         builder = tfds.builder_from_directory(folder)
-        _ = builder.info.features, builder.info.splits, _notes(builder.info)  # Read when asked for.
-    except Exception as error:  # TFDS lets out errors of many kinds
+        # TFDS reads them when asked for, and expects the JSON types that it wrote.
+        _ = builder.info.features, builder.info.splits, builder.info.metadata
+    except (
+        *(OSError, ValueError, TypeError, LookupError, AttributeError, ImportError),
+        JsonError,
+    ) as error:
         raise InputError(
             f"{folder} is no dataset that can be read ({_line(error)}); expected what "
             "`drsformer build-data` writes"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -170,6 +172,40 @@ def _rain_norain(folder: Path) -> list[RawPair] | None:
     return pairs
 
 
+def _one_folder(folder: Path) -> list[RawPair] | None:
+    """Finds rain-N and norain-N among the images of one folder; streaks and regions are no pair."""
+    try:
+        images = find_images(folder)
+    except InputError:
+        return None  # It holds no image.
+    kinds: dict[str, dict[str, Path]] = {"rain": {}, "norain": {}}
+    left_out, unknown = [], []
+    for path in images:
+        found = re.fullmatch(r"(rain|norain|rainstreak|rainregion)-(\d+)", path.stem.lower())
+        if found is None:
+            unknown.append(path)
+        elif found[1] not in kinds:
+            left_out.append(path)
+        elif (other := kinds[found[1]].setdefault(found[2], path)) != path:
+            raise InputError(f"{other} and {path} have the same name; expected one of them")
+    rainy, clean = kinds.values()
+    if not rainy and not clean:
+        return None
+    if unknown:
+        raise InputError(f"{unknown[0]} has an unknown name; expected rain-N.png or norain-N.png")
+    for number in (*rainy, *clean):
+        for there, kind in ((rainy, "norain"), (clean, "rain")):
+            if number in there and number not in kinds[kind]:
+                raise InputError(f"{there[number]} has no partner; expected {kind}-{number}.png")
+    if left_out:
+        warnings.warn(
+            f"{len(left_out)} images of streaks or regions in {folder} belong to no pair and are "
+            f"left out, such as {left_out[0].name}",
+            stacklevel=2,
+        )
+    return [RawPair(path.name, path, clean[number]) for number, path in rainy.items()]
+
+
 def _side_by_side(folder: Path) -> list[RawPair] | None:
     try:
         images = find_images(folder, nested=True)
@@ -258,6 +294,7 @@ def _lines(file: Path) -> list[tuple[int, str, str]]:
 
 _EQUAL_NAMES = Layout("input/ and target/ with equal file names", _folders("input", "target"))
 _RAIN_NORAIN = Layout("rain/ or rain/X2/ (norain-Nx2.png) and norain/ (norain-N.png)", _rain_norain)
+_ONE_FOLDER = Layout("rain-N.png and norain-N.png in one folder", _one_folder)
 _SIDE_BY_SIDE = Layout(
     "images, also in subfolders, of a rainy (left) and a clean one side by side", _side_by_side
 )
@@ -279,18 +316,18 @@ _OWN = Layout(
 _TEST_SETS = {"Test100": 100, "Rain100L": 100, "Rain100H": 100, "Test1200": 1200, "Test2800": 2800}
 
 
-def _published(layout: Layout, train: int, test: int) -> RawDataset:
-    places = {"train": ("train",), "test": ("test",)}
-    return RawDataset((_EQUAL_NAMES, layout), places, {"train": train, "test": test})
+def _published(train: int, test: int, *layouts: Layout) -> RawDataset:
+    folders = {"train": ("train",), "test": ("test",)}
+    return RawDataset((_EQUAL_NAMES, *layouts), folders, {"train": train, "test": test})
 
 
 DATASETS: Mapping[str, RawDataset] = {
-    "rain200l": _published(_RAIN_NORAIN, 1800, 200),
-    "rain200h": _published(_RAIN_NORAIN, 1800, 200),
-    "did_data": _published(_SIDE_BY_SIDE, 12_000, 1_200),
-    "ddn_data": _published(_RAINY_IMAGE, 12_600, 1_400),
-    "spa_data": _published(_LIST, 638_492, 1_000),
-    "rain100l": _published(_RAIN_NORAIN, 200, 100),
+    "rain200l": _published(1800, 200, _RAIN_NORAIN),
+    "rain200h": _published(1800, 200, _RAIN_NORAIN),
+    "did_data": _published(12_000, 1_200, _SIDE_BY_SIDE),
+    "ddn_data": _published(12_600, 1_400, _RAINY_IMAGE),
+    "spa_data": _published(638_492, 1_000, _LIST),
+    "rain100l": _published(200, 100, _RAIN_NORAIN, _ONE_FOLDER),
     "rain13k": RawDataset(
         (_EQUAL_NAMES,),
         {"train": ("train/Rain13K", "train")}

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NotRequired, Protocol, TypedDict, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from drsformer_jax.data.folders import pair_size, read_pair
 from drsformer_jax.errors import InputError
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _ATTEMPTS = 100
+_CHUNK = 64
+"""Calls of one task of a thread: where each is quick, tasks of one call would take longer."""
 
 
 class Pair(TypedDict):
@@ -48,12 +54,60 @@ class StoredPairs(Pairs, Protocol):
 
 
 def sizes_of(pairs: Pairs) -> list[tuple[int, int]]:
-    """(height, width) of each pair, without decoding them.
+    """Reads (height, width) of each pair in several threads, without decoding images.
+
+    A progress bar appears if it takes more than a second.
 
     Raises:
-        InputError: if one cannot be told, or the sizes of a pair differ.
+        InputError: for the first pair whose size cannot be read or whose images differ in size.
     """
-    return [pairs.size(index) for index in range(len(pairs))]
+    return list(map_in_threads(pairs.size, range(len(pairs)), "image sizes"))
+
+
+def map_in_threads(function: Callable[[U], T], items: Sequence[U], title: str) -> Iterator[T]:
+    """Calls a function that waits for files with each item, in several threads.
+
+    A progress bar appears if it takes more than a second. Results are small: they are not held
+    back where they are used slowly.
+
+    Yields:
+        The results in the order of the items; raises what the function raises first in that order.
+    """
+
+    def call(start: int) -> list[T]:
+        return [function(item) for item in items[start : start + _CHUNK]]
+
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(desc=title, total=len(items), delay=1, disable=None) as bar,
+    ):
+        for results in pool.map(call, range(0, len(items), _CHUNK)):
+            yield from results
+            bar.update(len(results))
+
+
+def check_two_files(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Rejects a rainy and a clean image that are one file, also through links.
+
+    Raises:
+        InputError: if a file is missing or the two are the same.
+    """
+
+    def check(pair: tuple[Path, Path]) -> None:
+        rainy, clean = pair
+        try:
+            same = os.path.samefile(rainy, clean)
+        except OSError as error:
+            raise InputError(
+                f"{error.filename} cannot be read ({error.strerror}); expected an image"
+            ) from error
+        if same:
+            raise InputError(
+                f"{rainy} and {clean} are the same file; expected a rainy and a clean image"
+            )
+
+    for _ in map_in_threads(check, pairs, "files"):
+        pass
 
 
 class PairedFiles:
@@ -84,12 +138,14 @@ class PairedFiles:
         return pair_size(rainy, clean)
 
     def fingerprint(self) -> str:
-        """Of the files' places, lengths and times."""
-        return fingerprint(
-            (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
-            for _, *both in self._pairs
-            for path in both
-        )
+        """Of the files' paths, lengths and times."""
+        files = [path for _, *both in self._pairs for path in both]
+        return fingerprint(map_in_threads(_file_state, files, "files"))
+
+
+def _file_state(path: Path) -> tuple[str, int, int]:
+    state = path.stat()
+    return str(path.resolve()), state.st_size, state.st_mtime_ns
 
 
 class Cached:

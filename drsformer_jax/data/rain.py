@@ -12,8 +12,9 @@ import io
 import itertools
 import os
 import re
+import shutil
+import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ from drsformer_jax.data import layouts
 from drsformer_jax.data.datasets import in_threads, pixel_digest
 from drsformer_jax.data.folders import check_sizes
 from drsformer_jax.data.layouts import RawPair
-from drsformer_jax.data.pairs import Pair
+from drsformer_jax.data.locks import locked
+from drsformer_jax.data.pairs import Pair, check_two_files
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import check_writable
@@ -132,6 +134,20 @@ class Rain(tfds.core.ShardBasedBuilder):
         self._allow_partial = allow_partial
         self._photographs = photographs
         super().__init__(**options)
+
+    def download_and_prepare(self, **options: Any) -> None:
+        """Builds the dataset, with the lock of its folder; see TFDS.
+
+        Raises:
+            InputError: if another process is building it.
+        """
+        folder = Path(self.data_path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, f"build {self.builder_config.name}", wait=False):
+            for left in folder.glob(f"{tfds.core.constants.INCOMPLETE_PREFIX}*_{_VERSION}"):
+                shutil.rmtree(left)
+                print(f"removed {left}, left by a build that was killed", file=sys.stderr)
+            super().download_and_prepare(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Image(shape=(None, None, 3))
@@ -258,6 +274,7 @@ def _raw_pairs(dataset: str, folder: Path, allow_partial: bool) -> dict[str, lis
                 f"{expected}, or --allow-partial to build what is there"
             )
     for pairs in found.values():
+        check_two_files([(pair.rainy, pair.clean) for pair in pairs if pair.clean is not None])
         first: dict[str, RawPair] = {}
         for pair in pairs:
             if not _is_utf8(pair.name):
@@ -328,11 +345,6 @@ def build(
         raise InputError(
             f"{folder} is there already; expected a dataset that is not (--verify checks this one)"
         )
-    for unfinished in folder.parent.glob(f"incomplete.*_{_VERSION}"):
-        warnings.warn(
-            f"{unfinished} is left of a build that was killed, unless one is running; remove it",
-            stacklevel=2,
-        )
     tfds.disable_progress_bar()  # It knows no total; the builder shows its own.
     with (
         contextlib.redirect_stdout(io.StringIO()),  # TFDS announces what it does.
@@ -344,7 +356,10 @@ def build(
                 file_format="array_record",
                 download_config=tfds.download.DownloadConfig(manual_dir=source),
             )
-        except RuntimeError as error:  # ArrayRecord's, such as on a full disk
+        except RuntimeError as error:
+            if "; writing " not in str(error):
+                raise
+            # ArrayRecord's, such as on a full disk.
             reason = str(error).split(";")[0]
             raise InputError(
                 f"{folder} cannot be written ({reason}); expected a disk with room for the dataset"

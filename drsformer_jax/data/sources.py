@@ -12,11 +12,18 @@ from tqdm import tqdm
 from drsformer_jax.config import DataConfig, RainConfig
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
 from drsformer_jax.data.folders import find_pairs
-from drsformer_jax.data.pairs import Cached, PairedFiles, Pairs, StoredPairs, Surviving, sizes_of
+from drsformer_jax.data.pairs import (
+    Cached,
+    PairedFiles,
+    Pairs,
+    StoredPairs,
+    Surviving,
+    check_two_files,
+    sizes_of,
+)
 from drsformer_jax.data.raw_records import RawRecords, write_raw_records
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError
-from drsformer_jax.files import check_writable
 
 Split = Literal["train", "validation"]
 
@@ -41,12 +48,14 @@ def open_training(config: DataConfig, seed: int) -> list[Source]:
     opened = []
     for name, weight in sources:
         pairs = open_pairs(name, "train", config, seed)
-        # Rain on a window is drawn once or so; its photographs are kept instead.
-        drawn = bool(config.window) and isinstance(pairs, SyntheticRain)
+        photographs = pairs.photographs if isinstance(pairs, SyntheticRain) else None
         if config.corrupt == "skip":
             pairs = Surviving(pairs)
-        _check_small(name, pairs, config)
-        opened.append(Source(pairs if drawn else _kept(pairs, config, len(sources)), weight))
+        _check_small(name, pairs, config, photographs)
+        if not (photographs and config.window):
+            opened.append(Source(_kept(pairs, config, len(sources)), weight))
+        else:  # Rain on a random window is seldom used twice; it keeps the photographs instead.
+            opened.append(Source(pairs, weight))
     return opened
 
 
@@ -79,10 +88,13 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Stor
     found = find_dataset(source, config.data_dir)
     if found is not None:
         return open_dataset(*found, "train" if split == "train" else "test")
-    if Path(source).exists():
-        return PairedFiles(find_pairs(source))
+    if source and Path(source).exists():
+        listed = find_pairs(source)
+        check_two_files([(rainy, clean) for _, rainy, clean in listed])
+        return PairedFiles(listed)
+    data_dir = config.data_dir or default_data_dir()
     raise InputError(
-        f"{source} is no folder and no dataset in {config.data_dir or default_data_dir()}; "
+        f"{source or 'an empty name'} is no folder and no dataset in {data_dir}; "
         "expected one that `drsformer build-data` built, a folder with input/ and target/, or "
         "synthetic"
     )
@@ -103,16 +115,22 @@ def _kept(pairs: StoredPairs, config: DataConfig, sources: int) -> Pairs:
     if not config.cache_dir:
         return Cached(pairs, config.cache_mib * 2**20 // sources)
     path = Path(config.cache_dir) / f"{pairs.fingerprint()}.array_record"
-    if not path.exists():
-        check_writable(path.parent)
-        with tqdm(desc=str(path), total=len(pairs), unit=" pairs", disable=None) as bar:
-            write_raw_records(path, pairs, lambda count: bar.update())
+    with tqdm(desc=str(path), total=len(pairs), unit=" pairs", delay=1, disable=None) as bar:
+        write_raw_records(path, pairs, lambda count: bar.update())
     return RawRecords(path)
 
 
-def _check_small(source: str, pairs: Pairs, config: DataConfig) -> None:
+def _check_small(source: str, pairs: Pairs, config: DataConfig, photographs: int | None) -> None:
+    """Warns of images smaller than the crop, or rejects them.
+
+    Args:
+        source: name of the pairs.
+        pairs: their sizes are read.
+        config: the crop and what to do.
+        photographs: of synthetic rain how many there are: the first pairs are one of each.
+    """
     crop = config.crop_size
-    sizes = sizes_of(pairs)
+    sizes = sizes_of(pairs)[:photographs]
     small = [index for index, size in enumerate(sizes) if min(size) < crop]
     if not small:
         return
@@ -120,8 +138,9 @@ def _check_small(source: str, pairs: Pairs, config: DataConfig) -> None:
     found = f"{pairs[small[0]]['name']} of {source} is {width}x{height}"
     if config.small_images == "error":
         raise InputError(f"{found}; expected at least the crop, {crop}x{crop}")
+    kind = "images" if photographs is None else "photographs"
     warnings.warn(
-        f"{len(small)} of {len(sizes)} images are smaller than the crop of {crop}x{crop} and are "
+        f"{len(small)} of {len(sizes)} {kind} are smaller than the crop of {crop}x{crop} and are "
         f"padded by reflection ({found})",
         stacklevel=3,
     )

@@ -6,7 +6,6 @@ from drsformer_jax.data.synthetic.scene import add_rain
 
 __all__ = [
     "PHOTOGRAPHS",
-    "CleanPhotographs",
     "Photograph",
     "SyntheticRain",
     "add_rain",

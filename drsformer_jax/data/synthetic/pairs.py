@@ -13,7 +13,7 @@ from drsformer_jax.config import RainConfig
 from drsformer_jax.data.pairs import Cached, Pair, fingerprint
 from drsformer_jax.data.synthetic.layers import Window
 from drsformer_jax.data.synthetic.photographs import Photograph
-from drsformer_jax.data.synthetic.scene import add_rain
+from drsformer_jax.data.synthetic.scene import GENERATOR_VERSION, add_rain
 from drsformer_jax.images.pixels import image_size, read_image
 
 
@@ -80,6 +80,11 @@ class SyntheticRain:
     def __len__(self) -> int:
         return len(self._clean) * self._rains
 
+    @property
+    def photographs(self) -> int:
+        """Number of photographs; the first so many pairs are the first rain on each."""
+        return len(self._clean)
+
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a pair, as its photograph tells without being decoded."""
         return self._part(*self._clean.size(index % len(self._clean)))
@@ -91,7 +96,7 @@ class SyntheticRain:
 
     def fingerprint(self) -> str:
         """Of the photographs and of what decides the rain on them."""
-        decisive = [self._rains, self._seed, self._rain, self._window]
+        decisive = [GENERATOR_VERSION, self._rains, self._seed, self._rain, self._window]
         return fingerprint([self._clean.fingerprint(), *decisive])
 
     def __getitem__(self, index: int) -> Pair:

@@ -47,6 +47,8 @@ def photographs(source: str | os.PathLike[str]) -> tuple[list[Photograph], list[
     Raises:
         InputError: if the folder is missing, holds less than two images, or two of one name.
     """
+    if not str(source):
+        raise InputError("the folder of photographs is empty; expected a folder or skimage")
     if source == "skimage":
         folder = _skimage_folder()
         train, validation = (

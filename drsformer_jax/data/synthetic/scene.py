@@ -18,6 +18,9 @@ from drsformer_jax.data.synthetic.layers import (
 )
 from drsformer_jax.images.pixels import decode_image, encode_image
 
+GENERATOR_VERSION = 1
+"""Increase it whenever the same seed gives other pixels: cached pairs are then written anew."""
+
 _GAMMA = 2.2
 _LARGEST_LEAN = 45.0
 

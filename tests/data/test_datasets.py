@@ -259,3 +259,37 @@ def test_pairs_that_are_swapped_or_equal_are_named_by_the_checks(tmp_path):
     assert "swapped" in swapped
     assert equal.startswith("3.png (record 3 of train in ")
     assert "identical" in equal
+
+
+def test_names_in_another_encoding_are_shown_by_their_bytes(copy):
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+    file = copy / "rain-test.array_record-00000-of-00001"
+    reader = ArrayRecordReader(str(file))
+    records = [reader.read([index])[0].replace(b"1.png", b"\xfc.png") for index in range(3)]
+    reader.close()
+    writer = ArrayRecordWriter(str(file), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    pairs = DatasetPairs(copy, "test")
+    assert [pairs[index]["name"] for index in range(3)] == [r"\xfc.png", "2.png", "3.png"]
+
+
+def test_a_dataset_in_another_file_format_is_reported(copy):
+    description = (copy / "dataset_info.json").read_text()
+    (copy / "dataset_info.json").write_text(description.replace("array_record", "tfrecord"))
+    with pytest.raises(InputError, match=r"1\.0\.0.* \(.*array_record.*\)") as error:
+        DatasetPairs(copy, "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError, AssertionError, AttributeError])
+def test_what_is_no_damage_is_not_called_damage(copy, monkeypatch, error):
+    def fail(*_):
+        raise error("a bug")
+
+    pairs = DatasetPairs(copy, "train")
+    monkeypatch.setattr(type(pairs._source), "__getitem__", fail)
+    with pytest.raises(error, match="a bug"):
+        pairs[0]

@@ -18,6 +18,7 @@ from raw_layouts import (
     in_x2,
     input_target,
     listed,
+    one_folder,
     rain_norain,
     text_list,
 )
@@ -35,6 +36,35 @@ def test_pairs_of_every_layout_are_found_in_order(tmp_path, dataset, made, split
     expected = {split.lower().removesuffix("ing"): made(tmp_path / split) for split in splits}
     images(tmp_path / "elsewhere", "1.png")
     assert find_raw_pairs(dataset, str(tmp_path)) == expected
+
+
+@pytest.mark.parametrize("extra", [False, True])
+def test_rain100l_may_come_in_one_folder(tmp_path, extra, recwarn):
+    """As RainTrainL, with streaks and regions of rain, which belong to no pair."""
+    expected = one_folder(tmp_path / "train")
+    if extra:
+        kinds = ("rainstreak", "rainregion")
+        images(tmp_path / "train", *(f"{kind}-{n}.png" for kind in kinds for n in (2, 10)))
+    assert find_raw_pairs("rain100l", tmp_path) == {"train": expected}
+    assert [str(each.message) for each in recwarn] == [
+        f"4 images of streaks or regions in {tmp_path / 'train'} belong to no pair and are left "
+        "out, such as rainregion-2.png"
+    ] * extra
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ("rain-3.png", r"/train/rain-3\.png has no partner; expected norain-3\.png$"),
+        ("norain-3.png", r"/train/norain-3\.png has no partner; expected rain-3\.png$"),
+        ("rain-10.jpg", r"/rain-10\.jpg and .*/rain-10\.png have the same name; expected one of"),
+        ("cover.png", r"/cover\.png has an unknown name; expected rain-N\.png or norain-N\.png$"),
+    ],
+)
+def test_other_images_in_one_folder_are_rejected(tmp_path, added, message):
+    one_folder(tmp_path / "train")
+    images(tmp_path / "train", added)
+    refused("rain100l", tmp_path, message)
 
 
 def test_train_and_test_may_come_in_two_layouts(tmp_path):
@@ -152,7 +182,7 @@ def test_a_tab_lets_listed_names_hold_blanks_beside_folders_of_unequal_names(tmp
         *((name, ["rain/", "rain/X2/", "norain/"]) for name in NORAIN),
         *((name, ["norain-Nx2.png", "norain-N.png"]) for name in NORAIN),
         *((name, ["1800 pairs", "200 pairs"]) for name in ("rain200l", "rain200h")),
-        ("rain100l", ["200 pairs", "100 pairs"]),
+        ("rain100l", ["200 pairs", "100 pairs", "rain-N.png and norain-N.png in one folder"]),
         ("did_data", ["side by side", "left", "subfolders", "12000 pairs", "1200 pairs"]),
         ("ddn_data", ["rainy image/", "ground truth/", "N_k.jpg", "1 to 14", "N.jpg"]),
         ("ddn_data", ["12600 pairs", "1400 pairs"]),

@@ -1,8 +1,8 @@
-"""Decoded pairs in one file, of which training reads no more than the rows that it crops.
+"""A cache of decoded pairs in one file, of which training reads only the rows that it crops.
 
-The file is an ArrayRecord without compression. Its records are strips of rows, from above to below,
-of each pair's rainy and then its clean image; the last one holds names and sizes as JSON. Every
-record has a checksum, so damage is found when it is read.
+The file is an ArrayRecord without compression. Its records are strips of rows, from top to bottom,
+of each pair's rainy and then its clean image; the last record holds names and sizes as JSON. Every
+record has a checksum, so damage is detected when it is read.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _WRITER = "group_size:1,uncompressed"
 _TEMPORARY = ".decoded-pairs.tmp"
 _READER = "readahead_buffer_size:0,max_parallelism:0"
 _STRIP = 2**16
-"""Bytes of a record at most. Larger ones hold more rows that a crop has no use for, and glibc hands
-their memory back to the system each time: to get it anew took longer than to read the file."""
+"""Greatest size of a record in bytes. Larger ones hold more rows that a crop does not need, and
+glibc returns their memory to the system each time: allocating it again took longer than reading."""
 
 
 def write_raw_records(
@@ -99,7 +99,7 @@ def _write(path: Path, temporary: Path, pairs: Pairs, progress: Callable[[int], 
             writer.write(json.dumps(index).encode())
     finally:
         with _one_line(path):
-            writer.close()  # which tells of failures that no call before has told
+            writer.close()  # It reports failures that no call before has reported.
 
 
 def _check_written(path: Path, temporary: Path) -> None:
@@ -129,21 +129,22 @@ def _gib(size: int) -> str:
 
 
 def _rows(width: int) -> int:
-    """How many rows a strip has."""
+    """Number of rows of a strip."""
     return max(1, _STRIP // (3 * width))
 
 
 class RawRecords:
-    """The pairs of a file that `write_raw_records` made.
+    """The pairs of a file that `write_raw_records` wrote.
 
-    Their images are `StoredImage`, which is read where it is sliced. Safe with threads. Can be
-    pickled; another process opens the file for itself.
+    Their images are `StoredImage`, whose rows are read when sliced. Thread-safe. Can be pickled;
+    each process opens the file for itself.
 
     Args:
         path: the file.
 
     Raises:
-        InputError: if the file is missing, another or damaged; when an image is sliced too.
+        InputError: if the file is missing, damaged or of another format; also when an image is
+            sliced.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -171,7 +172,7 @@ class RawRecords:
         name, height, width, skipped = self._entries[index]
         start, end = self._starts[index : index + 2]
         rainy, clean = (
-            # It takes an array's place wherever one is sliced or made an array.
+            # It can be sliced and converted like an array.
             cast(np.ndarray, StoredImage(self, first, height, width))
             for first in (start, (start + end) // 2)
         )
@@ -179,15 +180,15 @@ class RawRecords:
         return {**pair, "skipped": skipped} if skipped else pair
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of a pair, known without reading it."""
+        """(height, width) of a pair, from the index."""
         _, height, width, _ = self._entries[index]
         return height, width
 
     def record(self, place: int) -> bytes:
-        """One record of the file, by its place."""
+        """One record of the file, by its position."""
         with self._one_line():
             reader = self._reader()
-            reader.seek(place)  # Its `read(places)` takes several times as long for small records.
+            reader.seek(place)  # `read([place])` takes several times as long for small records.
             return reader.read()
 
     def __reduce__(self) -> tuple[type[RawRecords], tuple[Path]]:
@@ -206,21 +207,21 @@ class RawRecords:
         except InputError:
             raise
         except (RuntimeError, IndexError, ValueError, OSError) as error:  # ArrayRecord's and JSON's
-            self._thread.__dict__.clear()  # A reader that has failed does not recover.
+            self._thread.__dict__.clear()  # A reader that failed does not recover.
             reason = error.strerror if isinstance(error, OSError) else None
             reason = reason or " ".join(str(error).split(";")[0].split()) or type(error).__name__
             raise InputError(
                 f"{self._path} is no file of decoded pairs that can be read ({reason}); "
-                "remove it, and it is made anew"
+                "remove it, and it is written again"
             ) from error
 
 
 class StoredImage:
-    """An image uint8 (h, w, 3) in a file, of which slicing reads the rows asked for.
+    """An image uint8 (h, w, 3) in a file; slicing reads the rows of the slice.
 
     Args:
         records: the file.
-        first: place of its first strip.
+        first: position of its first strip.
         height: its height.
         width: its width.
     """
@@ -238,7 +239,7 @@ class StoredImage:
         height, width, _ = self.shape
         top, bottom, step = rows.indices(height)
         if step != 1 or top >= bottom:
-            raise IndexError(f"rows are {rows}; expected some of {height}, one by one")
+            raise IndexError(f"rows are {rows}; expected some of {height}, with step 1")
         size = _rows(width)
         strips = []
         for start in range(top - top % size, bottom, size):

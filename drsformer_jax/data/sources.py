@@ -1,4 +1,4 @@
-"""Where the pairs of a run come from: a dataset, a folder, or rain that is drawn."""
+"""The pairs of a training run: from datasets, folders, or synthetic rain."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from drsformer_jax.data.pairs import (
     Cached,
     PairedFiles,
     Pairs,
+    SkippingUnreadable,
     StoredPairs,
-    Surviving,
     check_two_files,
     sizes_of,
 )
@@ -36,9 +36,9 @@ class Source(NamedTuple):
 
 
 def open_training(config: DataConfig, seed: int) -> list[Source]:
-    """Opens what a run trains on, and checks what can be checked without decoding it.
+    """Opens the pairs to train on, and checks what can be checked without decoding images.
 
-    Warns once for each source with images that are smaller than the crop.
+    Warns once for each source with images smaller than the crop.
 
     Raises:
         InputError: as `open_pairs`, if an image is smaller than the crop under
@@ -50,7 +50,7 @@ def open_training(config: DataConfig, seed: int) -> list[Source]:
         pairs = open_pairs(name, "train", config, seed)
         photographs = pairs.photographs if isinstance(pairs, SyntheticRain) else None
         if config.corrupt == "skip":
-            pairs = Surviving(pairs)
+            pairs = SkippingUnreadable(pairs)
         _check_small(name, pairs, config, photographs)
         if not (photographs and config.window):
             opened.append(Source(_kept(pairs, config, len(sources)), weight))
@@ -60,23 +60,24 @@ def open_training(config: DataConfig, seed: int) -> list[Source]:
 
 
 def open_validation(config: DataConfig, seed: int) -> Pairs:
-    """Opens what a run is scored on; raises as `open_pairs` does."""
+    """Opens the pairs to validate on; raises as `open_pairs`."""
     pairs = open_pairs(config.validation, "validation", config, seed)
-    sizes_of(pairs)  # Refuses what is no image before the training.
+    sizes_of(pairs)  # Rejects files that are no image before training starts.
     return Cached(pairs, config.cache_mib * 2**20)
 
 
 def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> StoredPairs:
-    """Opens pairs by name, as `DataConfig.train` tells it.
+    """Opens pairs by name, as described at `DataConfig.train`.
 
     Args:
         source: `synthetic`, a dataset, or a folder.
-        split: which photographs, or which part of a dataset where `source` names none.
-        config: where datasets are, and what synthetic rain is drawn from.
-        seed: of synthetic rain.
+        split: the photographs to use, or the default split of a dataset.
+        config: the folder of datasets, and the settings of synthetic rain.
+        seed: seed of synthetic rain.
 
     Raises:
-        InputError: if there is nothing of that name, or a partner or a photograph is missing.
+        InputError: if there is nothing of that name, a partner or a photograph is missing, or a
+            rainy and a clean image are the same file.
     """
     if source == "synthetic":
         train, validation = photographs(config.photographs)
@@ -101,7 +102,7 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Stor
 
 
 def _rain_to_score(rain: RainConfig) -> RainConfig:
-    """The mix without dry images, whose PSNR can be infinite."""
+    """The mix without rainless images, whose PSNR can be infinite."""
     if not rain.light + rain.fine + rain.heavy:
         raise InputError(
             "the validation is synthetic and data.rain has none of light, fine and heavy; expected "
@@ -111,7 +112,7 @@ def _rain_to_score(rain: RainConfig) -> RainConfig:
 
 
 def _kept(pairs: StoredPairs, config: DataConfig, sources: int) -> Pairs:
-    """Pairs that are decoded once, on disk or in their part of the memory."""
+    """Caches decoded pairs on disk, or in this source's part of the memory."""
     if not config.cache_dir:
         return Cached(pairs, config.cache_mib * 2**20 // sources)
     path = Path(config.cache_dir) / f"{pairs.fingerprint()}.array_record"

@@ -75,7 +75,7 @@ def assert_empty(folder: Path) -> None:
 def refused(path: Path, reason: str = ".+") -> str:
     return (
         rf"^{re.escape(str(path))} is no file of decoded pairs that can be read \({reason}\); "
-        "remove it, and it is made anew$"
+        "remove it, and it is written again$"
     )
 
 
@@ -108,7 +108,7 @@ def test_any_slice_is_that_of_the_image(path):
     "rows", [slice(3, 3), slice(40, 50), slice(0, 9, 2), slice(None, None, -1)]
 )
 def test_rows_that_are_none_or_not_in_order_are_refused(path, rows):
-    with pytest.raises(IndexError, match="expected some of 40, one by one"):
+    with pytest.raises(IndexError, match="expected some of 40, with step 1"):
         RawRecords(path)[6]["rainy"][rows, :]
 
 

@@ -10,7 +10,7 @@ import pytest
 from rain_sets import pair, write_pairs
 
 from drsformer_jax.config import DataConfig, RainConfig
-from drsformer_jax.data.pairs import Cached, PairedFiles, Share, Surviving, sizes_of
+from drsformer_jax.data.pairs import Cached, PairedFiles, Shard, SkippingUnreadable, sizes_of
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.rain import build
 from drsformer_jax.data.raw_records import RawRecords
@@ -235,7 +235,7 @@ def test_fingerprints_change_with_what_is_read(folder):
     path.write_bytes(path.read_bytes() + b"\0")
     os.utime(path, ns=(written, written))
     marks.append(PairedFiles(listed).fingerprint())
-    marks.append(Surviving(PairedFiles(listed)).fingerprint())
+    marks.append(SkippingUnreadable(PairedFiles(listed)).fingerprint())
     for rains, seed in ((1, 0), (2, 0), (1, 1)):
         marks.append(open_pairs("synthetic", "train", DataConfig(rains=rains), seed).fingerprint())
     assert len(set(marks)) == len(marks)
@@ -281,12 +281,12 @@ def test_batches_do_not_depend_on_where_decoded_pairs_are_kept(folder, tmp_path,
 
 
 def test_the_next_pair_takes_the_place_of_one_that_cannot_be_read():
-    survivors = Surviving(Listed([PAIRS[0], None, None, PAIRS[3]]))
+    survivors = SkippingUnreadable(Listed([PAIRS[0], None, None, PAIRS[3]]))
     assert [survivors[index]["name"] for index in range(4)] == ["0.png", "3.png", "3.png", "3.png"]
     assert survivors[1]["skipped"] == ["1.png is no image", "2.png is no image"]
     assert "skipped" not in survivors[0]
     with pytest.raises(InputError, match=r"0\.png is no image; nor can 1 pairs that follow"):
-        Surviving(Listed([None, None]))[0]
+        SkippingUnreadable(Listed([None, None]))[0]
 
 
 @pytest.mark.parametrize("head", [True, False])
@@ -321,7 +321,7 @@ def test_decoded_pairs_on_disk_still_name_what_was_skipped(folder, tmp_path):
 @pytest.mark.parametrize("count", [1, 3, 6, 7])
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 def test_shares_of_processes_are_disjoint_and_complete(count, processes):
-    shares = [Share(Listed(PAIRS[:count]), process, processes) for process in range(processes)]
+    shares = [Shard(Listed(PAIRS[:count]), process, processes) for process in range(processes)]
     names = [[share[index]["name"] for index in range(len(share))] for share in shares]
     assert sorted(name for share in names for name in share) == sorted(
         each["name"] for each in PAIRS[:count]

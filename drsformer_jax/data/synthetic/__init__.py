@@ -1,4 +1,4 @@
-"""Rain made on photographs, drawn by chance: training data without a dataset of pairs."""
+"""Synthetic rain, sampled at random and rendered on photographs: pairs without a dataset."""
 
 from drsformer_jax.data.synthetic.pairs import SyntheticRain
 from drsformer_jax.data.synthetic.photographs import PHOTOGRAPHS, Photograph, photographs

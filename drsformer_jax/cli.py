@@ -223,29 +223,28 @@ class Convert:
 
 @dataclass(frozen=True)
 class BuildData:
-    """Builds a rain dataset that training and scoring read, from files that were downloaded."""
+    """Builds a rain dataset for training and scoring from downloaded files."""
 
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """rain200l, rain200h, did_data, ddn_data, spa_data, rain100l, rain13k, paired_folder for pairs
-    of your own, or synthetic; with --verify any dataset that was built."""
+    """rain200l, rain200h, did_data, ddn_data, spa_data, rain100l, rain13k, paired_folder for your
+    own pairs, or synthetic; with --verify any built dataset."""
     manual_dir: Path | None = None
-    """Folder that the files were unpacked into; run without it to see what it should hold. Of
-    synthetic a folder of photographs; those of scikit-image where it is not given."""
+    """Folder of the unpacked files; run without it to see what it should hold. For synthetic, a
+    folder of photographs; default: those of scikit-image."""
     data_dir: Path | None = None
-    """Folder of all datasets; that of TFDS (TFDS_DATA_DIR, or ~/tensorflow_datasets) where it is
-    not given."""
+    """Folder of all datasets; default: that of TFDS (TFDS_DATA_DIR, or ~/tensorflow_datasets)."""
     save_as: str | None = None
     """Another name for a paired_folder, so that there may be several."""
     allow_partial: bool = False
-    """Build what is there of a dataset that is not whole, and note the difference."""
+    """Build an incomplete dataset from the files there are, and record the difference."""
     verify: bool = False
-    """Read every pair of a dataset that was built, and check it."""
+    """Read and check every pair of a built dataset."""
 
     def run(self) -> None:
-        """Builds or checks, and says how many pairs there are.
+        """Builds or checks a dataset and prints its numbers of pairs.
 
         Raises:
-            InputError: if the dataset or its files are wrong, or checks find something.
+            InputError: if the dataset or its files are wrong, or checks find problems.
         """
         if self.verify:
             self._verify()
@@ -253,12 +252,12 @@ class BuildData:
             self._build()
 
     def _build(self) -> None:
-        # With it comes TFDS, which nothing else here needs.
+        # It imports TFDS, which nothing else here needs.
         from drsformer_jax.data.rain import build, instructions
 
         if self.manual_dir is None and self.dataset != "synthetic":
             print(instructions(self.dataset))
-            raise InputError("--manual-dir is missing; expected a folder as told above")
+            raise InputError("--manual-dir is missing; expected a folder as described above")
         folder = build(
             self.dataset,
             self.manual_dir,
@@ -267,7 +266,7 @@ class BuildData:
             allow_partial=self.allow_partial,
         )
         print("\n".join(summary(folder)))
-        # The name alone is rain that is drawn while training.
+        # The name alone is rain that is rendered while training.
         name = "rain/synthetic" if self.dataset == "synthetic" else self.save_as or self.dataset
         print(f"{name} is in {folder}")
 
@@ -280,9 +279,9 @@ class BuildData:
         found = find_dataset(self.dataset, str(self.data_dir or ""))
         if found is None:
             place = self.data_dir or default_data_dir()
-            raise InputError(f"{self.dataset} is no dataset in {place}; expected one that is")
-        folder, part = found
-        _check(not part, "the dataset", self.dataset, "one without a part, since all is checked")
+            raise InputError(f"{self.dataset} is no dataset in {place}; expected a built one")
+        folder, split = found
+        _check(not split, "the dataset", self.dataset, "no split, because all are checked")
         problems = 0
         for line in verify(folder):
             tqdm.write(line)
@@ -290,33 +289,33 @@ class BuildData:
         print("\n".join(summary(folder)))
         if problems:
             raise InputError(f"problems found in {folder}: {problems}; expected none")
-        print(f"every pair of {folder} was read, and nothing is wrong")
+        print(f"read every pair of {folder} and found no problem")
 
 
 @dataclass(frozen=True)
 class ShowData:
-    """Draws pairs of a dataset, and crops as training makes them, on one sheet."""
+    """Shows pairs of a dataset, and crops as training samples them, on a contact sheet."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """A dataset that was built (rain200l, or a part: rain200l:test), a folder that holds input/
-    and target/, or synthetic, of which each kind of rain is shown."""
+    """A built dataset (rain200l, or a split: rain200l:test), a folder with input/ and target/, or
+    synthetic, which shows each kind of rain."""
     out: Path
     """The image to write, such as sheet.png."""
     data_dir: Path | None = None
-    """Folder of the datasets; that of TFDS where it is not given."""
+    """Folder of datasets; default: that of TFDS."""
     photographs: str = "skimage"
-    """What synthetic rain falls on: a folder of images, or those of scikit-image."""
+    """Photographs for synthetic rain: a folder of images; default: those of scikit-image."""
     pairs: int = 4
-    """How many pairs to show, spread over the set; of synthetic rain, of each kind."""
+    """Number of pairs to show, spread evenly; of synthetic rain, of each kind."""
     crops: int = 8
-    """How many crops to show."""
+    """Number of crops to show."""
     crop_size: int = 128
     """Side of the crops in pixels."""
     seed: int = 0
-    """What crops follow from, and synthetic rain."""
+    """Seed of the crops and of synthetic rain."""
 
     def run(self) -> None:
-        """Draws the sheet and says what there is.
+        """Writes the sheet and prints the number and sizes of the pairs.
 
         Raises:
             InputError: if there is no such data, or a flag or an image is wrong.

@@ -52,6 +52,8 @@ def one_line_errors() -> Iterator[None]:
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A file's name may be in no encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except InputError as error:

@@ -47,6 +47,15 @@ def rain_norain(folder: Path, rain: str = "rain") -> list[RawPair]:
     ]
 
 
+def one_folder(folder: Path) -> list[RawPair]:
+    numbers = (2, 10, 100)
+    images(folder, *(f"{kind}-{n}.png" for kind in ("rain", "norain") for n in numbers))
+    return [
+        RawPair(f"rain-{n}.png", folder / f"rain-{n}.png", folder / f"norain-{n}.png")
+        for n in numbers
+    ]
+
+
 def side_by_side(folder: Path) -> list[RawPair]:
     names = ("Rain_Heavy/train2018new/2.jpg", "Rain_Heavy/train2018new/10.jpg", "Rain_Light/1.jpg")
     images(folder, *names)
@@ -95,7 +104,8 @@ def in_x2(folder: Path) -> list[RawPair]:
 
 Made = Callable[[Path], list[RawPair]]
 LAYOUTS: dict[str, list[Made]] = {
-    **{name: [equal_names, rain_norain, in_x2] for name in NORAIN},
+    **{name: [equal_names, rain_norain, in_x2] for name in NORAIN[:-1]},
+    "rain100l": [equal_names, rain_norain, in_x2, one_folder],
     "did_data": [equal_names, side_by_side],
     "ddn_data": [equal_names, ground_truth],
     "spa_data": [equal_names, text_list],

@@ -1,4 +1,4 @@
-"""Where pairs come from and how batches are cut from them."""
+"""Settings of datasets and of the batches of crops that are sampled from them."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ RESTORMER_PATCHES = (
     (240_000, 320, 8),
     (276_000, 384, 8),
 )
-"""Restormer's growing patches ("Restormer", CVPR 2022, Sec. 4), for crops of 384 pixels: first
+"""Restormer's progressive patches ("Restormer", CVPR 2022, Sec. 4), for crops of 384 pixels: first
 step, side and global batch (8 GPUs) of each stage."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where pairs come from and how batches are cut from them.
+    """Datasets, and the batches of crops that are sampled from them.
 
     Raises:
         InputError: if a value is impossible.
     """
 
     train: str = "synthetic"
-    """Pairs to train on: `synthetic`, a folder that holds `input/` and `target/`, or a dataset
-    that `drsformer build-data` built: its name, such as `rain200l` or, for a part of it,
-    `rain200l:train[:90%]`, or its folder."""
+    """Pairs to train on: `synthetic`, a folder with `input/` and `target/`, or a dataset that
+    `drsformer build-data` built. A dataset is given by its name, such as `rain200l` or, for a
+    split, `rain200l:train[:90%]`, or by its folder."""
     sources: tuple[tuple[str, float], ...] = ()
-    """Several such sets and the weight of each, to train on a mix of them in place of `train`: of
+    """Several datasets with weights, to train on a mix of them instead of `train`: with
     ("rain200l", 3.0) and ("rain200h", 1.0) three quarters of the crops come from the first."""
     validation: str = "synthetic"
-    """Pairs to score on, likewise; of a dataset its test split where no part is named."""
+    """Pairs to validate on, likewise; default split of a dataset: its test split."""
     data_dir: str = ""
-    """Folder of the datasets that were built; that of TFDS (TFDS_DATA_DIR, or
-    ~/tensorflow_datasets) where it is empty."""
+    """Folder of built datasets; if empty, that of TFDS (TFDS_DATA_DIR, or
+    ~/tensorflow_datasets)."""
     photographs: str = "skimage"
     """Photographs that synthetic rain falls on: a folder of images, one with `train/` and
     `validation/`, or `skimage` for those that scikit-image ships."""
     rains: int = 64
-    """Synthetic rains drawn for each training photograph."""
+    """Synthetic rains sampled for each training photograph."""
     validation_rains: int = 4
-    """Synthetic rains drawn for each validation photograph, always on the whole of it."""
+    """Synthetic rains sampled for each validation photograph, always on the whole of it."""
     window: int = 0
-    """Side in pixels of a random part of a photograph that each rain of training is drawn on, at
-    least the crop: each crop then has a rain of its own, and costs the pixels of its window alone.
-    0 for the whole photograph."""
+    """Side in pixels of a random window of a photograph that each training rain is rendered on, at
+    least the crop. Each crop then has its own rain, at the cost of one window. 0 for the whole
+    photograph."""
     rain: RainConfig = field(default_factory=RainConfig)
     """The mix of synthetic rain and its ranges."""
     crop_size: int = 128
@@ -58,26 +58,26 @@ class DataConfig:
     global_batch: int = 16
     """Crops of one optimizer step."""
     progressive: tuple[tuple[int, int, int], ...] = ()
-    """Patches that grow during training: (first step, side, global batch) of each stage, as in
-    `RESTORMER_PATCHES`. They are cut from crops of `crop_size` and take the place of
-    `global_batch`."""
+    """Progressive patches: (first step, side, global batch) of each stage, as in
+    `RESTORMER_PATCHES`. They are cut from crops of `crop_size` and replace `global_batch`."""
     augment: bool = True
-    """Turn and flip the crops (8 symmetries)."""
+    """Flip and rotate crops at random, by quarter turns (8 variants)."""
     mixup: bool = False
-    """Blend half of the batches, by chance, with a permutation of themselves."""
+    """Blend half of the batches, sampled at random, with a permutation of themselves."""
     small_images: Literal["pad", "error"] = "pad"
-    """Pad an image smaller than the crop right and below by symmetric reflection, or refuse it."""
+    """Pad images smaller than the crop at the right and bottom by symmetric reflection, or reject
+    them."""
     corrupt: Literal["error", "skip"] = "error"
-    """Stop training at a pair that cannot be read, or take the next one, name the bad one and count
-    it. Scoring always stops."""
+    """At a pair that cannot be read, stop training, or use the next pair, report the bad one and
+    count it. Validation always stops."""
     cache_mib: int = 2048
-    """Memory for decoded images of training and as much of scoring, in MiB and each process; the
-    rest is read again."""
+    """Memory for decoded training images, and as much again for validation, in MiB per process;
+    images beyond it are decoded at each use."""
     cache_dir: str = ""
-    """Folder for decoded training images as raw ArrayRecord files, in place of memory, where a
-    set does not fit; they are written once. Empty for none."""
+    """Folder for decoded training images as raw ArrayRecord files, instead of memory, for datasets
+    that do not fit; written once, by one process. Empty for none."""
     workers: int = 0
-    """Processes that prepare batches; 0 means threads of this one."""
+    """Worker processes that prepare batches; 0 for threads of the training process."""
 
     def __post_init__(self) -> None:
         check_types(self, "data.")
@@ -115,7 +115,7 @@ class DataConfig:
             starts == sorted(set(starts)) and starts[:1] in ([], [0]),
             name,
             self.progressive,
-            "first steps that begin with 0 and rise",
+            "first steps that start at 0 and increase",
         )
         for _, side, batch in self.progressive:
             check(
@@ -127,5 +127,5 @@ class DataConfig:
             check(batch >= 1, name, f"a global batch of {batch}", "at least 1")
 
     def stages(self) -> tuple[tuple[int, int, int], ...]:
-        """(First step, patch side, global batch) of each stage; one of them if nothing grows."""
+        """(First step, patch side, global batch) of each stage; one without progressive patches."""
         return self.progressive or ((0, self.crop_size, self.global_batch),)

@@ -1,4 +1,4 @@
-"""Which rain is drawn on photographs: the mix of kinds, and the ranges that each is drawn from."""
+"""Settings of synthetic rain: the mix of kinds, and the ranges that each is sampled from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from drsformer_jax.config.fields import check, check_types
 Kind = Literal["light", "fine", "heavy", "none"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Range = tuple[float, float]
-"""Least and greatest value; drawn uniformly between them, where nothing else is said."""
+"""Least and greatest value; sampled uniformly between them unless stated otherwise."""
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "lean": (0, 45),
@@ -28,30 +28,30 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "heavy_layers": (1, 10),
     "jpeg_quality": (1, 100),
 }
-"""What numbers and ranges of `RainConfig` lie within; all others, which are shares or light, within
-0 and 1."""
+"""Limits of the numbers and ranges of `RainConfig`; all others, shares or light, are within 0 and
+1."""
 
 
 @dataclass(frozen=True)
 class DropRanges:
-    """What a layer of drops is drawn from; each drop becomes a streak during the exposure.
+    """Ranges that a layer of drops is sampled from; each drop is a streak during the exposure.
 
-    `RainConfig` refuses impossible values.
+    `RainConfig` rejects impossible values.
     """
 
     length: Range
     """Mean length of the streaks in pixels; each has 0.5 to 1.5 of it."""
     width: Range
-    """Standard deviation of a streak's profile in pixels; each has a log-normal share of it."""
+    """Standard deviation of a streak's profile in pixels, times a log-normal factor for each."""
     coverage: Range
     """Mean of length times width times streaks, as a share of the image."""
     brightness: Range
-    """Light that the brightest streak adds, 1 being white; each has 0.3 to 1 of it."""
+    """Light that the brightest streak adds, 1 is white; each has 0.3 to 1 of it."""
     scatter: float = 1.5
     """Standard deviation of the streaks' lean about the layer's, in degrees."""
 
     def check(self, name: str) -> None:
-        """Refuses impossible values of the layer that has this name among the flags."""
+        """Rejects impossible values of the layer; `name` is that of its flag."""
         check_types(self, f"{name}.")
         for field, least, most in (
             ("length", 1, 1000),
@@ -65,12 +65,12 @@ class DropRanges:
 
 @dataclass(frozen=True)
 class RainConfig:
-    """The mix of rain that is drawn on photographs, and the ranges of each kind.
+    """The mix of synthetic rain, and the ranges that each kind is sampled from.
 
-    Four kinds cover what benchmarks and photographs show. `light` is that of Rain100L and Rain200L:
-    few bright streaks and a thin veil. `fine` is that of real photographs: dense, thin and faint,
-    over fog that stays. `heavy` is that of Rain200H. `none` leaves the image as it is, so that a
-    network learns to do so too. A mix of much rain on few photographs generalizes better than the
+    Four kinds cover benchmarks and real photographs. `light` is like Rain100L and Rain200L: few
+    bright streaks and a thin veil. `fine` is like real photographs: dense, thin and faint, over fog
+    that is in the target too. `heavy` is like Rain200H. `none` adds no rain, so that the network
+    learns to leave such images unchanged. Many rains on few photographs generalize better than the
     opposite ("Networks are Slacking Off", NeurIPS 2023). The ranges of `light` and `heavy` were set
     by the statistics of the benchmarks' pairs (`benchmarks/rain_statistics.py`), those of `fine` by
     eye beside real photographs.
@@ -92,24 +92,23 @@ class RainConfig:
     """Weight of images without rain."""
 
     lean: float = 14.0
-    """Standard deviation of the wind's angle from the vertical; cut at 45 degrees (Rain100L has
-    leans up to 28)."""
+    """Standard deviation of the wind's angle from the vertical; clipped at 45 degrees (Rain100L
+    has leans up to 28)."""
     lean_of_layers: float = 3.0
     """Standard deviation of a further layer's lean about the wind's."""
     perspective: float = 4.0
     """Greatest change of the lean from the middle of a photograph to its left and right edge."""
     unevenness: Range = (0.4, 1.0)
-    """Share of the rain that is seen, a smooth field over the photograph; of fine and heavy
-    rain."""
+    """Share of fine and heavy rain that is visible, a smooth field over the photograph."""
 
     light_near: DropRanges = DropRanges((35, 120), (0.5, 1.05), (0.01, 0.05), (0.3, 0.75))
     """The near layer of light rain."""
     light_distant: DropRanges = DropRanges((20, 60), (0.45, 0.65), (0.02, 0.1), (0.15, 0.45))
     """The distant layer of light rain."""
     veil: float = 0.12
-    """Strongest veil of light rain, which is to be removed: the share of each pixel's light that
-    the air takes the place of (Li et al., CVPR 2019). Most have less: the square of a number from 0
-    to 1 times this."""
+    """Strongest veil of light rain, which is not in the target: the share of each pixel's light
+    that is replaced by light of the air (Li et al., CVPR 2019). Most images have less: this times
+    the square of a number sampled from 0 to 1."""
 
     fine_layers: tuple[int, int] = (1, 3)
     """Layers of far rain: sparse noise under motion blur (Li et al., CVPR 2019)."""
@@ -125,14 +124,14 @@ class RainConfig:
     fine_drops: DropRanges = DropRanges((20, 70), (0.5, 1.2), (0.002, 0.03), (0.08, 0.4), 2.5)
     """Few nearer streaks among them."""
     fine_scale: Range = (0.7, 2.0)
-    """One factor on the lengths and widths of an image's fine rain, drawn log-uniformly."""
+    """One factor on the lengths and widths of an image's fine rain, sampled log-uniformly."""
     blurred_share: float = 0.4
     """Share of fine rain with drops close to the camera, out of focus."""
     blurred_drops: DropRanges = DropRanges((60, 200), (2, 4), (0.002, 0.01), (0.03, 0.12), 3)
     """Those drops."""
     fog_share: float = 0.6
-    """Share of fine rain over fog. The fog is in the target too: streaks alone are to be removed,
-    since what fog hides a small network can only guess."""
+    """Share of fine rain over fog. The fog is in the target too: the network removes streaks alone,
+    because a small one can only guess what fog hides."""
     fog_density: Range = (0.2, 0.9)
     """Optical depth at the far end; it falls to 0 at the bottom of the photograph."""
     fog_light: Range = (0.55, 0.9)
@@ -143,7 +142,7 @@ class RainConfig:
     heavy_drops: DropRanges = DropRanges((15, 70), (0.45, 1.15), (0.07, 0.45), (0.3, 0.9), 2)
     """Each of them."""
     heavy_lean_of_layers: float = 8.0
-    """In place of `lean_of_layers`: layers of heavy rain cross each other in Rain200H."""
+    """Used instead of `lean_of_layers`: layers of heavy rain cross each other in Rain200H."""
     hard_share: float = 0.35
     """Share of heavy rain whose streaks are bars with hard edges and ends."""
 
@@ -154,15 +153,14 @@ class RainConfig:
     """Share of light and heavy rain that covers the image instead of adding to it."""
 
     overcast_share: float = 0.5
-    """Share of images that are graded as under a gray sky, on both sides: less saturation and
-    contrast and another gamma, for the photographs are mostly sunny."""
+    """Share of pairs graded as under a gray sky, rainy image and target alike: less saturation and
+    contrast and another gamma, because photographs are mostly sunny."""
     noise_share: float = 0.3
-    """Share of light and heavy rain with noise of the camera on the rainy side; all fine rain has
-    it."""
+    """Share of light and heavy rain with camera noise in the rainy image; all fine rain has it."""
     noise: float = 0.012
     """Greatest standard deviation of that noise."""
     jpeg_share: float = 0.15
-    """Share of light and heavy rain whose rainy side went through JPEG."""
+    """Share of light and heavy rain whose rainy image is compressed by JPEG."""
     fine_jpeg_share: float = 0.6
     """The same of fine rain."""
     jpeg_quality: tuple[int, int] = (60, 95)
@@ -202,10 +200,10 @@ class RainConfig:
 
 
 def check_range(name: str, found: tuple[float, float], least: float, most: float) -> None:
-    """Refuses a range that does not rise or leaves its limits.
+    """Rejects a range that decreases or exceeds its limits.
 
     Raises:
-        InputError: if that is so.
+        InputError: if it does.
     """
     fits = least <= found[0] <= found[1] <= most
-    check(fits, name, found, f"two numbers that do not fall, from {least:g} to {most:g}")
+    check(fits, name, found, f"two numbers in increasing order, from {least:g} to {most:g}")

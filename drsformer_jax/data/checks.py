@@ -1,4 +1,4 @@
-"""Whether a pair is what it says: of one size, two images, the rainy one first."""
+"""Checks of a pair: one size, two different images, not swapped."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ _LEAST_LIGHT = 0.5
 """Sum of the change as a share of its absolute sum; 0.88 or more in real pairs, 0.34 in one of
 456 synthetic ones."""
 _LEAST_REST = 1.0
-"""Root mean square of what no line explains, of 255: rounding alone leaves 0.3 to 0.5."""
+"""Root mean square of the residual, of 255: rounding alone leaves 0.3 to 0.5."""
 _LEAST_SKEWNESS = 0.05
-"""Of what no line explains; noise alone had up to 0.02 where it was measured."""
+"""Of the residual; noise alone had up to 0.02 in measurements."""
 
 
 def problems(rainy: np.ndarray, clean: np.ndarray) -> list[str]:
-    """Tells what is wrong with a pair, as far as its pixels show it.
+    """Finds problems of a pair in its pixels.
 
     Args:
         rainy: uint8 of shape (h, w, 3), RGB, of any size.
         clean: the same, of the image without rain.
 
     Returns:
-        A line for each: the sizes differ, the two are identical, they seem swapped (see
-        `seems_swapped`). Empty when nothing is wrong.
+        A line for each problem: the sizes differ, the images are identical, or they seem swapped
+        (see `seems_swapped`).
     """
     if rainy.shape != clean.shape:
         (h, w), (clean_h, clean_w) = rainy.shape[:2], clean.shape[:2]
@@ -39,21 +39,21 @@ def problems(rainy: np.ndarray, clean: np.ndarray) -> list[str]:
 
 
 def seems_swapped(rainy: np.ndarray, clean: np.ndarray) -> bool:
-    """Guesses whether the image that is called clean is the one with rain.
+    """Guesses whether the clean image is the one with rain.
 
-    A streak reflects light from the whole sky, so it is brighter than nearly all that lies behind
-    it, and it is thin. So nearly all that rain changes becomes brighter. A camera that exposed the
-    two images differently, or haze, changes them as well, but as a line: rainy = a clean + b.
-    What a line explains is taken off; of the rest the few bright streaks are the tail, and its
-    skewness says in which image they are. The pair is called swapped where both say so; nearly
-    equal images say nothing. Green stands for all channels, as rain has no color.
+    A streak reflects light from the whole sky, so it is thin and brighter than nearly everything
+    behind it. Nearly all pixels that rain changes become brighter. Another exposure or haze also
+    changes pixels, but linearly: rainy = a clean + b. This linear part is subtracted. The streaks
+    are the tail of the residual, and its skewness shows which image has them. A pair counts as
+    swapped if the sign of the change and the skewness agree; nearly equal images never do. Only
+    green is used, because rain has no color.
 
     Measured on whole images: of 56 pairs of Rain100L, 6 of Rain200H and 3 of Rain200L, and of 240
-    of `synthetic.add_rain` on scikit-image's 6 photographs, none was called swapped. With the two
-    images exchanged all were but one of Rain200H, whose streaks cover most of it. Of crops of
-    128x128 1 % of the exchanged were missed, of 32x32 4 %, none was wrongly called swapped. A rainy
-    image of 0.8 times the exposure hides the exchange. An image without rain that is blurred or
-    compressed and darker as well can be taken for an exchanged one.
+    of `synthetic.add_rain` on scikit-image's 6 photographs, none counted as swapped. After swapping
+    them all did but one of Rain200H, whose streaks cover most of the image. Of swapped crops of
+    128x128 1 % were missed, of 32x32 4 %; no correct crop counted as swapped. A rainy image of 0.8
+    times the exposure hides a swap. An image without rain that is blurred or compressed and also
+    darker can count as swapped.
 
     Args:
         rainy: uint8 of shape (h, w, 3), RGB.
@@ -70,7 +70,7 @@ def seems_swapped(rainy: np.ndarray, clean: np.ndarray) -> bool:
 
 
 def _without_line(values: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Takes off the line a base + b that is nearest to the values in least squares."""
+    """Subtracts the least-squares fit a base + b from the values."""
     base = base - base.mean()
     values = values - values.mean()
     spread = float((base * base).sum())

@@ -1,4 +1,4 @@
-"""Datasets that were built: found by name, and read pair by pair."""
+"""Built datasets: found by name and read pair by pair."""
 
 from __future__ import annotations
 
@@ -24,46 +24,45 @@ if TYPE_CHECKING:
     import grain
 
 _NAME = re.compile(
-    r"(?:rain/)?(?P<name>[A-Za-z]\w*)(?::(?P<version>\d+\.\d+\.\d+))?(?::(?P<part>[a-z].*))?"
+    r"(?:rain/)?(?P<name>[A-Za-z]\w*)(?::(?P<version>\d+\.\d+\.\d+))?(?::(?P<split>[a-z].*))?"
 )
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _INFO = "dataset_info.json"
 
 
 def default_data_dir() -> Path:
-    """Where TFDS keeps datasets: TFDS_DATA_DIR, or tensorflow_datasets in the home folder."""
+    """The folder of TFDS's datasets: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find_dataset(source: str, data_dir: str = "") -> tuple[Path, str] | None:
-    """Finds a dataset that was built.
+    """Finds a built dataset.
 
     Args:
-        source: `NAME`, `NAME:VERSION`, `NAME:PART` or `NAME:VERSION:PART`, with or without `rain/`
-            before it; the newest version is taken where none is given. Or a folder that a TFDS
-            builder wrote, also with `:PART`. A part is what TFDS calls a split: `train[:90%]`.
-        data_dir: folder of all datasets; `default_data_dir()` where it is empty.
+        source: `NAME`, `NAME:VERSION`, `NAME:SPLIT` or `NAME:VERSION:SPLIT`, with or without
+            `rain/` before it; default: the newest version. Or a folder that a TFDS builder wrote,
+            also with `:SPLIT`. A split may be any of TFDS's, such as `train[:90%]`.
+        data_dir: folder of all datasets; default: `default_data_dir()`.
 
     Returns:
-        The dataset's folder and the part, "" where none is named; None if there is no such dataset
-        .
+        The dataset's folder and the split, "" if none is named; None if there is no such dataset.
 
     Raises:
-        InputError: if the dataset is there but not in that version.
+        InputError: if the dataset exists but not in that version.
     """
-    folder, _, part = source.partition(":")
+    folder, _, split = source.partition(":")
     if (Path(folder) / _INFO).is_file():
-        return Path(folder), part
+        return Path(folder), split
     found = _NAME.fullmatch(source)
     if found is None:
         return None
-    name, version, part = found["name"], found["version"], found["part"] or ""
+    name, version, split = found["name"], found["version"], found["split"] or ""
     place = (Path(data_dir).expanduser() if data_dir else default_data_dir()) / "rain" / name
     versions = sorted(
         (
             path.parent.name
             for path in place.glob(f"*/{_INFO}")
-            if _VERSION.fullmatch(path.parent.name)  # Not what a killed build left.
+            if _VERSION.fullmatch(path.parent.name)  # Not the leftover of a killed build.
         ),
         key=lambda version: [int(number) for number in version.split(".")],
     )
@@ -71,24 +70,24 @@ def find_dataset(source: str, data_dir: str = "") -> tuple[Path, str] | None:
         return None
     if version not in (None, *versions):
         raise InputError(f"{place} has no version {version}; expected {' or '.join(versions)}")
-    return place / (version or versions[-1]), part
+    return place / (version or versions[-1]), split
 
 
 class DatasetPairs:
-    """Pairs of a dataset that was built. Can be pickled; reads the records at each access.
+    """Pairs of a built dataset. Can be pickled; reads the records at each access.
 
     Args:
-        folder: where a TFDS builder wrote it, with the features `rainy` and `clean`.
-        part: what TFDS calls a split, such as `train` or `train[:90%]`.
+        folder: written by a TFDS builder, with the features `rainy` and `clean`.
+        split: any of TFDS's splits, such as `train` or `train[:90%]`.
 
     Raises:
-        InputError: if the folder holds no such dataset, or it has no such part.
+        InputError: if the folder holds no such dataset, or the dataset has no such split.
     """
 
-    def __init__(self, folder: Path, part: str) -> None:
+    def __init__(self, folder: Path, split: str) -> None:
         import tensorflow_datasets as tfds
 
-        self._folder, self._part = folder, part
+        self._folder, self._split = folder, split
         builder = _builder(folder)
         self._info = builder.info
         features = set(self._info.features)
@@ -99,17 +98,18 @@ class DatasetPairs:
             )
         skip = {name: tfds.decode.SkipDecoding() for name in ("rainy", "clean")}
         try:
+            instruction = tfds.core.ReadInstruction.from_spec(split)
             self._ranges = [
                 (each.splitname, *slice(each.from_, each.to).indices(self._count(each.splitname)))
-                for each in tfds.core.ReadInstruction.from_spec(part).to_absolute(self._info.splits)
+                for each in instruction.to_absolute(self._info.splits)
             ]
             if not any(stop - start for _, start, stop, _ in self._ranges):
-                raise ValueError("no pair lies there")
-            self._source = builder.as_data_source(part, decoders=skip)
-        except (ValueError, KeyError) as error:
+                raise ValueError("it is empty")
+            self._source = builder.as_data_source(split, decoders=skip)
+        except (ValueError, KeyError, NotImplementedError) as error:
             splits = ", ".join(f"{name} ({self._count(name)})" for name in self._info.splits)
             raise InputError(
-                f"{folder} has no part {part} ({_line(error)}); its splits are {splits}"
+                f"{folder} has no split {split} ({_line(error)}); its splits are {splits}"
             ) from None
 
     def _count(self, split: str) -> int:
@@ -119,23 +119,27 @@ class DatasetPairs:
         return len(self._source)
 
     def _record(self, index: int) -> tuple[str, str, bytes, bytes]:
-        """The pair's name, what errors call it, and both files."""
+        """The pair's name, its name in errors, and both files."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
         place = self.place(index)
         try:
             record = self._source[index]
-        except Exception as error:  # array_record and the parsers raise errors of many kinds
+        except (RuntimeError, OSError, DecodeError) as error:  # ArrayRecord's and protobuf's
             raise InputError(
                 f"{place} cannot be read ({_line(error)}); expected what was written there: remove "
-                f"the folder and build the dataset anew"
+                "the folder and build the dataset again"
             ) from None
         name = self._name(record, index)
         return name, f"{name}, {place}", record["rainy"], record["clean"]
 
     def _name(self, record: Mapping[str, Any], index: int) -> str:
-        """A relative path, which differs between splits where there are several."""
-        given = record["name"].decode() if "name" in record else f"{index:06d}.png"
+        """A relative path, which starts with the split if there are several."""
+        given = f"{index:06d}.png"
+        if "name" in record:  # Other builders may have stored another encoding.
+            given = record["name"].decode(errors="backslashreplace")
         parts = [part for part in given.split("/") if part not in ("", ".", "..")]
         if len(self._ranges) > 1:
             ends = itertools.accumulate(stop - start for _, start, stop, _ in self._ranges)
@@ -143,8 +147,8 @@ class DatasetPairs:
         return "/".join(parts)
 
     def place(self, index: int) -> str:
-        """Where a pair is, in words."""
-        return f"record {index} of {self._part} in {self._folder}"
+        """Describes where a pair is stored."""
+        return f"record {index} of {self._split} in {self._folder}"
 
     def __getitem__(self, index: int) -> Pair:
         name, place, *files = self._record(index)
@@ -156,7 +160,7 @@ class DatasetPairs:
         return {"name": name, "rainy": rainy, "clean": clean}
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of a pair, as the builder noted it; else from the image's head."""
+        """(height, width) of a pair, as the builder recorded it; else from the image's header."""
         if self._sizes is not None:
             return self._sizes[index]
         _, place, rainy, _ = self._record(index)
@@ -164,77 +168,77 @@ class DatasetPairs:
 
     @functools.cached_property
     def _sizes(self) -> list[tuple[int, int]] | None:
-        """What the builder noted."""
-        noted = self.noted()
+        """The sizes that the builder recorded."""
+        recorded = self.recorded()
         if any(
-            split not in noted or noted[split]["pairs"] != self._count(split)
+            split not in recorded or recorded[split]["pairs"] != self._count(split)
             for split, *_ in self._ranges
         ):
             return None
         return [
             size
-            for split, *part in self._ranges
+            for split, *range_ in self._ranges
             for size in [
                 (height, width)
-                for height, width, count in noted[split]["sizes"]
+                for height, width, count in recorded[split]["sizes"]
                 for _ in range(count)
-            ][slice(*part)]
+            ][slice(*range_)]
         ]
 
     def is_ours(self) -> bool:
         """Whether the builder `Rain` wrote it."""
         return str(self._info.as_proto.module_name).startswith("drsformer_jax.")
 
-    def noted(self) -> dict[str, dict[str, Any]]:
-        """What the builder `Rain` noted of each split; empty for datasets of others."""
-        return _notes(self._info)
+    def recorded(self) -> dict[str, dict[str, Any]]:
+        """What the builder `Rain` recorded of each split; empty for datasets of other builders."""
+        return _recorded(self._info)
 
     def fingerprint(self) -> str:
-        """Of the pixels that the builder noted, or of when the folder was written."""
+        """Of the checksums that the builder recorded, or else of the time of writing."""
         written = (self._folder / _INFO).stat().st_mtime_ns
-        sums = {split: each["sha256"] for split, each in self.noted().items()}
-        return fingerprint([str(self._folder.resolve()), sums or written, self._part])
+        sums = {split: each["sha256"] for split, each in self.recorded().items()}
+        return fingerprint([str(self._folder.resolve()), sums or written, self._split])
 
     def __reduce__(self) -> tuple[type[DatasetPairs], tuple[Path, str]]:
-        # Open files do not travel to another process.
-        return DatasetPairs, (self._folder, self._part)
+        # Open files cannot be pickled.
+        return DatasetPairs, (self._folder, self._split)
 
 
-def open_dataset(folder: Path, part: str, side: Literal["train", "test"]) -> DatasetPairs:
-    """Opens a part of a dataset.
+def open_dataset(folder: Path, split: str, default: Literal["train", "test"]) -> DatasetPairs:
+    """Opens a split of a dataset.
 
     Args:
-        folder: where a TFDS builder wrote it.
-        part: what TFDS calls a split; "" for the whole side.
-        side: its split of that name; for `test` where it has none, all splits but `train` together.
+        folder: written by a TFDS builder.
+        split: any of TFDS's splits; "" for the default one.
+        default: the default split; if it is `test` and there is none, all splits but `train`.
 
     Raises:
         InputError: as `DatasetPairs`.
     """
-    if part:
-        return DatasetPairs(folder, part)
+    if split:
+        return DatasetPairs(folder, split)
     splits = splits_of(folder)
     others = "+".join(name for name in splits if name != "train")
-    use_others = side == "test" and side not in splits and others
-    return DatasetPairs(folder, others if use_others else side)
+    use_others = default == "test" and default not in splits and others
+    return DatasetPairs(folder, others if use_others else default)
 
 
 def splits_of(folder: Path) -> list[str]:
-    """The names of a dataset's splits; raises as `summary`."""
+    """Names of a dataset's splits; raises as `summary`."""
     return list(_builder(folder).info.splits)
 
 
 def summary(folder: Path) -> list[str]:
-    """What a dataset holds: a line for each split.
+    """Describes a dataset, a line for each split.
 
     Raises:
         InputError: if the folder is no dataset.
     """
     info = _builder(folder).info
-    noted = _notes(info)
+    recorded = _recorded(info)
     lines = []
     for name, split in info.splits.items():
-        of = noted.get(name, {})
+        of = recorded.get(name, {})
         expected = of.get("expected_pairs")
         whole = "" if expected in (None, split.num_examples) else f" of {expected}"
         checksum = f", pixels have SHA-256 {of['sha256']}" if "sha256" in of else ""
@@ -245,13 +249,18 @@ def summary(folder: Path) -> list[str]:
 
 
 def _builder(folder: Path) -> Any:
-    """The TFDS builder that reads a dataset."""
+    """Opens a dataset with TFDS."""
     import tensorflow_datasets as tfds
+    from google.protobuf.json_format import Error as JsonError  # type: ignore[import-untyped]
 
     try:
         builder = tfds.builder_from_directory(folder)
-        _ = builder.info.features, builder.info.splits, _notes(builder.info)  # Read when asked for.
-    except Exception as error:  # TFDS lets out errors of many kinds
+        # TFDS reads them when asked for, and expects the JSON types that it wrote.
+        _ = builder.info.features, builder.info.splits, builder.info.metadata
+    except (
+        *(OSError, ValueError, TypeError, LookupError, AttributeError, ImportError),
+        JsonError,
+    ) as error:
         raise InputError(
             f"{folder} is no dataset that can be read ({_line(error)}); expected what "
             "`drsformer build-data` writes"
@@ -259,18 +268,17 @@ def _builder(folder: Path) -> Any:
     return builder
 
 
-def _notes(info: Any) -> dict[str, dict[str, Any]]:
-    """What the builder `Rain` noted of each split."""
-    # TFDS reads the file when its items are asked for, and only then.
+def _recorded(info: Any) -> dict[str, dict[str, Any]]:
+    """What the builder `Rain` recorded of each split."""
     metadata = {} if info.metadata is None else dict(info.metadata.items())
     splits = metadata.get("splits")
     if not isinstance(splits, dict):
         return {}
-    return {name: each for name, each in splits.items() if _is_note(each)}
+    return {name: each for name, each in splits.items() if _is_recorded(each)}
 
 
-def _is_note(value: object) -> bool:
-    """Whether this is what the builder `Rain` notes of a split, as far as its shape tells."""
+def _is_recorded(value: object) -> bool:
+    """Whether a value has the shape of what the builder `Rain` records of a split."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("pairs"), int)
@@ -285,7 +293,7 @@ def _is_note(value: object) -> bool:
 
 
 def in_threads(dataset: grain.MapDataset, title: str) -> Iterator[Any]:
-    """Gives the elements of a dataset in order, made in several threads, under a progress bar."""
+    """Yields the elements of a dataset in order, made in several threads, with a progress bar."""
     import grain
 
     options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=16)
@@ -294,7 +302,7 @@ def in_threads(dataset: grain.MapDataset, title: str) -> Iterator[Any]:
 
 
 def pixel_digest(rainy: np.ndarray, clean: np.ndarray) -> bytes:
-    """SHA-256 of the pixels of a pair, uint8 (h, w, 3) each, whatever files hold them."""
+    """SHA-256 of the pixels of a pair, uint8 (h, w, 3) each, independent of the file format."""
     digest = hashlib.sha256(repr(rainy.shape).encode())
     for image in (rainy, clean):
         digest.update(np.ascontiguousarray(image).data)

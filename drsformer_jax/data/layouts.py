@@ -1,9 +1,11 @@
-"""Where the pairs of a downloaded rain dataset are, in whichever layout it was published."""
+"""Finds the pairs of a downloaded rain dataset, in any layout that it was published in."""
 
 from __future__ import annotations
 
 import functools
 import os
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -15,14 +17,14 @@ from drsformer_jax.errors import InputError
 
 
 class RawPair(NamedTuple):
-    """The files of one pair as they were downloaded."""
+    """The downloaded files of one pair."""
 
     name: str
-    """Differs within a split: the rainy file's name, or its path with "/" where images lie in
-    subfolders or are listed."""
+    """Unique within a split: the rainy file's name, or its path with "/" if images are in
+    subfolders or listed."""
     rainy: Path
     clean: Path | None
-    """None where `rainy` holds both images side by side, the rainy one left."""
+    """None if `rainy` holds both images side by side, the rainy one at the left."""
 
 
 _Find = Callable[[Path], list[RawPair] | None]
@@ -30,7 +32,7 @@ _Find = Callable[[Path], list[RawPair] | None]
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which the pairs of a split may lie in its folder."""
+    """A layout of the pairs of a split in its folder."""
 
     description: str
     find: _Find
@@ -39,31 +41,31 @@ class Layout:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """What a dataset looks like when it is downloaded."""
+    """A downloaded dataset."""
 
     layouts: tuple[Layout, ...]
-    places: Mapping[str, tuple[str, ...]]
-    """Where each split may be: folders below the dataset's own, "" for that itself."""
+    folders: Mapping[str, tuple[str, ...]]
+    """Folders that each split may be in, relative to the dataset's own; "" for that itself."""
     expected: Mapping[str, int]
-    """Pairs of each split when it is whole; empty where any number is right."""
+    """Number of pairs of each complete split; empty if any number is right."""
 
 
 def find_raw_pairs(dataset: str, folder: str | os.PathLike[str]) -> dict[str, list[RawPair]]:
-    """Lists the pairs of each split of a dataset; `instructions` tells what may lie where.
+    """Lists the pairs of each split of a dataset; `instructions` describes the layouts.
 
-    Pairs come in natural order of their names, or in the order of the list that names them. How
-    many there are is not compared with what is expected.
+    Pairs are in natural order of their names, or in the order of the list that names them. Their
+    number is not checked. Images that belong to no pair by the layout give one warning.
 
     Args:
         dataset: a name of `DATASETS`.
-        folder: where it was unpacked.
+        folder: the unpacked dataset.
 
     Returns:
-        Pairs by split, without the splits that are not there.
+        Pairs by split, without missing splits.
 
     Raises:
         InputError: if the folder or every split is missing, a split has no known layout or several,
-            an image has no partner, or a list is damaged or names a file that is missing.
+            an image has no partner, or a list is damaged or names a missing file.
     """
     raw, folder = _raw(dataset), Path(folder)
     if not folder.is_dir():
@@ -71,8 +73,8 @@ def find_raw_pairs(dataset: str, folder: str | os.PathLike[str]) -> dict[str, li
         raise InputError(f"{folder} {state}; expected the folder that {dataset} was unpacked into")
     layouts = " or ".join(layout.description for layout in raw.layouts)
     pairs: dict[str, list[RawPair]] = {}
-    for split, places in raw.places.items():
-        there = [path for place in places if (path := _subfolder(folder, place)) is not None]
+    for split, folders in raw.folders.items():
+        there = [path for name in folders if (path := _subfolder(folder, name)) is not None]
         matches = [
             (f"{path} ({layout.description})", found)
             for path in there
@@ -80,21 +82,21 @@ def find_raw_pairs(dataset: str, folder: str | os.PathLike[str]) -> dict[str, li
             if (found := layout.find(path)) is not None
         ]
         if len(matches) > 1:
-            several = " and ".join(place for place, _ in matches)
+            several = " and ".join(description for description, _ in matches)
             raise InputError(f"the split {split} is in {several}; expected one of them")
         if matches:
             pairs[split] = matches[0][1]
         elif there and there[0] != folder:
             raise InputError(f"{there[0]} holds {_contents(there[0])}; expected {layouts}")
     if not pairs:
-        expected = " or ".join(_called(place) for places in raw.places.values() for place in places)
+        expected = " or ".join(_called(each) for names in raw.folders.values() for each in names)
         expected += f", with {layouts}"
         raise InputError(f"{folder} holds {_contents(folder)}; expected {expected}")
     return pairs
 
 
 def instructions(dataset: str) -> str:
-    """Tells in a few lines what a dataset's folder should hold.
+    """Describes in a few lines what a dataset's folder should hold.
 
     Raises:
         InputError: if there is no such dataset.
@@ -102,12 +104,14 @@ def instructions(dataset: str) -> str:
     raw = _raw(dataset)
     some = " (with --allow-partial some of them)" if raw.expected else ", or one of them"
     lines = [f"The folder of {dataset} holds these splits{some}:"]
-    for split, places in raw.places.items():
+    for split, folders in raw.folders.items():
         count = f"{raw.expected[split]} pairs" if split in raw.expected else "any number of pairs"
-        lines.append(f"  {split}: {count} in {' or '.join(map(_called, places))}")
-    lines.append("Each has one of these layouts:")
+        lines.append(f"  {split}: {count} in {' or '.join(map(_called, folders))}")
+    lines.append("Each split has one of these layouts:")
     lines += [f"  {layout.description}" for layout in raw.layouts]
-    lines.append("training/ and testing/, other capitals and _ for a blank in folders will do too.")
+    lines.append(
+        "Folder names may also be training/ and testing/, and have capitals or _ for a space."
+    )
     return "\n".join(lines)
 
 
@@ -117,8 +121,8 @@ def _raw(dataset: str) -> RawDataset:
     return DATASETS[dataset]
 
 
-def _called(place: str) -> str:
-    return f"{place}/" if place else "the folder itself"
+def _called(name: str) -> str:
+    return f"{name}/" if name else "the folder itself"
 
 
 def _contents(folder: Path) -> str:
@@ -128,15 +132,15 @@ def _contents(folder: Path) -> str:
     return f"{some} and {len(names) - 4} more" if len(names) > 4 else some
 
 
-def _subfolder(folder: Path, place: str) -> Path | None:
-    """The folder at a relative path, whatever its capitals; None if it is missing."""
-    for name in filter(None, place.split("/")):
+def _subfolder(folder: Path, path: str) -> Path | None:
+    """The folder at a relative path, in upper or lower case; None if it is missing."""
+    for name in filter(None, path.split("/")):
         known = {name.lower(), f"{name}ing"} if name in ("train", "test") else {name.lower()}
         found = sorted(p for p in folder.iterdir() if p.name.lower().replace("_", " ") in known)
         if not found:
             return None
         if len(found) > 1:
-            raise InputError(f"{found[0]} and {found[1]} are both there; expected one")
+            raise InputError(f"{found[0]} and {found[1]} both exist; expected one")
         folder = found[0]
         if not folder.is_dir():
             raise InputError(f"{folder} is a file; expected a folder")
@@ -144,7 +148,7 @@ def _subfolder(folder: Path, place: str) -> Path | None:
 
 
 def _folders(rainy: str, clean: str, match: str | None = None) -> _Find:
-    """Finds pairs in two folders by name, or by what a pattern finds (see `find_pairs_in`)."""
+    """Finds pairs in two folders by name, or by a pattern's match (see `find_pairs_in`)."""
 
     def find(folder: Path) -> list[RawPair] | None:
         rainy_dir, clean_dir = _subfolder(folder, rainy), _subfolder(folder, clean)
@@ -161,7 +165,9 @@ def _folders(rainy: str, clean: str, match: str | None = None) -> _Find:
 def _rain_norain(folder: Path) -> list[RawPair] | None:
     deeper = _subfolder(folder, "rain/X2")
     if deeper and len(find_images(deeper.parent, nested=True)) > len(find_images(deeper)):
-        raise InputError(f"{deeper.parent} has images beside {deeper.name}/; expected one place")
+        raise InputError(
+            f"{deeper.parent} has images beside {deeper.name}/; expected them in one folder"
+        )
     pairs = _folders("rain/X2" if deeper else "rain", "norain", r"(\d+)(?:[xX]2)?$")(folder)
     first: dict[Path | None, Path] = {}
     for _, rainy, clean in pairs or ():
@@ -170,12 +176,46 @@ def _rain_norain(folder: Path) -> list[RawPair] | None:
     return pairs
 
 
+def _one_folder(folder: Path) -> list[RawPair] | None:
+    """Finds rain-N and norain-N among the images of one folder; streaks and regions are no pair."""
+    try:
+        images = find_images(folder)
+    except InputError:
+        return None  # It holds no image.
+    kinds: dict[str, dict[str, Path]] = {"rain": {}, "norain": {}}
+    left_out, unknown = [], []
+    for path in images:
+        found = re.fullmatch(r"(rain|norain|rainstreak|rainregion)-(\d+)", path.stem.lower())
+        if found is None:
+            unknown.append(path)
+        elif found[1] not in kinds:
+            left_out.append(path)
+        elif (other := kinds[found[1]].setdefault(found[2], path)) != path:
+            raise InputError(f"{other} and {path} have the same name; expected one of them")
+    rainy, clean = kinds.values()
+    if not rainy and not clean:
+        return None
+    if unknown:
+        raise InputError(f"{unknown[0]} has an unknown name; expected rain-N.png or norain-N.png")
+    for number in (*rainy, *clean):
+        for there, kind in ((rainy, "norain"), (clean, "rain")):
+            if number in there and number not in kinds[kind]:
+                raise InputError(f"{there[number]} has no partner; expected {kind}-{number}.png")
+    if left_out:
+        warnings.warn(
+            f"{len(left_out)} images of streaks or regions in {folder} belong to no pair and are "
+            f"left out, such as {left_out[0].name}",
+            stacklevel=2,
+        )
+    return [RawPair(path.name, path, clean[number]) for number, path in rainy.items()]
+
+
 def _side_by_side(folder: Path) -> list[RawPair] | None:
     try:
         images = find_images(folder, nested=True)
     except InputError:
         return None  # It holds no image.
-    # Those are another layout's, of one image a file.
+    # These belong to another layout, with one image a file.
     others = {_subfolder(folder, "input"), _subfolder(folder, "target")}
     return [
         RawPair(path.relative_to(folder).as_posix(), path, None)
@@ -185,7 +225,7 @@ def _side_by_side(folder: Path) -> list[RawPair] | None:
 
 
 def _list(*patterns: str) -> _Find:
-    """Finds the pairs of the one list whose name has a pattern."""
+    """Finds the pairs of the one list whose name matches a pattern."""
 
     def find(folder: Path) -> list[RawPair] | None:
         files = sorted(
@@ -196,21 +236,21 @@ def _list(*patterns: str) -> _Find:
             and path.is_file()
         )
         if len(files) > 1:
-            raise InputError(f"{files[0]} and {files[1]} are both there; expected one list")
+            raise InputError(f"{files[0]} and {files[1]} both exist; expected one list")
         return _listed(files[0]) if files else None
 
     return find
 
 
 def _listed(file: Path) -> list[RawPair]:
-    """The pairs that a list names by paths from its folder, or from the folder above."""
+    """The pairs of a list; its paths are relative to its folder, or to the parent folder."""
     lines = _lines(file)
     roots = [file.parent, file.parent.parent]
     root = next((r for r in roots if all((r / p).is_file() for p in lines[0][1:])), roots[0])
 
     @functools.cache
     def files_in(parent: str) -> frozenset[str]:
-        # A look at each of a million files by itself takes long where the disk is far.
+        # Checking each of a million files separately is slow on a network file system.
         try:
             with os.scandir(root / parent) as entries:
                 return frozenset(entry.name for entry in entries if entry.is_file())
@@ -222,19 +262,19 @@ def _listed(file: Path) -> list[RawPair]:
     for number, rainy, clean in lines:
         for path in (rainy, clean):
             parent, _, name = path.rpartition("/")
-            # The second look is for file systems that disregard capitals.
+            # The second check is for file systems that ignore case.
             if name not in files_in(parent) and not (root / path).is_file():
                 missing = f"{root / path} is missing; expected an image"
                 raise InputError(f"{file}, line {number}: {missing}")
         if first.setdefault(rainy, number) != number:
-            again = f"{rainy} is in line {first[rainy]} too; expected it once"
+            again = f"{rainy} is also in line {first[rainy]}; expected it once"
             raise InputError(f"{file}, line {number}: {again}")
         pairs.append(RawPair(rainy, root / rainy, root / clean))
     return pairs
 
 
 def _lines(file: Path) -> list[tuple[int, str, str]]:
-    """The number, rainy path and clean path of each line that is not blank, at least one."""
+    """Number, rainy path and clean path of each line that is not blank; at least one."""
     try:
         text = file.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
@@ -248,16 +288,17 @@ def _lines(file: Path) -> list[tuple[int, str, str]]:
         if len(paths) != 2 or any(path.startswith("../") for path in paths):
             found = f"{file}, line {number}: {line.strip()[:80]!r}"
             raise InputError(
-                f"{found}; expected two paths inside, a tab between if they hold blanks"
+                f"{found}; expected two paths inside, separated by a tab if they hold spaces"
             )
         lines.append((number, paths[0], paths[1]))
     if not lines:
-        raise InputError(f"{file} is empty; expected a rainy and a clean path a line")
+        raise InputError(f"{file} is empty; expected a rainy and a clean path on each line")
     return lines
 
 
 _EQUAL_NAMES = Layout("input/ and target/ with equal file names", _folders("input", "target"))
 _RAIN_NORAIN = Layout("rain/ or rain/X2/ (norain-Nx2.png) and norain/ (norain-N.png)", _rain_norain)
+_ONE_FOLDER = Layout("rain-N.png and norain-N.png in one folder", _one_folder)
 _SIDE_BY_SIDE = Layout(
     "images, also in subfolders, of a rainy (left) and a clean one side by side", _side_by_side
 )
@@ -265,32 +306,35 @@ _RAINY_IMAGE = Layout(
     "rainy image/ (N_k.jpg, k from 1 to 14) and ground truth/ (N.jpg)",
     _folders("rainy image", "ground truth", r"^(\d+)(?:_\d+)?$"),
 )
-_LINES = "of a rainy and a clean path a line, tab or blanks between, from its folder or that above"
+_LINES = (
+    "of a rainy and a clean path on each line, a tab or spaces between, relative to its folder or "
+    "the parent folder"
+)
 _LIST = Layout(
     f"one list *.txt {_LINES}",
-    # Beside input/ and target/ a text is something to read.
+    # Beside input/ and target/, a text file is no list.
     lambda folder: None if _subfolder(folder, "input") else _list("*.txt")(folder),
 )
 _own_list = _list("pairs.txt", "pairs.tsv")
 _OWN = Layout(
-    f"{_EQUAL_NAMES.description}, or where names differ pairs.txt or pairs.tsv, a list {_LINES}",
+    f"{_EQUAL_NAMES.description}, or if names differ pairs.txt or pairs.tsv, a list {_LINES}",
     lambda folder: _own_list(folder) or _EQUAL_NAMES.find(folder),
 )
 _TEST_SETS = {"Test100": 100, "Rain100L": 100, "Rain100H": 100, "Test1200": 1200, "Test2800": 2800}
 
 
-def _published(layout: Layout, train: int, test: int) -> RawDataset:
-    places = {"train": ("train",), "test": ("test",)}
-    return RawDataset((_EQUAL_NAMES, layout), places, {"train": train, "test": test})
+def _published(train: int, test: int, *layouts: Layout) -> RawDataset:
+    folders = {"train": ("train",), "test": ("test",)}
+    return RawDataset((_EQUAL_NAMES, *layouts), folders, {"train": train, "test": test})
 
 
 DATASETS: Mapping[str, RawDataset] = {
-    "rain200l": _published(_RAIN_NORAIN, 1800, 200),
-    "rain200h": _published(_RAIN_NORAIN, 1800, 200),
-    "did_data": _published(_SIDE_BY_SIDE, 12_000, 1_200),
-    "ddn_data": _published(_RAINY_IMAGE, 12_600, 1_400),
-    "spa_data": _published(_LIST, 638_492, 1_000),
-    "rain100l": _published(_RAIN_NORAIN, 200, 100),
+    "rain200l": _published(1800, 200, _RAIN_NORAIN),
+    "rain200h": _published(1800, 200, _RAIN_NORAIN),
+    "did_data": _published(12_000, 1_200, _SIDE_BY_SIDE),
+    "ddn_data": _published(12_600, 1_400, _RAINY_IMAGE),
+    "spa_data": _published(638_492, 1_000, _LIST),
+    "rain100l": _published(200, 100, _RAIN_NORAIN, _ONE_FOLDER),
     "rain13k": RawDataset(
         (_EQUAL_NAMES,),
         {"train": ("train/Rain13K", "train")}

@@ -1,31 +1,37 @@
-"""Pairs of a rainy and a clean image by index, wherever they are kept."""
+"""Pairs of a rainy and a clean image by index, from any storage."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NotRequired, Protocol, TypedDict, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from drsformer_jax.data.folders import pair_size, read_pair
 from drsformer_jax.errors import InputError
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _ATTEMPTS = 100
+_CHUNK = 64
+"""Calls of one task of a thread: where each is quick, tasks of one call would take longer."""
 
 
 class Pair(TypedDict):
-    """One rainy and clean image, each uint8 (h, w, 3)."""
+    """One rainy image and its ground truth, each uint8 (h, w, 3)."""
 
     name: str
     rainy: np.ndarray
     clean: np.ndarray
     skipped: NotRequired[list[str]]
-    """What could not be read and is replaced by this pair; one line each."""
+    """Pairs that could not be read and are replaced by this one; one line each."""
 
 
 class Pairs(Protocol):
@@ -40,27 +46,75 @@ class Pairs(Protocol):
 
 
 class StoredPairs(Pairs, Protocol):
-    """Pairs that lie somewhere."""
+    """Pairs with a fingerprint."""
 
     def fingerprint(self) -> str:
-        """What changes when the pairs change, for what is kept of them elsewhere."""
+        """Changes when the pairs change; identifies their cache."""
         ...
 
 
 def sizes_of(pairs: Pairs) -> list[tuple[int, int]]:
-    """(height, width) of each pair, without decoding them.
+    """Reads (height, width) of each pair in several threads, without decoding images.
+
+    A progress bar appears if it takes more than a second.
 
     Raises:
-        InputError: if one cannot be told, or the sizes of a pair differ.
+        InputError: for the first pair whose size cannot be read or whose images differ in size.
     """
-    return [pairs.size(index) for index in range(len(pairs))]
+    return list(map_in_threads(pairs.size, range(len(pairs)), "image sizes"))
+
+
+def map_in_threads(function: Callable[[U], T], items: Sequence[U], title: str) -> Iterator[T]:
+    """Calls a function that waits for files with each item, in several threads.
+
+    A progress bar appears if it takes more than a second. Results are small: they are not held
+    back where they are used slowly.
+
+    Yields:
+        The results in the order of the items; raises what the function raises first in that order.
+    """
+
+    def call(start: int) -> list[T]:
+        return [function(item) for item in items[start : start + _CHUNK]]
+
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(desc=title, total=len(items), delay=1, disable=None) as bar,
+    ):
+        for results in pool.map(call, range(0, len(items), _CHUNK)):
+            yield from results
+            bar.update(len(results))
+
+
+def check_two_files(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Rejects a rainy and a clean image that are one file, also through links.
+
+    Raises:
+        InputError: if a file is missing or the two are the same.
+    """
+
+    def check(pair: tuple[Path, Path]) -> None:
+        rainy, clean = pair
+        try:
+            same = os.path.samefile(rainy, clean)
+        except OSError as error:
+            raise InputError(
+                f"{error.filename} cannot be read ({error.strerror}); expected an image"
+            ) from error
+        if same:
+            raise InputError(
+                f"{rainy} and {clean} are the same file; expected a rainy and a clean image"
+            )
+
+    for _ in map_in_threads(check, pairs, "files"):
+        pass
 
 
 class PairedFiles:
     """Pairs of image files. Can be pickled; reads the files at each access.
 
     Args:
-        pairs: (name, rainy file, clean file) of each, as `find_pairs` lists them.
+        pairs: (name, rainy file, clean file) of each, as from `find_pairs`.
     """
 
     def __init__(self, pairs: Sequence[tuple[str, Path, Path]]) -> None:
@@ -75,7 +129,7 @@ class PairedFiles:
         return {"name": name, "rainy": rainy, "clean": clean}
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of a pair, as its files tell without being decoded.
+        """(height, width) of a pair, from the headers of its files.
 
         Raises:
             InputError: if a file is no image or the sizes differ.
@@ -84,20 +138,22 @@ class PairedFiles:
         return pair_size(rainy, clean)
 
     def fingerprint(self) -> str:
-        """Of the files' places, lengths and times."""
-        return fingerprint(
-            (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
-            for _, *both in self._pairs
-            for path in both
-        )
+        """Depends on the files' paths, lengths and times."""
+        files = [path for _, *both in self._pairs for path in both]
+        return fingerprint(map_in_threads(_file_state, files, "files"))
+
+
+def _file_state(path: Path) -> tuple[str, int, int]:
+    state = path.stat()
+    return str(path.resolve()), state.st_size, state.st_mtime_ns
 
 
 class Cached:
-    """Keeps pairs in memory until a limit is reached; safe with threads.
+    """Caches pairs in memory up to a limit. Thread-safe.
 
     Args:
-        pairs: where pairs come from.
-        limit: bytes to keep at most.
+        pairs: the pairs to cache.
+        limit: memory in bytes.
     """
 
     def __init__(self, pairs: Pairs, limit: int) -> None:
@@ -129,10 +185,10 @@ class Cached:
         return Cached, (self._pairs, self._limit)
 
 
-class Surviving:
-    """Puts the next pair that can be read in the place of one that cannot.
+class SkippingUnreadable:
+    """Replaces a pair that cannot be read by the next one that can.
 
-    Which one depends on the pairs alone, so batches stay the same whoever reads them.
+    The replacement depends on the pairs alone, so batches do not depend on who reads them.
     """
 
     def __init__(self, pairs: StoredPairs) -> None:
@@ -146,11 +202,11 @@ class Surviving:
         return {**pair, "skipped": skipped} if skipped else pair
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of a pair, or of the next one whose size can be told."""
+        """(height, width) of a pair, or of the next one whose size can be read."""
         return self._first(self._pairs.size, index)[0]
 
     def _first(self, read: Callable[[int], T], index: int) -> tuple[T, list[str]]:
-        """What can be read from an index on, and what is wrong with those before."""
+        """The first that can be read from an index on, and the errors of those before."""
         skipped: list[str] = []
         attempts = min(len(self), _ATTEMPTS)
         for attempt in range(attempts):
@@ -161,17 +217,17 @@ class Surviving:
         raise InputError(f"{skipped[0]}; nor can {attempts - 1} pairs that follow be read")
 
     def fingerprint(self) -> str:
-        """Of the pairs, and that some may stand for others."""
+        """Differs from that of the pairs, because some may be replaced."""
         return fingerprint(["surviving", self._pairs.fingerprint()])
 
 
-class Share:
-    """The pairs that one of several processes reads: every `processes`-th, none of them twice.
+class Shard:
+    """The pairs of one of several processes: every `processes`-th, so that none is read twice.
 
     Args:
         pairs: all pairs.
-        process: number of the process, from 0.
-        processes: how many there are; the shares differ by one pair at most.
+        process: index of the process, from 0.
+        processes: number of processes; their shards differ by one pair at most.
     """
 
     def __init__(self, pairs: Pairs, process: int, processes: int) -> None:
@@ -183,21 +239,21 @@ class Share:
         return len(range(self._process, len(self._pairs), self._processes))
 
     def __getitem__(self, index: int) -> Pair:
-        return self._pairs[self._whole(index)]
+        return self._pairs[self._global_index(index)]
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a pair."""
-        return self._pairs.size(self._whole(index))
+        return self._pairs.size(self._global_index(index))
 
-    def _whole(self, index: int) -> int:
-        """Where a pair of the share is among all."""
+    def _global_index(self, index: int) -> int:
+        """Index among all pairs."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
         return self._process + index * self._processes
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """A short text that stands for some values: equal for equal ones."""
+    """A short hash of values."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(repr(part).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Batches of random crops that depend on the seed and their running index alone."""
+"""Batches of random crops, determined by the seed and the index of each crop alone."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Batch(TypedDict):
     """Crops of several pairs."""
 
     name: list[str]
-    """Where each crop comes from."""
+    """Name of each crop's pair."""
     rainy: np.ndarray
     """uint8 (b, h, w, 3)."""
     clean: np.ndarray
     """uint8 (b, h, w, 3)."""
     skipped: list[str]
-    """What could not be read and is replaced by other pairs; one line each."""
+    """Pairs that could not be read and are replaced by others; one line each."""
 
 
 def batches(
@@ -51,22 +51,22 @@ def batches(
     process: int = 0,
     processes: int = 1,
 ) -> Generator[Batch]:
-    """Endless batches of random crops.
+    """Yields an endless stream of batches of random crops.
 
-    Every crop has a running index, counted over all batches of all processes, and depends on the
-    seed and that index alone: neither on threads, workers or restarts, nor on how many processes
-    share a batch.
+    Every crop has a global index, counted over all batches of all processes. The seed and this
+    index determine its source, pair, position, flip and rotation, so batches do not depend on the
+    number of threads, workers or processes, or on restarts.
 
     Args:
-        sources: what crops come from; a crop's source follows from its running index too.
-        config: crop, batch and symmetries, and how patches grow.
+        sources: the pairs to sample from.
+        config: crop, batch, flips and rotations, progressive patches.
         seed: 0 or more.
-        start: number of the first batch.
-        process: which share of each global batch to read.
-        processes: how many shares there are.
+        start: index of the first batch.
+        process: index of the shard of each global batch to read.
+        processes: number of shards.
 
     Raises:
-        InputError: if the shares do not divide a global batch, or, from the iterator, if a pair
+        InputError: if a global batch is no multiple of the shards; from the iterator, if a pair
             cannot be read.
     """
     stages = config.stages()
@@ -79,7 +79,7 @@ def batches(
 
 
 def _samples(sources: Sequence[Source], seed: int) -> grain.MapDataset:
-    """Pairs by running index: each source shuffled anew every epoch, mixed by weight."""
+    """Pairs by global index: each source reshuffled every epoch, mixed by weight."""
     import grain
 
     shuffled = [
@@ -96,21 +96,21 @@ def _stages(
 ) -> Generator[Batch]:
     stages = config.stages()
     ends = [begin for begin, _, _ in stages[1:]] + [None]
-    first = 0  # Running index of a stage's first crop.
+    first = 0  # Global index of a stage's first crop.
     for (begin, side, batch), end in zip(stages, ends, strict=True):
         if end is None or start < end:
             crop = RandomCrop(config.crop_size, side, augment=config.augment)
             crops = samples.random_map(crop)[first:]
-            # Of each global batch a process takes a block, as the global array lies on devices.
-            shares = crops.batch(batch // processes, batch_fn=_stack)[process::processes]
+            # A process reads one block of each global batch: the shard on its devices.
+            shards = crops.batch(batch // processes, batch_fn=_stack)[process::processes]
             steps = slice(max(start - begin, 0), None if end is None else end - begin)
-            yield from _stream(shares[steps], config)
+            yield from _stream(shards[steps], config)
         if end is not None:
             first += (end - begin) * batch
 
 
 def _stream(dataset: grain.MapDataset, config: DataConfig) -> Generator[Batch]:
-    """Reads ahead, in threads or in worker processes."""
+    """Prefetches batches, in threads or in worker processes."""
     import grain
 
     threads = min(4, os.cpu_count() or 1)
@@ -120,7 +120,7 @@ def _stream(dataset: grain.MapDataset, config: DataConfig) -> Generator[Batch]:
         from absl import flags
 
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags.
-        # Batches come through pipes. Grain returns shared memory late, or at exit not at all, and
+        # Batches are sent through pipes: Grain frees shared memory late, or not at all at exit, and
         # containers have little of it.
         piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         stream = grain.experimental.WithOptionsIterDataset(stream, piped)
@@ -135,12 +135,12 @@ def _stream(dataset: grain.MapDataset, config: DataConfig) -> Generator[Batch]:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Lets worker processes start such that Ctrl-C and SIGTERM do not end them before their parent.
+    """Starts worker processes such that Ctrl-C and SIGTERM do not end them before their parent.
 
-    A terminal and a cluster send them to workers too. Those inherit what this thread blocks, and
-    for good; in this process other threads take note of a signal meanwhile.
+    A terminal and a cluster send signals to workers too. Workers inherit the signals that this
+    thread blocks; in this process other threads receive them meanwhile.
     """
-    resource_tracker.ensure_running()  # Else it starts with the first worker, and unblocks them.
+    resource_tracker.ensure_running()  # Else the first worker starts it, which unblocks signals.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
@@ -149,7 +149,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _bind_to_parent(worker: int, workers: int) -> None:
-    """Makes a worker end with its parent, even a killed one."""
+    """Makes a worker end with its parent, even if the parent is killed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -163,12 +163,12 @@ def _end_with_parent() -> None:
 def on_device(
     stream: Generator[Batch], sharding: jax.sharding.Sharding, ahead: int = 2
 ) -> Generator[tuple[Batch, dict[str, jax.Array]]]:
-    """Copies batches to the devices while the ones before them are computed on.
+    """Copies batches to the devices while earlier batches are computed.
 
     Args:
-        stream: this process's shares of batches.
-        sharding: how a global batch lies on all devices.
-        ahead: how many batches to copy before they are asked for.
+        stream: this process's shards of batches.
+        sharding: sharding of a global batch.
+        ahead: number of batches to copy in advance.
 
     Yields:
         A batch, and its images "rainy" and "clean" as global arrays (global b, h, w, 3).
@@ -184,16 +184,15 @@ def on_device(
 
 
 class RandomCrop:
-    """Cuts one random square out of both images of a pair, in one of the 8 symmetries.
+    """Crops a random square from both images of a pair, and flips and rotates it.
 
-    An image smaller than the square is first padded right and below by half-sample symmetric
-    reflection, as in the official training program.
+    An image smaller than the square is first padded at the right and bottom by half-sample
+    symmetric reflection, as in the official training program.
 
     Args:
         size: side of the square.
-        patch: side of a patch that is cut from it at random in turn; the square itself where it is
-            not given.
-        augment: whether to turn and flip.
+        patch: side of a random patch of the square; default: the square itself.
+        augment: whether to flip and rotate.
     """
 
     def __init__(self, size: int, patch: int | None = None, *, augment: bool) -> None:
@@ -202,12 +201,12 @@ class RandomCrop:
         self._augment = augment
 
     def __call__(self, pair: Pair, rng: np.random.Generator) -> Pair:
-        """Crops a pair; `rng` decides where and how."""
+        """Crops a pair at a position, flip and rotation sampled from `rng`."""
         size, patch = self._size, self._patch
         height, width, _ = pair["rainy"].shape
         top = int(rng.integers(max(height - size, 0) + 1))
         left = int(rng.integers(max(width - size, 0) + 1))
-        symmetry = int(rng.integers(8)) if self._augment else 0
+        variant = int(rng.integers(8)) if self._augment else 0
         down, right = (int(each) for each in rng.integers(size - patch + 1, size=2))
 
         def cut(image: np.ndarray) -> np.ndarray:
@@ -215,21 +214,21 @@ class RandomCrop:
             missing = [(0, size - crop.shape[0]), (0, size - crop.shape[1]), (0, 0)]
             if any(after for _, after in missing):
                 crop = np.pad(crop, missing, mode="symmetric")
-            turned = transform(crop[down : down + patch, right : right + patch], symmetry)
-            return np.array(turned, order="C")  # A copy lets go of the whole image.
+            result = flip_and_rotate(crop[down : down + patch, right : right + patch], variant)
+            return np.array(result, order="C")  # A copy, so that the whole image is freed.
 
         return {**pair, "rainy": cut(pair["rainy"]), "clean": cut(pair["clean"])}
 
 
-def transform(image: np.ndarray, symmetry: int) -> np.ndarray:
-    """One of the 8 symmetries of the square: quarter turns (0 to 3), then those mirrored (4 to 7).
+def flip_and_rotate(image: np.ndarray, variant: int) -> np.ndarray:
+    """One of the 8 flips and rotations: by quarter turns (0 to 3), then these flipped (4 to 7).
 
     Args:
         image: (h, w, c).
-        symmetry: 0 is the image itself.
+        variant: 0 to 7; 0 is the image itself.
     """
-    turned = np.rot90(image, symmetry % 4)
-    return turned[:, ::-1] if symmetry >= 4 else turned
+    rotated = np.rot90(image, variant % 4)
+    return rotated[:, ::-1] if variant >= 4 else rotated
 
 
 def _stack(pairs: Sequence[Pair]) -> Batch:
@@ -242,7 +241,7 @@ def _stack(pairs: Sequence[Pair]) -> Batch:
 
 
 def describe(names: Sequence[str]) -> str:
-    """The names of a batch in one line, each once with its count."""
+    """Names of a batch in one line, each with its number of crops."""
     return ", ".join(
         name if count == 1 else f"{name} ({count} crops)" for name, count in Counter(names).items()
     )

@@ -12,8 +12,9 @@ import io
 import itertools
 import os
 import re
+import shutil
+import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ from drsformer_jax.data import layouts
 from drsformer_jax.data.datasets import in_threads, pixel_digest
 from drsformer_jax.data.folders import check_sizes
 from drsformer_jax.data.layouts import RawPair
-from drsformer_jax.data.pairs import Pair
+from drsformer_jax.data.locks import locked
+from drsformer_jax.data.pairs import Pair, check_two_files
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import check_writable
@@ -40,9 +42,9 @@ _Examples = Iterator[tuple[int, dict[str, Any]]]
 _Shard = Callable[[], _Examples]
 
 _SHARD_BYTES = 2**28
-"""Of a shard, about; TFDS holds one in memory."""
+"""Approximate size of a shard; TFDS holds one in memory."""
 _KEPT = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-"""How the formats begin that TFDS decodes: PNG and JPEG."""
+"""Signatures of the formats that TFDS decodes: PNG and JPEG."""
 
 
 @dataclass
@@ -105,10 +107,9 @@ class Rain(tfds.core.ShardBasedBuilder):
     split above 1 GiB through TensorFlow's file system and in memory.
 
     Args:
-        allow_partial: record counts of pairs that differ from those of the whole dataset, where
-            they are refused otherwise.
-        photographs: what the rain of `synthetic` falls on: a folder of images, or `skimage`.
-        options: those of every TFDS builder.
+        allow_partial: accept and record a number of pairs other than that of the whole dataset.
+        photographs: photographs for `synthetic`: a folder of images, or `skimage`.
+        options: options of every TFDS builder.
     """
 
     VERSION = tfds.core.Version(_VERSION)
@@ -123,7 +124,7 @@ class Rain(tfds.core.ShardBasedBuilder):
         _config("rain100l", "Synthetic light rain on photographs.", citation=_YANG),
         _config("rain13k", "Several synthetic sets joined, with five test sets.", citation=_JIANG),
         _config("paired_folder", "A folder of pairs."),
-        _config("synthetic", "Rain drawn by drsformer_jax on photographs."),
+        _config("synthetic", "Rain rendered by drsformer_jax on photographs."),
     ]
 
     def __init__(
@@ -132,6 +133,20 @@ class Rain(tfds.core.ShardBasedBuilder):
         self._allow_partial = allow_partial
         self._photographs = photographs
         super().__init__(**options)
+
+    def download_and_prepare(self, **options: Any) -> None:
+        """Builds the dataset, with the lock of its folder; see TFDS.
+
+        Raises:
+            InputError: if another process is building it.
+        """
+        folder = Path(self.data_path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, f"build {self.builder_config.name}", wait=False):
+            for left in folder.glob(f"{tfds.core.constants.INCOMPLETE_PREFIX}*_{_VERSION}"):
+                shutil.rmtree(left)
+                print(f"removed {left}, left by a build that was killed", file=sys.stderr)
+            super().download_and_prepare(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Image(shape=(None, None, 3))
@@ -143,7 +158,7 @@ class Rain(tfds.core.ShardBasedBuilder):
             ),
             citation=self.builder_config.citation or None,
             license=_UNKNOWN_LICENSE,
-            # Evaluation shows images in the order of their names; training shuffles by itself.
+            # Evaluation reports images in the order of their names; training shuffles by itself.
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(splits={}),
         )
@@ -155,7 +170,7 @@ class Rain(tfds.core.ShardBasedBuilder):
         splits: dict[str, grain.MapDataset]
         if dataset == "synthetic":
             train, test = photographs(self._photographs)
-            rain = RainConfig(none=0)  # A pair of two equal images would be told as a fault.
+            rain = RainConfig(none=0)  # `verify` reports a pair of two equal images.
             splits = {
                 split: grain.MapDataset.source(SyntheticRain(found, rains, 0, rain)).map(_store)
                 for split, found, rains in (("train", train, 16), ("test", test, 4))
@@ -169,7 +184,7 @@ class Rain(tfds.core.ShardBasedBuilder):
         return {split: self._shards(split, pairs) for split, pairs in splits.items()}
 
     def _shards(self, split: str, pairs: grain.MapDataset) -> list[_Shard]:
-        """What gives the examples of each shard, in order; the last notes what there was."""
+        """The example iterators of each shard, in order; the last one records the metadata."""
         some = [pairs[index] for index in range(0, len(pairs), -(-len(pairs) // 16))]
         mean = sum(len(pair.rainy) + len(pair.clean) for pair in some) / len(some)
         in_shard = max(1, int(_SHARD_BYTES / mean))
@@ -183,17 +198,18 @@ class Rain(tfds.core.ShardBasedBuilder):
                 sizes.append(pair.size)
                 yield index, {"rainy": pair.rainy, "clean": pair.clean, "name": pair.name}
             if len(sizes) == len(pairs):
-                self.info.metadata["splits"][split] = self._notes(split, digest.hexdigest(), sizes)
+                metadata = self._metadata(split, digest.hexdigest(), sizes)
+                self.info.metadata["splits"][split] = metadata
 
         return [examples] * -(-len(pairs) // in_shard)
 
-    def _notes(self, split: str, sha256: str, sizes: list[tuple[int, int]]) -> dict[str, Any]:
+    def _metadata(self, split: str, sha256: str, sizes: list[tuple[int, int]]) -> dict[str, Any]:
         known = layouts.DATASETS.get(self.builder_config.dataset)
         return {
             "pairs": len(sizes),
             "expected_pairs": known and known.expected.get(split),
             "sha256": sha256,
-            # Height, width, and how many pairs in turn have it.
+            # Height, width, and the number of consecutive pairs of that size.
             "sizes": [(*size, len(list(run))) for size, run in itertools.groupby(sizes)],
         }
 
@@ -209,7 +225,7 @@ class _Stored(NamedTuple):
 
 
 def _store_files(pair: RawPair) -> _Stored:
-    """A pair of downloaded files, stored as it is."""
+    """A pair of downloaded files, stored unchanged."""
     if pair.clean is None:
         return _store_halves(pair)
     (rainy, rainy_file), (clean, clean_file) = map(_read, (pair.rainy, pair.clean))
@@ -219,7 +235,7 @@ def _store_files(pair: RawPair) -> _Stored:
 
 
 def _store_halves(pair: RawPair) -> _Stored:
-    """Cuts an image that shows the rainy one left and the clean one right."""
+    """Splits an image with the rainy image at the left and the clean one at the right."""
     both = read_image(pair.rainy)
     height, width, _ = both.shape
     if width % 2:
@@ -232,7 +248,7 @@ def _store_halves(pair: RawPair) -> _Stored:
 
 
 def _store(pair: Pair) -> _Stored:
-    """A pair that no files hold, stored without loss."""
+    """A pair of arrays, stored without loss."""
     rainy, clean = pair["rainy"], pair["clean"]
     rainy_file, clean_file = (encode_image(image, ".png") for image in (rainy, clean))
     size = rainy.shape[:2]
@@ -240,7 +256,7 @@ def _store(pair: Pair) -> _Stored:
 
 
 def _read(path: Path) -> tuple[np.ndarray, bytes]:
-    """An image, and what stores it: the file as it is, if TFDS decodes its format."""
+    """An image, and the file to store: unchanged if TFDS decodes its format."""
     with image_file(path) as file:
         content = file.read()
     image = decode_image(content, str(path))
@@ -248,7 +264,7 @@ def _read(path: Path) -> tuple[np.ndarray, bytes]:
 
 
 def _raw_pairs(dataset: str, folder: Path, allow_partial: bool) -> dict[str, list[RawPair]]:
-    """The pairs of each split, as many as there should be."""
+    """The pairs of each split, after checks of their number, files and names."""
     found = layouts.find_raw_pairs(dataset, folder)
     for split, expected in layouts.DATASETS[dataset].expected.items():
         count = len(found.get(split, ()))
@@ -258,12 +274,13 @@ def _raw_pairs(dataset: str, folder: Path, allow_partial: bool) -> dict[str, lis
                 f"{expected}, or --allow-partial to build what is there"
             )
     for pairs in found.values():
+        check_two_files([(pair.rainy, pair.clean) for pair in pairs if pair.clean is not None])
         first: dict[str, RawPair] = {}
         for pair in pairs:
             if not _is_utf8(pair.name):
                 raise InputError(f"{pair.rainy!r} has a name that is no UTF-8; expected another")
             other = first.setdefault(os.path.splitext(pair.name)[0], pair)
-            if other is not pair:  # What is restored is saved as PNG, one over the other.
+            if other is not pair:  # Their restored images would be saved under one name.
                 raise InputError(
                     f"{other.rainy} and {pair.rainy} have one name before the extension; expected "
                     "names that differ there"
@@ -287,22 +304,24 @@ def build(
     name: str | None = None,
     allow_partial: bool = False,
 ) -> Path:
-    """Builds a dataset; until it is whole, nothing stands in its place.
+    """Builds a dataset; it appears only when it is complete.
+
+    Leftovers of killed builds of the dataset are removed.
 
     Args:
         dataset: name of a config of `Rain`.
-        source: the folder that it was downloaded to; of `synthetic` the photographs.
+        source: the folder of downloaded files; for `synthetic`, of photographs.
         data_dir: folder of all datasets.
         name: another name for a `paired_folder`.
-        allow_partial: as of `Rain`.
+        allow_partial: as for `Rain`.
 
     Returns:
         The dataset's folder.
 
     Raises:
-        InputError: if the dataset is unknown or there already, files are missing, damaged, of
-            different sizes in a pair, other in number than they should be, or the folder cannot be
-            written.
+        InputError: if the dataset is unknown, exists, or is being built by another process; if
+            files are missing, damaged, of two sizes in a pair, or not as many as expected; or if
+            the folder cannot be written.
         OSError: if the file system fails.
     """
     config: Any = _config_of(dataset)
@@ -326,12 +345,7 @@ def build(
     folder = Path(builder.data_path)
     if folder.exists():
         raise InputError(
-            f"{folder} is there already; expected a dataset that is not (--verify checks this one)"
-        )
-    for unfinished in folder.parent.glob(f"incomplete.*_{_VERSION}"):
-        warnings.warn(
-            f"{unfinished} is left of a build that was killed, unless one is running; remove it",
-            stacklevel=2,
+            f"{folder} exists; expected a dataset that does not (--verify checks this one)"
         )
     tfds.disable_progress_bar()  # It knows no total; the builder shows its own.
     with (
@@ -344,7 +358,10 @@ def build(
                 file_format="array_record",
                 download_config=tfds.download.DownloadConfig(manual_dir=source),
             )
-        except RuntimeError as error:  # ArrayRecord's, such as on a full disk
+        except RuntimeError as error:
+            if "; writing " not in str(error):
+                raise
+            # ArrayRecord's, such as on a full disk.
             reason = str(error).split(";")[0]
             raise InputError(
                 f"{folder} cannot be written ({reason}); expected a disk with room for the dataset"
@@ -353,7 +370,7 @@ def build(
 
 
 def instructions(dataset: str) -> str:
-    """Which files a dataset is built from, and where they are expected.
+    """Describes the files that a dataset is built from, and their layouts.
 
     Raises:
         InputError: if the dataset is unknown.

@@ -1,8 +1,8 @@
-"""Decoded pairs in one file, of which training reads no more than the rows that it crops.
+"""A cache of decoded pairs in one file, of which training reads only the rows that it crops.
 
-The file is an ArrayRecord without compression. Its records are strips of rows, from above to below,
-of each pair's rainy and then its clean image; the last one holds names and sizes as JSON. Every
-record has a checksum, so damage is found when it is read.
+The file is an ArrayRecord without compression. Its records are strips of rows, from top to bottom,
+of each pair's rainy and then its clean image; the last record holds names and sizes as JSON. Every
+record has a checksum, so damage is detected when it is read.
 """
 
 from __future__ import annotations
@@ -20,53 +20,70 @@ from typing import Any, cast
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from drsformer_jax.data.locks import locked
 from drsformer_jax.data.pairs import Pair, Pairs, sizes_of
 from drsformer_jax.errors import InputError
-from drsformer_jax.files import replacing
+from drsformer_jax.files import check_writable
 
 _VERSION = 1
 _WRITER = "group_size:1,uncompressed"
+_TEMPORARY = ".decoded-pairs.tmp"
 _READER = "readahead_buffer_size:0,max_parallelism:0"
 _STRIP = 2**16
-"""Bytes of a record at most. Larger ones hold more rows that a crop has no use for, and glibc hands
-their memory back to the system each time: to get it anew took longer than to read the file."""
+"""Greatest size of a record in bytes. Larger ones hold more rows that a crop does not need, and
+glibc returns their memory to the system each time: allocating it again took longer than reading."""
 
 
 def write_raw_records(
     path: Path, pairs: Pairs, progress: Callable[[int], object] = lambda count: None
 ) -> None:
-    """Decodes all pairs and writes them to one file, in one step.
+    """Decodes all pairs and writes them to a file, unless the file exists.
 
-    Folders that are missing are made. A failure or a killed process leaves `path` as it was.
+    Missing folders are created. Of several processes that write to one folder, one writes and the
+    others wait, with a line each; then they find the file. A failure leaves no file. What a killed
+    process leaves is hidden, and the next writer in the folder removes it.
 
     Args:
-        path: the file; it takes 6 bytes a pixel of each pair.
+        path: the file, of 6 bytes for each pixel of a pair.
         pairs: what to write.
-        progress: is told after each pair how many are written.
+        progress: called after each pair with the number of pairs written so far.
 
     Raises:
-        InputError: if there is no pair, one cannot be read, or the disk has no room for all.
+        InputError: if there is no pair, one cannot be read, or the folder cannot be written or has
+            no room for all.
         OSError: if the file system fails.
     """
     if len(pairs) == 0:
         raise InputError(f"there is no pair to write to {path}; expected at least one")
-    with replacing(path) as file:
-        unfinished = Path(file.name)
+    if path.exists():
+        return
+    check_writable(path.parent)
+    with locked(path.parent, f"write {path}"):
+        for left in path.parent.glob(f".*{_TEMPORARY}"):
+            left.unlink()
+        if path.exists():
+            return
         size = _size(pairs)
-        free = shutil.disk_usage(unfinished).free
+        free = shutil.disk_usage(path.parent).free
         if size > free:
             raise InputError(
                 f"{path} would take {_gib(size)}, {path.parent} has {_gib(free)} free; "
                 "expected a folder with room for all decoded pairs"
             )
-        _write(path, unfinished, pairs, progress)
-        _check_written(path, unfinished)
+        temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+        try:
+            _write(path, temporary, pairs, progress)
+            _check_written(path, temporary)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # It would hide what went wrong.
+                temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, unfinished: Path, pairs: Pairs, progress: Callable[[int], object]) -> None:
+def _write(path: Path, temporary: Path, pairs: Pairs, progress: Callable[[int], object]) -> None:
     entries: list[tuple[str, int, int, list[str]]] = []
     with _one_line(path):
-        writer = ArrayRecordWriter(str(unfinished), _WRITER)
+        writer = ArrayRecordWriter(str(temporary), _WRITER)
     try:
         for place in range(len(pairs)):
             pair = pairs[place]
@@ -82,12 +99,12 @@ def _write(path: Path, unfinished: Path, pairs: Pairs, progress: Callable[[int],
             writer.write(json.dumps(index).encode())
     finally:
         with _one_line(path):
-            writer.close()  # which tells of failures that no call before has told
+            writer.close()  # It reports failures that no call before has reported.
 
 
-def _check_written(path: Path, unfinished: Path) -> None:
+def _check_written(path: Path, temporary: Path) -> None:
     with contextlib.suppress(InputError):
-        if unfinished.stat().st_size >= _size(RawRecords(unfinished)):
+        if temporary.stat().st_size >= _size(RawRecords(temporary)):
             return
     raise OSError(f"{path} is not what was written; the disk of {path.parent} loses data")
 
@@ -112,46 +129,50 @@ def _gib(size: int) -> str:
 
 
 def _rows(width: int) -> int:
-    """How many rows a strip has."""
+    """Number of rows of a strip."""
     return max(1, _STRIP // (3 * width))
 
 
 class RawRecords:
-    """The pairs of a file that `write_raw_records` made.
+    """The pairs of a file that `write_raw_records` wrote.
 
-    Their images are `StoredImage`, which is read where it is sliced. Safe with threads. Can be
-    pickled; another process opens the file for itself.
+    Their images are `StoredImage`, whose rows are read when sliced. Thread-safe. Can be pickled;
+    each process opens the file for itself.
 
     Args:
         path: the file.
 
     Raises:
-        InputError: if the file is missing, another or damaged; when an image is sliced too.
+        InputError: if the file is missing, damaged or of another format; also when an image is
+            sliced.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
         self._thread = threading.local()
-        with self._refusal():
+        with self._one_line():
             count = self._reader().num_records()
             if count == 0:
-                self._path.open().close()  # ArrayRecord does not tell when there is no file.
+                self._path.open().close()  # ArrayRecord does not report a missing file.
                 raise ValueError("it is cut short or of another format")
-            self._index: dict[str, Any] = json.loads(self.record(count - 1))
-            strips = [2 * -(-height // _rows(width)) for height, width in sizes_of(self)]
+            index = json.loads(self.record(count - 1))
+            if not isinstance(index, dict) or index.get("version") != _VERSION:
+                raise ValueError("its last record is no index of this version")
+            self._entries: list[tuple[str, int, int, list[str]]] = index["pairs"]
+            strips = [2 * -(-height // _rows(width)) for _, height, width, _ in self._entries]
             self._starts = list(itertools.accumulate(strips, initial=0))
-            if (self._index["version"], self._starts[-1] + 1) != (_VERSION, count):
-                raise ValueError(f"{count} records of version {self._index['version']}")
+            if self._starts[-1] + 1 != count:
+                raise ValueError(f"it has {count} records instead of {self._starts[-1] + 1}")
 
     def __len__(self) -> int:
-        return len(self._index["pairs"])
+        return len(self._entries)
 
     def __getitem__(self, index: int) -> Pair:
         index = range(len(self))[index]
-        name, height, width, skipped = self._index["pairs"][index]
+        name, height, width, skipped = self._entries[index]
         start, end = self._starts[index : index + 2]
         rainy, clean = (
-            # It takes an array's place wherever one is sliced or made an array.
+            # It can be sliced and converted like an array.
             cast(np.ndarray, StoredImage(self, first, height, width))
             for first in (start, (start + end) // 2)
         )
@@ -159,15 +180,15 @@ class RawRecords:
         return {**pair, "skipped": skipped} if skipped else pair
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of a pair, known without reading it."""
-        _, height, width, _ = self._index["pairs"][index]
+        """(height, width) of a pair, from the index."""
+        _, height, width, _ = self._entries[index]
         return height, width
 
     def record(self, place: int) -> bytes:
-        """One record of the file, by its place."""
-        with self._refusal():
+        """One record of the file, by its position."""
+        with self._one_line():
             reader = self._reader()
-            reader.seek(place)  # Its `read(places)` takes several times as long for small records.
+            reader.seek(place)  # `read([place])` takes several times as long for small records.
             return reader.read()
 
     def __reduce__(self) -> tuple[type[RawRecords], tuple[Path]]:
@@ -180,27 +201,27 @@ class RawRecords:
         return self._thread.reader
 
     @contextlib.contextmanager
-    def _refusal(self) -> Iterator[None]:
+    def _one_line(self) -> Iterator[None]:
         try:
             yield
         except InputError:
             raise
-        except Exception as error:  # ArrayRecord and JSON let errors of many kinds out
-            self._thread.__dict__.clear()  # A reader that has failed does not recover.
+        except (RuntimeError, IndexError, ValueError, OSError) as error:  # ArrayRecord's and JSON's
+            self._thread.__dict__.clear()  # A reader that failed does not recover.
             reason = error.strerror if isinstance(error, OSError) else None
             reason = reason or " ".join(str(error).split(";")[0].split()) or type(error).__name__
             raise InputError(
                 f"{self._path} is no file of decoded pairs that can be read ({reason}); "
-                "remove it, and it is made anew"
+                "remove it, and it is written again"
             ) from error
 
 
 class StoredImage:
-    """An image uint8 (h, w, 3) in a file, of which slicing reads the rows asked for.
+    """An image uint8 (h, w, 3) in a file; slicing reads the rows of the slice.
 
     Args:
         records: the file.
-        first: place of its first strip.
+        first: position of its first strip.
         height: its height.
         width: its width.
     """
@@ -218,7 +239,7 @@ class StoredImage:
         height, width, _ = self.shape
         top, bottom, step = rows.indices(height)
         if step != 1 or top >= bottom:
-            raise IndexError(f"rows are {rows}; expected some of {height}, one by one")
+            raise IndexError(f"rows are {rows}; expected some of {height}, with step 1")
         size = _rows(width)
         strips = []
         for start in range(top - top % size, bottom, size):

@@ -1,4 +1,4 @@
-"""Images side by side, for comparing them by eye."""
+"""Contact sheets: images side by side, to compare them by eye."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _RAIN_SIDE = 320
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = ()) -> np.ndarray:
-    """Lays images out on white for comparing them by eye.
+    """Lays images out on white.
 
     Args:
         rows: the images, uint8 (h, w, 3), of any sizes; columns are as wide as their widest.
-        titles: what stands above the columns, for instance rainy, restored, clean.
+        titles: titles of the columns, for instance rainy, restored, clean.
 
     Returns:
         uint8 of shape (H, W, 3).
@@ -50,13 +50,13 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = 
 
 
 def data_sheet(pairs: Pairs, rows: int, config: DataConfig, seed: int) -> np.ndarray:
-    """Draws what a set of pairs looks like, and the crops that training makes of it.
+    """Shows pairs, and crops as training samples them.
 
     Args:
-        pairs: the set.
-        rows: how many pairs to show, spread evenly over the set.
+        pairs: the pairs.
+        rows: number of pairs to show, spread evenly.
         config: the crops; the first global batch of them is shown.
-        seed: of their order, places and symmetries.
+        seed: seed of the crops.
 
     Returns:
         uint8 of shape (H, W, 3): rainy and clean images, below them rainy and clean crops.
@@ -70,13 +70,13 @@ def data_sheet(pairs: Pairs, rows: int, config: DataConfig, seed: int) -> np.nda
 
 
 def rain_sheet(pairs: Pairs, columns: int, config: DataConfig, seed: int) -> np.ndarray:
-    """Draws each kind of synthetic rain, and the crops that training makes of their mix.
+    """Shows each kind of synthetic rain, and crops of their mix as training samples them.
 
     Args:
         pairs: the mix.
-        columns: pairs of each kind, one a photograph at most.
+        columns: pairs of each kind, at most one for each photograph.
         config: the photographs and the crops; the first global batch of them is shown.
-        seed: of everything.
+        seed: seed of the rain and the crops.
 
     Returns:
         uint8 of shape (H, W, 3): a row of rainy and clean images for each kind, below them crops.

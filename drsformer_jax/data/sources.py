@@ -1,4 +1,4 @@
-"""Where the pairs of a run come from: a dataset, a folder, or rain that is drawn."""
+"""The pairs of a training run: from datasets, folders, or synthetic rain."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from tqdm import tqdm
 from drsformer_jax.config import DataConfig, RainConfig
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
 from drsformer_jax.data.folders import find_pairs
-from drsformer_jax.data.pairs import Cached, PairedFiles, Pairs, StoredPairs, Surviving, sizes_of
+from drsformer_jax.data.pairs import (
+    Cached,
+    PairedFiles,
+    Pairs,
+    SkippingUnreadable,
+    StoredPairs,
+    check_two_files,
+    sizes_of,
+)
 from drsformer_jax.data.raw_records import RawRecords, write_raw_records
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError
-from drsformer_jax.files import check_writable
 
 Split = Literal["train", "validation"]
 
@@ -29,9 +36,9 @@ class Source(NamedTuple):
 
 
 def open_training(config: DataConfig, seed: int) -> list[Source]:
-    """Opens what a run trains on, and checks what can be checked without decoding it.
+    """Opens the pairs to train on, and checks what can be checked without decoding images.
 
-    Warns once for each source with images that are smaller than the crop.
+    Warns once for each source with images smaller than the crop.
 
     Raises:
         InputError: as `open_pairs`, if an image is smaller than the crop under
@@ -41,33 +48,36 @@ def open_training(config: DataConfig, seed: int) -> list[Source]:
     opened = []
     for name, weight in sources:
         pairs = open_pairs(name, "train", config, seed)
-        # Rain on a window is drawn once or so; its photographs are kept instead.
-        drawn = bool(config.window) and isinstance(pairs, SyntheticRain)
+        photographs = pairs.photographs if isinstance(pairs, SyntheticRain) else None
         if config.corrupt == "skip":
-            pairs = Surviving(pairs)
-        _check_small(name, pairs, config)
-        opened.append(Source(pairs if drawn else _kept(pairs, config, len(sources)), weight))
+            pairs = SkippingUnreadable(pairs)
+        _check_small(name, pairs, config, photographs)
+        if not (photographs and config.window):
+            opened.append(Source(_kept(pairs, config, len(sources)), weight))
+        else:  # Rain on a random window is seldom used twice; it keeps the photographs instead.
+            opened.append(Source(pairs, weight))
     return opened
 
 
 def open_validation(config: DataConfig, seed: int) -> Pairs:
-    """Opens what a run is scored on; raises as `open_pairs` does."""
+    """Opens the pairs to validate on; raises as `open_pairs`."""
     pairs = open_pairs(config.validation, "validation", config, seed)
-    sizes_of(pairs)  # Refuses what is no image before the training.
+    sizes_of(pairs)  # Rejects files that are no image before training starts.
     return Cached(pairs, config.cache_mib * 2**20)
 
 
 def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> StoredPairs:
-    """Opens pairs by name, as `DataConfig.train` tells it.
+    """Opens pairs by name, as described at `DataConfig.train`.
 
     Args:
         source: `synthetic`, a dataset, or a folder.
-        split: which photographs, or which part of a dataset where `source` names none.
-        config: where datasets are, and what synthetic rain is drawn from.
-        seed: of synthetic rain.
+        split: the photographs to use, or the default split of a dataset.
+        config: the folder of datasets, and the settings of synthetic rain.
+        seed: seed of synthetic rain.
 
     Raises:
-        InputError: if there is nothing of that name, or a partner or a photograph is missing.
+        InputError: if there is nothing of that name, a partner or a photograph is missing, or a
+            rainy and a clean image are the same file.
     """
     if source == "synthetic":
         train, validation = photographs(config.photographs)
@@ -79,17 +89,20 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Stor
     found = find_dataset(source, config.data_dir)
     if found is not None:
         return open_dataset(*found, "train" if split == "train" else "test")
-    if Path(source).exists():
-        return PairedFiles(find_pairs(source))
+    if source and Path(source).exists():
+        listed = find_pairs(source)
+        check_two_files([(rainy, clean) for _, rainy, clean in listed])
+        return PairedFiles(listed)
+    data_dir = config.data_dir or default_data_dir()
     raise InputError(
-        f"{source} is no folder and no dataset in {config.data_dir or default_data_dir()}; "
+        f"{source or 'an empty name'} is no folder and no dataset in {data_dir}; "
         "expected one that `drsformer build-data` built, a folder with input/ and target/, or "
         "synthetic"
     )
 
 
 def _rain_to_score(rain: RainConfig) -> RainConfig:
-    """The mix without dry images, whose PSNR can be infinite."""
+    """The mix without rainless images, whose PSNR can be infinite."""
     if not rain.light + rain.fine + rain.heavy:
         raise InputError(
             "the validation is synthetic and data.rain has none of light, fine and heavy; expected "
@@ -99,20 +112,26 @@ def _rain_to_score(rain: RainConfig) -> RainConfig:
 
 
 def _kept(pairs: StoredPairs, config: DataConfig, sources: int) -> Pairs:
-    """Pairs that are decoded once, on disk or in their part of the memory."""
+    """Caches decoded pairs on disk, or in this source's part of the memory."""
     if not config.cache_dir:
         return Cached(pairs, config.cache_mib * 2**20 // sources)
     path = Path(config.cache_dir) / f"{pairs.fingerprint()}.array_record"
-    if not path.exists():
-        check_writable(path.parent)
-        with tqdm(desc=str(path), total=len(pairs), unit=" pairs", disable=None) as bar:
-            write_raw_records(path, pairs, lambda count: bar.update())
+    with tqdm(desc=str(path), total=len(pairs), unit=" pairs", delay=1, disable=None) as bar:
+        write_raw_records(path, pairs, lambda count: bar.update())
     return RawRecords(path)
 
 
-def _check_small(source: str, pairs: Pairs, config: DataConfig) -> None:
+def _check_small(source: str, pairs: Pairs, config: DataConfig, photographs: int | None) -> None:
+    """Warns of images smaller than the crop, or rejects them.
+
+    Args:
+        source: name of the pairs.
+        pairs: their sizes are read.
+        config: the crop and what to do.
+        photographs: of synthetic rain how many there are: the first pairs are one of each.
+    """
     crop = config.crop_size
-    sizes = sizes_of(pairs)
+    sizes = sizes_of(pairs)[:photographs]
     small = [index for index, size in enumerate(sizes) if min(size) < crop]
     if not small:
         return
@@ -120,8 +139,9 @@ def _check_small(source: str, pairs: Pairs, config: DataConfig) -> None:
     found = f"{pairs[small[0]]['name']} of {source} is {width}x{height}"
     if config.small_images == "error":
         raise InputError(f"{found}; expected at least the crop, {crop}x{crop}")
+    kind = "images" if photographs is None else "photographs"
     warnings.warn(
-        f"{len(small)} of {len(sizes)} images are smaller than the crop of {crop}x{crop} and are "
+        f"{len(small)} of {len(sizes)} {kind} are smaller than the crop of {crop}x{crop} and are "
         f"padded by reflection ({found})",
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""A dataset that was built, read again and checked pair by pair."""
+"""Checks a built dataset pair by pair."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from drsformer_jax.errors import InputError
 def verify(folder: Path) -> Iterator[str]:
     """Reads every pair of a dataset and checks it.
 
-    A pair must decode, have one size, show two images that differ, and the rainy one in its
-    place. Numbers, sizes and all pixels must be those that the builder noted.
+    A pair must decode, have one size, and hold two different images that do not seem swapped. The
+    number of pairs, their sizes and all pixels must be those that the builder recorded.
 
     Args:
-        folder: that of the dataset.
+        folder: the dataset's folder.
 
     Yields:
-        A line for each thing that is wrong.
+        A line for each problem.
 
     Raises:
         InputError: if the folder is no dataset.
@@ -36,28 +36,28 @@ def verify(folder: Path) -> Iterator[str]:
         for lines, pixels in in_threads(checks, split):
             digest.update(pixels)
             yield from lines
-        noted = pairs.noted().get(split)
-        if noted is None:
+        recorded = pairs.recorded().get(split)
+        if recorded is None:
             if pairs.is_ours():
-                yield f"metadata.json of {folder} does not tell of {split}; expected what was noted"
-        elif (noted["pairs"], noted["sha256"]) != (len(pairs), digest.hexdigest()):
+                yield f"metadata.json of {folder} has no record of {split}; expected the builder's"
+        elif (recorded["pairs"], recorded["sha256"]) != (len(pairs), digest.hexdigest()):
             yield (
                 f"{split} of {folder} has {len(pairs)} pairs of SHA-256 {digest.hexdigest()}; "
-                f"expected {noted['pairs']} of {noted['sha256']}, noted when it was built"
+                f"expected {recorded['pairs']} of {recorded['sha256']}, as recorded"
             )
 
 
 def _check(pairs: DatasetPairs, index: int) -> tuple[list[str], bytes]:
-    """What is wrong with a pair, and the digest of its pixels."""
+    """The problems of a pair, and the digest of its pixels."""
     try:
         pair = pairs[index]
     except InputError as error:
         return [str(error)], b""
     found = problems(pair["rainy"], pair["clean"])
-    size, noted = pair["rainy"].shape[:2], pairs.size(index)
-    if size != noted:
+    size, recorded = pair["rainy"].shape[:2], pairs.size(index)
+    if size != recorded:
         found.append(
-            f"it is {size[1]}x{size[0]}; expected {noted[1]}x{noted[0]}, noted when it was built"
+            f"it is {size[1]}x{size[0]}; expected {recorded[1]}x{recorded[0]}, as recorded"
         )
     lines = [f"{pair['name']} ({pairs.place(index)}): {each}" for each in found]
     return lines, pixel_digest(pair["rainy"], pair["clean"])

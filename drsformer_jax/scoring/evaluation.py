@@ -12,7 +12,7 @@ import numpy as np
 
 from drsformer_jax import metrics
 from drsformer_jax.config import Protocol
-from drsformer_jax.data.pairs import Pair, Pairs, Share, sizes_of
+from drsformer_jax.data.pairs import Pair, Pairs, Shard, sizes_of
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.training.processes import in_order
 
@@ -96,7 +96,7 @@ def shared_scores(
         The scores of all pairs in order; None where that was given up.
     """
     restorer.plan(sizes_of(pairs))
-    share = Share(pairs, jax.process_index(), jax.process_count())
+    share = Shard(pairs, jax.process_index(), jax.process_count())
     rows = np.zeros((len(share), len(dataclasses.fields(Scores))))
     for index in range(len(share)):
         if stop():

@@ -117,11 +117,11 @@ def test_flags_of_rain_reach_the_configuration(parsed):
     [
         (
             "--data.rain.fine-density 0.5 0.1",
-            "data.rain.fine-density is (0.5, 0.1); expected two numbers that do not fall, from",
+            "data.rain.fine-density is (0.5, 0.1); expected two numbers in increasing order, from",
         ),
         (
             "--data.rain.fine-drops.length 20 10",
-            "data.rain.fine-drops.length is (20.0, 10.0); expected two numbers that do not fall, ",
+            "data.rain.fine-drops.length is (20.0, 10.0); expected two numbers in increasing order",
         ),
         (
             "--data.rain.heavy -1",

@@ -6,6 +6,8 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -48,12 +50,12 @@ def test_verifying_reads_every_pair(run, built, place):
     result = run("drsformer", "build-data", "rain200l", "--verify", "--data-dir", "data")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[:2] == output.splitlines()[:2]
-    assert "every pair of data/rain/rain200l/1.0.0 was read, and nothing is wrong" in result.stdout
+    assert "read every pair of data/rain/rain200l/1.0.0 and found no problem" in result.stdout
 
 
 def test_without_a_folder_building_tells_what_is_expected(run):
     result = run("drsformer", "build-data", "ddn_data")
-    refused(result, "--manual-dir is missing; expected a folder as told above")
+    refused(result, "--manual-dir is missing; expected a folder as described above")
     for part in ("rainy image/", "ground truth/", "12600", "1400", "input/", "target/"):
         assert part in result.stdout
 
@@ -201,18 +203,21 @@ def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained
         ),
         (
             "drsformer build-data rain200l --manual-dir raw --data-dir data --allow-partial",
-            "1.0.0 is there already; expected",
+            "1.0.0 exists; expected",
         ),
         (
             "drsformer build-data rain100l --verify --data-dir data",
             "rain100l is no dataset in dat",
         ),
         ("drsformer build-data rain200l --verify --manual-dir raw", "--manual-dir is given; exp"),
-        ("drsformer build-data rain200l:test --verify --data-dir data", "one without a part"),
+        (
+            "drsformer build-data rain200l:test --verify --data-dir data",
+            "expected no split, because",
+        ),
         ("drsformer show-data rain200l:2.0.0 --data-dir data --out x.png", r"expected 1\.0\.0"),
         (
             "drsformer show-data rain200l:tost --data-dir data --out x.png",
-            r"has no part tost .*test \(3\)",
+            r"has no split tost .*test \(3\)",
         ),
         ("drsformer show-data rain200l --data-dir nowhere --out x.png", "no dataset in nowhere"),
         ("drsformer show-data pairs --out x.gif", r"x\.gif has the extension '\.gif'"),
@@ -242,7 +247,7 @@ def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained
             "train --config config.py --data.sources pairs 0",
             "data.sources is .* weights from 0.0001 to",
         ),
-        ("train --config config.py --data.progressive 1 16 2", "first steps that begin with 0"),
+        ("train --config config.py --data.progressive 1 16 2", "first steps that start at 0"),
         ("train --config config.py --data.progressive 0 32 2", "at most the crop of 16"),
         ("train --config config.py --data.cache-dir config.py/x", "config.py"),
     ],
@@ -261,3 +266,37 @@ def test_wrong_flag_is_one_plain_line_where_output_is_ascii(run):
     refused(result, r"^error: .*the mix of data\.rain is \[-1\.0, 0\.4, 0\.2, 0\.05\]; expected")
     assert "---" not in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"\xff/pairs"])
+def test_names_in_no_encoding_are_shown_or_rejected_in_one_line(run, place, name):
+    folder = place / os.fsdecode(name)
+    write_pairs(folder, ["1.png"])
+    for part in ("input", "target"):
+        (folder / part / "1.png").rename(folder / part / os.fsdecode(b"\xfe.png"))
+    flags = ("--out", "named.png", "--crops", "1", "--crop-size", "16")
+    shown = run("drsformer", "show-data", str(folder), *flags)
+    assert shown.returncode == 0, shown.stderr
+    assert r"\udcff" in shown.stdout
+    command = ("build-data", "paired_folder", "--manual-dir", folder, "--data-dir", "data")
+    refused(run("drsformer", *command), r"\\udcfe\.png'?\)? has a name that is no UTF-8; expected")
+    sheet = ("--out", os.fsdecode(b"\xff.png"), "--crops", "1", "--crop-size", "16")
+    assert run("drsformer", "show-data", "pairs", *sheet).returncode == 0
+    training = ("--data.train", str(folder), "--data.cache-dir", "decoded", "--steps", "1")
+    trained = run("train", "--config", "config.py", "--workdir", f"odd{len(name)}", *training)
+    assert trained.returncode == 0, trained.stderr
+
+
+@pytest.mark.parametrize("name", ["Pair", "Pairs", "open_pairs", "batches"])
+def test_the_package_hands_on_its_names_and_imports_its_modules_when_asked(name):
+    program = (
+        "import sys\nimport drsformer_jax.data\n"
+        "assert not {'numpy', 'jax', 'grain', 'tensorflow_datasets'} & sys.modules.keys()\n"
+        f"from drsformer_jax.data import {name}\n"
+        "assert not {'grain', 'tensorflow_datasets'} & sys.modules.keys()\n"
+        "assert all(hasattr(drsformer_jax.data, each) for each in drsformer_jax.data.__all__)\n"
+        "try:\n    drsformer_jax.data.nothing\nexcept AttributeError as error:\n    print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    message = "module 'drsformer_jax.data' has no attribute 'nothing'\n"
+    assert (result.stdout, result.stderr) == (message, "")

@@ -121,7 +121,7 @@ def test_fingerprint_differs_between_parts_and_contents(data_dir, tmp_path):
 
 
 def test_a_part_without_pairs_is_told(data_dir):
-    with pytest.raises(InputError, match=r"has no part train\[:1%\] \(no pair lies there\)"):
+    with pytest.raises(InputError, match=r"has no split train\[:1%\] \(it is empty\)"):
         DatasetPairs(data_dir / "rain/mine/1.0.0", "train[:1%]")
 
 
@@ -143,7 +143,7 @@ def test_without_a_test_split_all_but_train_are_tested_on(tmp_path):
     assert len(open_dataset(folder, "", "train")) == 1
     assert len(open_dataset(folder, "rain100l", "test")) == 2
     alone = build("paired_folder", tmp_path / "raw/train/Rain13K", tmp_path)
-    with pytest.raises(InputError, match=r"has no part test .*; its splits are train \(1\)"):
+    with pytest.raises(InputError, match=r"has no split test .*; its splits are train \(1\)"):
         open_dataset(alone, "", "test")
 
 
@@ -160,7 +160,7 @@ def test_a_dataset_without_the_features_is_refused(tmp_path):
 def test_a_dataset_of_another_builder_is_read_without_notes(copy):
     (copy / "metadata.json").unlink()
     pairs = DatasetPairs(copy, "test")
-    assert pairs.noted() == {}
+    assert pairs.recorded() == {}
     assert sizes_of(pairs) == [(26, 32)] * 3
     assert pairs[0]["name"] == "1.png"
     assert summary(copy)[1].startswith("test: 3 pairs, ")
@@ -185,7 +185,7 @@ def test_sizes_that_were_noted_wrong_are_told_by_the_checks(copy):
     notes["splits"]["test"]["sizes"] = [[26, 32, 2], [27, 32, 1]]
     (copy / "metadata.json").write_text(json.dumps(notes))
     (line,) = verify(copy)
-    assert re.match(r"3\.png \(record 2 of test .*: it is 32x26; expected 32x27, noted", line)
+    assert re.match(r"3\.png \(record 2 of test .*: it is 32x26; expected 32x27, as recorded", line)
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
@@ -229,7 +229,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(noisy, tmp_path):
             failed.append(str(error))
     (line,) = failed
     assert line.startswith(f"record 2 of train in {folder} cannot be read (Corrupted Riegeli")
-    assert line.endswith("remove the folder and build the dataset anew")
+    assert line.endswith("remove the folder and build the dataset again")
     found = list(verify(folder))
     assert found[0] == line
     assert "has 4 pairs of SHA-256" in found[1]
@@ -259,3 +259,37 @@ def test_pairs_that_are_swapped_or_equal_are_named_by_the_checks(tmp_path):
     assert "swapped" in swapped
     assert equal.startswith("3.png (record 3 of train in ")
     assert "identical" in equal
+
+
+def test_names_in_another_encoding_are_shown_by_their_bytes(copy):
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+    file = copy / "rain-test.array_record-00000-of-00001"
+    reader = ArrayRecordReader(str(file))
+    records = [reader.read([index])[0].replace(b"1.png", b"\xfc.png") for index in range(3)]
+    reader.close()
+    writer = ArrayRecordWriter(str(file), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    pairs = DatasetPairs(copy, "test")
+    assert [pairs[index]["name"] for index in range(3)] == [r"\xfc.png", "2.png", "3.png"]
+
+
+def test_a_dataset_in_another_file_format_is_reported(copy):
+    description = (copy / "dataset_info.json").read_text()
+    (copy / "dataset_info.json").write_text(description.replace("array_record", "tfrecord"))
+    with pytest.raises(InputError, match=r"1\.0\.0.* \(.*array_record.*\)") as error:
+        DatasetPairs(copy, "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError, AssertionError, AttributeError])
+def test_what_is_no_damage_is_not_called_damage(copy, monkeypatch, error):
+    def fail(*_):
+        raise error("a bug")
+
+    pairs = DatasetPairs(copy, "train")
+    monkeypatch.setattr(type(pairs._source), "__getitem__", fail)
+    with pytest.raises(error, match="a bug"):
+        pairs[0]

@@ -18,6 +18,7 @@ from raw_layouts import (
     in_x2,
     input_target,
     listed,
+    one_folder,
     rain_norain,
     text_list,
 )
@@ -35,6 +36,35 @@ def test_pairs_of_every_layout_are_found_in_order(tmp_path, dataset, made, split
     expected = {split.lower().removesuffix("ing"): made(tmp_path / split) for split in splits}
     images(tmp_path / "elsewhere", "1.png")
     assert find_raw_pairs(dataset, str(tmp_path)) == expected
+
+
+@pytest.mark.parametrize("extra", [False, True])
+def test_rain100l_may_come_in_one_folder(tmp_path, extra, recwarn):
+    """As RainTrainL, with streaks and regions of rain, which belong to no pair."""
+    expected = one_folder(tmp_path / "train")
+    if extra:
+        kinds = ("rainstreak", "rainregion")
+        images(tmp_path / "train", *(f"{kind}-{n}.png" for kind in kinds for n in (2, 10)))
+    assert find_raw_pairs("rain100l", tmp_path) == {"train": expected}
+    assert [str(each.message) for each in recwarn] == [
+        f"4 images of streaks or regions in {tmp_path / 'train'} belong to no pair and are left "
+        "out, such as rainregion-2.png"
+    ] * extra
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ("rain-3.png", r"/train/rain-3\.png has no partner; expected norain-3\.png$"),
+        ("norain-3.png", r"/train/norain-3\.png has no partner; expected rain-3\.png$"),
+        ("rain-10.jpg", r"/rain-10\.jpg and .*/rain-10\.png have the same name; expected one of"),
+        ("cover.png", r"/cover\.png has an unknown name; expected rain-N\.png or norain-N\.png$"),
+    ],
+)
+def test_other_images_in_one_folder_are_rejected(tmp_path, added, message):
+    one_folder(tmp_path / "train")
+    images(tmp_path / "train", added)
+    refused("rain100l", tmp_path, message)
 
 
 def test_train_and_test_may_come_in_two_layouts(tmp_path):
@@ -152,15 +182,15 @@ def test_a_tab_lets_listed_names_hold_blanks_beside_folders_of_unequal_names(tmp
         *((name, ["rain/", "rain/X2/", "norain/"]) for name in NORAIN),
         *((name, ["norain-Nx2.png", "norain-N.png"]) for name in NORAIN),
         *((name, ["1800 pairs", "200 pairs"]) for name in ("rain200l", "rain200h")),
-        ("rain100l", ["200 pairs", "100 pairs"]),
+        ("rain100l", ["200 pairs", "100 pairs", "rain-N.png and norain-N.png in one folder"]),
         ("did_data", ["side by side", "left", "subfolders", "12000 pairs", "1200 pairs"]),
         ("ddn_data", ["rainy image/", "ground truth/", "N_k.jpg", "1 to 14", "N.jpg"]),
         ("ddn_data", ["12600 pairs", "1400 pairs"]),
-        ("spa_data", ["*.txt", "tab or blanks", "638492 pairs", "1000 pairs"]),
+        ("spa_data", ["*.txt", "tab or spaces", "638492 pairs", "1000 pairs"]),
         ("rain13k", ["train/Rain13K/ or train/", "13712 pairs", "2800 pairs", "input/", "target/"]),
         ("rain13k", [f"test/{name}/" for name in RAIN13K_TESTS]),
         ("paired_folder", ["the folder itself", "train/", "test/", "pairs.txt", "pairs.tsv"]),
-        ("paired_folder", ["input/", "target/", "tab or blanks", "any number of pairs"]),
+        ("paired_folder", ["input/", "target/", "tab or spaces", "any number of pairs"]),
     ],
 )  # fmt: skip
 def test_instructions_name_every_folder_and_count(dataset, words):
@@ -252,13 +282,15 @@ def test_a_split_in_two_places_is_refused(tmp_path):
     equal_names(tmp_path)
     refused("paired_folder", tmp_path, r"split train is in \S+/train \(.*\) and \S+ \(input/")
     equal_names(tmp_path / "training")
-    refused("rain100l", tmp_path, r"/train and \S+/training are both there; expected one$")
+    refused("rain100l", tmp_path, r"/train and \S+/training both exist; expected one$")
 
 
 def test_rainy_images_in_and_beside_x2_are_refused(tmp_path):
     in_x2(tmp_path / "train")
     images(tmp_path / "train" / "rain", "norain-2x2.png")
-    refused("rain200h", tmp_path, r"/train/rain has images beside X2/; expected one place$")
+    refused(
+        "rain200h", tmp_path, r"/train/rain has images beside X2/; expected them in one folder$"
+    )
 
 
 def test_files_in_the_place_of_folders_are_told(tmp_path):
@@ -331,10 +363,10 @@ GOOD = "real/2.png real_gt/2.png"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], r" is empty; expected a rainy and a clean path a line$"),
-        (["", "  ", "\t"], r" is empty; expected a rainy and a clean path a line$"),
-        ([GOOD, "real/3.png"], r", line 2: 'real/3\.png'; expected two paths inside, a tab "),
-        ([GOOD, "", "a b c"], r", line 3: 'a b c'; expected two paths inside, a tab between if"),
+        ([], r" is empty; expected a rainy and a clean path on each line$"),
+        (["", "  ", "\t"], r" is empty; expected a rainy and a clean path on each line$"),
+        ([GOOD, "real/3.png"], r", line 2: 'real/3\.png'; expected two paths inside, separated "),
+        ([GOOD, "", "a b c"], r", line 3: 'a b c'; expected two paths inside, separated by"),
         (["a\tb\tc"], r", line 1: 'a\\tb\\tc'; expected two paths inside"),
         (["x" * 10**6], r", line 1: 'x{80}'; expected two paths inside"),
         ([GOOD, "real/3.png ../../secret.png"], r", line 2: .*\.\./secret\.png'; expected two pa"),
@@ -345,7 +377,7 @@ GOOD = "real/2.png real_gt/2.png"
         (["real/2.png a\0b/c.png"], r", line 1: \S+/test/a\0b/c\.png is missing; expected"),
         (["real/2.png .."], r", line 1: \S+/test/\.\. is missing; expected an image$"),
         ([GOOD, "real/3.png real_gt/3.png", "/real//2.png real_gt/3.png"],
-         r", line 3: real/2\.png is in line 1 too; expected it once$"),
+         r", line 3: real/2\.png is also in line 1; expected it once$"),
         (b"\xff\xfe\x00", r" cannot be read \(.*\); expected text in UTF-8$"),
     ],
 )  # fmt: skip
@@ -356,11 +388,11 @@ def test_damaged_lists_are_told_by_line(tmp_path, content, message):
 def test_two_lists_are_refused(tmp_path):
     text_list(tmp_path / "test")
     text_list(tmp_path / "test", name="a.txt")
-    message = r"/test/a\.txt and \S+/test/real_world\.txt are both there; expected one list$"
+    message = r"/test/a\.txt and \S+/test/real_world\.txt both exist; expected one list$"
     refused("spa_data", tmp_path, message)
     listed(tmp_path / "pairs.txt")
     listed(tmp_path / "pairs.tsv")
-    refused("paired_folder", tmp_path, r"/pairs\.tsv and \S+/pairs\.txt are both there; expected")
+    refused("paired_folder", tmp_path, r"/pairs\.tsv and \S+/pairs\.txt both exist; expected")
 
 
 def test_a_long_list_looks_into_each_folder_once(tmp_path, monkeypatch):

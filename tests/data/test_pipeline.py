@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from drsformer_jax.config import DataConfig, MeshConfig
-from drsformer_jax.data.pipeline import RandomCrop, batches, describe, on_device, transform
+from drsformer_jax.data.pipeline import RandomCrop, batches, describe, flip_and_rotate, on_device
 from drsformer_jax.data.sources import Source
 from drsformer_jax.errors import InputError
 from drsformer_jax.sharding import batch_sharding, make_mesh
@@ -61,7 +61,7 @@ def test_every_crop_is_a_square_of_its_pair_in_one_of_the_8_symmetries(straight)
         window = CODED[crop[0, 0, 2]]["rainy"][
             rows.min() : rows.min() + CROP, columns.min() : columns.min() + CROP
         ]
-        matching = [n for n in range(8) if np.array_equal(transform(window, n), crop)]
+        matching = [n for n in range(8) if np.array_equal(flip_and_rotate(window, n), crop)]
         assert len(matching) == 1
         seen.update(matching)
     assert seen == set(range(8))
@@ -69,9 +69,11 @@ def test_every_crop_is_a_square_of_its_pair_in_one_of_the_8_symmetries(straight)
 
 def test_the_8_symmetries_differ_and_are_closed_under_composition():
     image = coded_pair(0, CROP, CROP)["rainy"]
-    all_eight = {transform(image, n).tobytes() for n in range(8)}
+    all_eight = {flip_and_rotate(image, n).tobytes() for n in range(8)}
     assert len(all_eight) == 8
-    composed = {transform(transform(image, n), m).tobytes() for n in range(8) for m in range(8)}
+    composed = {
+        flip_and_rotate(flip_and_rotate(image, n), m).tobytes() for n in range(8) for m in range(8)
+    }
     assert composed == all_eight
 
 

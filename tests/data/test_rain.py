@@ -44,7 +44,7 @@ def built(raw, tmp_path_factory):
     return build("paired_folder", raw, tmp_path_factory.mktemp("data"))
 
 
-def noted(folder):
+def recorded(folder):
     return json.loads((folder / "metadata.json").read_text())["splits"]
 
 
@@ -128,10 +128,10 @@ def test_counts_that_differ_are_refused_or_noted(tmp_path, name):
         build(name, tmp_path / "raw", tmp_path / "data")
     assert not (tmp_path / "data").exists()
     folder = build(name, tmp_path / "raw", tmp_path / "data", allow_partial=True)
-    assert noted(folder)["train"]["expected_pairs"] == train
+    assert recorded(folder)["train"]["expected_pairs"] == train
     assert summary(folder)[0].startswith(f"train: 2 of {train} pairs, ")
     write_pairs(tmp_path / "raw/test", ["1.png"])
-    both = noted(build(name, tmp_path / "raw", tmp_path / "more", allow_partial=True))
+    both = recorded(build(name, tmp_path / "raw", tmp_path / "more", allow_partial=True))
     assert both["test"] == {**both["test"], "pairs": 1, "expected_pairs": test}
 
 
@@ -156,7 +156,7 @@ def test_rain13k_is_built_with_its_five_test_sets(tmp_path):
     for name in RAIN13K_TESTS:
         input_target(tmp_path / "raw/test" / name, "1.png")
     folder = build("rain13k", tmp_path / "raw", tmp_path / "data", allow_partial=True)
-    assert {split: each["pairs"] for split, each in noted(folder).items()} == {
+    assert {split: each["pairs"] for split, each in recorded(folder).items()} == {
         "train": 2,
         **{name.lower(): 1 for name in RAIN13K_TESTS},
     }
@@ -175,15 +175,15 @@ def test_checksum_is_of_the_pixels_whatever_files_hold_them(built, raw, tmp_path
     for path in raw.rglob("*.png"):
         copy = tmp_path / "raw" / path.relative_to(raw).with_suffix(".bmp")
         write_image(copy, read_image(path))
-    other = noted(build("paired_folder", tmp_path / "raw", tmp_path / "data"))
+    other = recorded(build("paired_folder", tmp_path / "raw", tmp_path / "data"))
     assert {split: each["sha256"] for split, each in other.items()} == {
-        split: each["sha256"] for split, each in noted(built).items()
+        split: each["sha256"] for split, each in recorded(built).items()
     }
     changed = tmp_path / "raw/train/target/3.bmp"
     image = read_image(changed)
     image[5, 5, 1] ^= 1
     write_image(changed, image)
-    third = noted(build("paired_folder", tmp_path / "raw", tmp_path / "more"))
+    third = recorded(build("paired_folder", tmp_path / "raw", tmp_path / "more"))
     assert third["train"]["sha256"] != other["train"]["sha256"]
     assert third["test"] == other["test"]
 
@@ -226,7 +226,7 @@ def test_an_impossible_name_is_refused(raw, tmp_path, dataset, name):
 
 def test_what_is_there_is_never_built_over(built, raw):
     before = {path: path.read_bytes() for path in built.iterdir()}
-    with pytest.raises(InputError, match=r"1\.0\.0 is there already"):
+    with pytest.raises(InputError, match=r"1\.0\.0 exists; expected"):
         build("paired_folder", raw, built.parents[2])
     assert {path: path.read_bytes() for path in built.iterdir()} == before
 
@@ -347,6 +347,5 @@ def test_a_build_that_is_interrupted_leaves_no_dataset_and_can_be_repeated(tmp_p
     assert not (place / "1.0.0").exists()
     again = subprocess.run([*command, "0"], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    left = "is left of a build that was killed, unless one is running; remove it"
-    assert (left in again.stderr) == (number == signal.SIGKILL)
+    assert ("left by a build that was killed" in again.stderr) == (number == signal.SIGKILL)
     assert list(verify(place / "1.0.0")) == []

@@ -67,10 +67,15 @@ def assert_equal(found: Pair, expected: Pair) -> None:
         np.testing.assert_array_equal(array, expected[name], strict=True)
 
 
+def assert_empty(folder: Path) -> None:
+    """Whether there is no file but the lock."""
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
 def refused(path: Path, reason: str = ".+") -> str:
     return (
         rf"^{re.escape(str(path))} is no file of decoded pairs that can be read \({reason}\); "
-        "remove it, and it is made anew$"
+        "remove it, and it is written again$"
     )
 
 
@@ -103,7 +108,7 @@ def test_any_slice_is_that_of_the_image(path):
     "rows", [slice(3, 3), slice(40, 50), slice(0, 9, 2), slice(None, None, -1)]
 )
 def test_rows_that_are_none_or_not_in_order_are_refused(path, rows):
-    with pytest.raises(IndexError, match="expected some of 40, one by one"):
+    with pytest.raises(IndexError, match="expected some of 40, with step 1"):
         RawRecords(path)[6]["rainy"][rows, :]
 
 
@@ -188,13 +193,16 @@ def test_progress_is_told_after_each_pair(tmp_path):
 @pytest.mark.parametrize(
     "error", [InputError("bad.png is bad"), KeyboardInterrupt("stop"), OSError("x")]
 )
-def test_a_failure_halfway_leaves_the_old_file_and_nothing_else(tmp_path, error):
-    path = tmp_path / "a"
-    path.write_bytes(b"old")
+def test_a_failure_halfway_leaves_no_file(tmp_path, error):
     with pytest.raises(type(error), match=re.escape(str(error))):
-        write_raw_records(path, Failing(error))
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+        write_raw_records(tmp_path / "a", Failing(error))
+    assert_empty(tmp_path)
+
+
+def test_a_file_that_exists_is_left_as_it_is(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    write_raw_records(tmp_path / "a", Failing(AssertionError("decoded")))
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
 def test_no_pair_is_refused(tmp_path):
@@ -216,7 +224,7 @@ def test_more_than_the_disk_has_is_refused_before_anything_is_decoded(tmp_path):
     message = r"a would take \d+\.0 GiB, .+ has [0-9.]+ GiB free; expected a folder with room"
     with pytest.raises(InputError, match=message):
         write_raw_records(tmp_path / "a", Huge(SIZES))
-    assert list(tmp_path.iterdir()) == []
+    assert_empty(tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.999])
@@ -230,7 +238,7 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing(path, tmp_path, share):
             write_raw_records(tmp_path / "a", Noise(SIZES))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(tmp_path.iterdir()) == []
+    assert_empty(tmp_path)
 
 
 def test_a_file_that_the_disk_has_lost_a_part_of_is_not_left(tmp_path, monkeypatch):
@@ -249,7 +257,7 @@ def test_a_file_that_the_disk_has_lost_a_part_of_is_not_left(tmp_path, monkeypat
     monkeypatch.setattr(raw_records, "ArrayRecordWriter", Losing)
     with pytest.raises(OSError, match=r"a is not what was written; the disk of .+ loses data"):
         write_raw_records(tmp_path / "a", Noise(SIZES))
-    assert list(tmp_path.iterdir()) == []
+    assert_empty(tmp_path)
 
 
 def test_missing_and_other_files_are_refused(tmp_path):
@@ -314,3 +322,14 @@ def test_a_thread_reads_on_after_damage(path, tmp_path):
     with pytest.raises(InputError):
         np.asarray(records[0]["rainy"])
     assert_equal(records[3], Noise(SIZES)[3])
+
+
+@pytest.mark.parametrize("error", [MemoryError, AssertionError, TypeError])
+def test_what_is_no_damage_is_not_called_damage(path, monkeypatch, error):
+    def fail(_):
+        raise error("a bug")
+
+    records = RawRecords(path)
+    monkeypatch.setattr(RawRecords, "_reader", fail)
+    with pytest.raises(error, match="a bug"):
+        np.asarray(records[0]["rainy"])

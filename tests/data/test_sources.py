@@ -1,6 +1,8 @@
 import dataclasses
 import os
 import pickle
+import shutil
+import threading
 import warnings
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from rain_sets import pair, write_pairs
 
 from drsformer_jax.config import DataConfig, RainConfig
-from drsformer_jax.data.pairs import Cached, PairedFiles, Share, Surviving, sizes_of
+from drsformer_jax.data.pairs import Cached, PairedFiles, Shard, SkippingUnreadable, sizes_of
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.rain import build
 from drsformer_jax.data.raw_records import RawRecords
@@ -91,6 +93,84 @@ def test_small_images_give_one_warning_or_are_refused(folder):
         open_training(config(folder, crop_size=64, small_images="error"), 0)
 
 
+def test_of_synthetic_rain_small_photographs_are_counted_not_rains(tmp_path):
+    for name, height in (("a", 24), ("b", 80), ("c", 80), ("d", 80)):
+        write_image(tmp_path / f"{name}.png", np.zeros((height, 80, 3), np.uint8))
+    rain = DataConfig(photographs=str(tmp_path), rains=5, crop_size=64)
+    message = (
+        r"^1 of 3 photographs are smaller than the crop of 64x64 .*\(a_000 of synthetic is 80x24"
+    )
+    for corrupt in ("error", "skip"):
+        with pytest.warns(UserWarning, match=message):
+            open_training(dataclasses.replace(rain, corrupt=corrupt), 0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "hard link"])
+@pytest.mark.parametrize("open_any", [open_training, open_validation])
+def test_a_rainy_and_a_clean_image_of_one_file_are_rejected(folder, kind, open_any):
+    target = folder / "target"
+    if kind == "folder":
+        shutil.rmtree(target)
+        target.symlink_to(folder / "input")
+    else:
+        (target / "1.png").unlink()
+        link = os.symlink if kind == "file" else os.link
+        link(folder / "input/1.png", target / "1.png")
+    message = (
+        r"input/(\d)\.png and .*target/\1\.png are the same file; expected a rainy and a clean"
+    )
+    with pytest.raises(InputError, match=message):
+        open_any(config(folder), 0)
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "photographs"])
+def test_an_empty_name_is_not_the_current_folder(folder, name, monkeypatch):
+    monkeypatch.chdir(folder)
+    chosen = DataConfig(**{name: ""})
+    with pytest.raises(InputError, match="empty"):
+        (open_training if name == "train" else open_validation)(chosen, 0)
+
+
+def test_an_empty_cache_folder_is_none(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    ((pairs, _),) = open_training(config(folder, cache_dir=""), 0)
+    assert isinstance(pairs, Cached)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+class Counting(Listed):
+    """Says which threads asked for sizes."""
+
+    def __init__(self, count):
+        super().__init__(range(count))
+        self.threads = set()
+        self.both = threading.Barrier(2)
+
+    def size(self, index):
+        if index in (0, 64):
+            self.both.wait(timeout=30)  # Passes if two threads are here at the same time.
+        self.threads.add(threading.current_thread())
+        return index, index
+
+
+def test_sizes_are_read_in_several_threads_and_come_in_order():
+    pairs = Counting(1000)
+    assert sizes_of(pairs) == [(index, index) for index in range(1000)]
+    assert len(pairs.threads) > 1
+
+
+@pytest.mark.parametrize("error", [InputError, MemoryError])
+def test_the_first_pair_whose_size_cannot_be_read_is_reported(error):
+    class Failing(Counting):
+        def size(self, index):
+            if index in (700, 130, 999):
+                raise error(f"pair {index}")
+            return super().size(index)
+
+    with pytest.raises(error, match=r"^pair 130$"):
+        sizes_of(Failing(1000))
+
+
 def test_synthetic_validation_pairs_show_photographs_that_training_never_sees():
     photographs = []
     for split in ("train", "validation"):
@@ -155,7 +235,7 @@ def test_fingerprints_change_with_what_is_read(folder):
     path.write_bytes(path.read_bytes() + b"\0")
     os.utime(path, ns=(written, written))
     marks.append(PairedFiles(listed).fingerprint())
-    marks.append(Surviving(PairedFiles(listed)).fingerprint())
+    marks.append(SkippingUnreadable(PairedFiles(listed)).fingerprint())
     for rains, seed in ((1, 0), (2, 0), (1, 1)):
         marks.append(open_pairs("synthetic", "train", DataConfig(rains=rains), seed).fingerprint())
     assert len(set(marks)) == len(marks)
@@ -177,14 +257,14 @@ def test_disk_keeps_decoded_pairs_until_their_files_change(folder, tmp_path):
     ((pairs, _),) = open_training(kept, 0)
     assert isinstance(pairs, RawRecords)
     np.testing.assert_array_equal(pairs[1]["rainy"], PAIRS[1]["rainy"])
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").glob("*.array_record")
     written = file.stat().st_mtime_ns
     open_training(kept, 0)
     assert file.stat().st_mtime_ns == written
     write_image(folder / "input/1.png", PAIRS[2]["rainy"])
     ((pairs, _),) = open_training(kept, 0)
     np.testing.assert_array_equal(pairs[1]["rainy"], PAIRS[2]["rainy"])
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").glob("*.array_record"))) == 2
 
 
 @pytest.mark.parametrize("kind", ["none", "memory", "disk"])
@@ -201,12 +281,12 @@ def test_batches_do_not_depend_on_where_decoded_pairs_are_kept(folder, tmp_path,
 
 
 def test_the_next_pair_takes_the_place_of_one_that_cannot_be_read():
-    survivors = Surviving(Listed([PAIRS[0], None, None, PAIRS[3]]))
+    survivors = SkippingUnreadable(Listed([PAIRS[0], None, None, PAIRS[3]]))
     assert [survivors[index]["name"] for index in range(4)] == ["0.png", "3.png", "3.png", "3.png"]
     assert survivors[1]["skipped"] == ["1.png is no image", "2.png is no image"]
     assert "skipped" not in survivors[0]
     with pytest.raises(InputError, match=r"0\.png is no image; nor can 1 pairs that follow"):
-        Surviving(Listed([None, None]))[0]
+        SkippingUnreadable(Listed([None, None]))[0]
 
 
 @pytest.mark.parametrize("head", [True, False])
@@ -241,7 +321,7 @@ def test_decoded_pairs_on_disk_still_name_what_was_skipped(folder, tmp_path):
 @pytest.mark.parametrize("count", [1, 3, 6, 7])
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 def test_shares_of_processes_are_disjoint_and_complete(count, processes):
-    shares = [Share(Listed(PAIRS[:count]), process, processes) for process in range(processes)]
+    shares = [Shard(Listed(PAIRS[:count]), process, processes) for process in range(processes)]
     names = [[share[index]["name"] for index in range(len(share))] for share in shares]
     assert sorted(name for share in names for name in share) == sorted(
         each["name"] for each in PAIRS[:count]

@@ -19,8 +19,9 @@ import pytest
 from drsformer_jax.config import KINDS, DataConfig, RainConfig
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.sources import open_pairs, open_training
-from drsformer_jax.data.synthetic import Photograph, SyntheticRain, photographs
+from drsformer_jax.data.synthetic import Photograph, SyntheticRain, add_rain, photographs
 from drsformer_jax.data.synthetic import pairs as pairs_module
+from drsformer_jax.data.synthetic.scene import GENERATOR_VERSION
 from drsformer_jax.images.pixels import read_image, write_image
 
 ROOT = Path(__file__).parents[2]
@@ -249,7 +250,7 @@ def test_clean_photographs_are_pairs_without_rain(coded):
         assert pairs.size(index) == pairs[index]["clean"].shape[:2]
 
 
-def test_fingerprints_change_with_what_decides_the_pairs(two):
+def test_fingerprints_change_with_what_decides_the_pairs(two, monkeypatch):
     def mark(rains=2, seed=0, rain=RainConfig(), window=32, memory=0, found=two):  # noqa: B008
         return SyntheticRain(found, rains, seed, rain, window, memory).fingerprint()
 
@@ -265,8 +266,33 @@ def test_fingerprints_change_with_what_decides_the_pairs(two):
     ]
     os.utime(two[0].path, ns=(0, 0))
     marks.append(mark())
+    monkeypatch.setattr(pairs_module, "GENERATOR_VERSION", GENERATOR_VERSION + 1)
+    marks.append(mark())
     assert len(set(marks)) == len(marks)
     assert mark(memory=2**20) == mark()
+
+
+GOLDEN = {
+    1: {
+        "light": "0ffeb236b6dd",
+        "fine": "972cfafeead8",
+        "heavy": "002bdacc65f2",
+        "none": "cadc25fcbbad",
+    }
+}
+"""By the generator's version, beginnings of the SHA-256 of a rainy and a clean image."""
+
+
+def test_other_pixels_come_with_another_version():
+    """A cache that was written before would be used otherwise: increase GENERATOR_VERSION."""
+    rows, columns = np.mgrid[:48, :64]
+    channels = [4 * rows, rows + 2 * columns, 255 - rows - 3 * columns]
+    photograph = np.stack(channels, axis=-1).astype(np.uint8)
+    found = {}
+    for kind in KINDS:
+        pair = add_rain(photograph, np.random.default_rng(0), RainConfig.only(kind))
+        found[kind] = hashlib.sha256(b"".join(image.tobytes() for image in pair)).hexdigest()[:12]
+    assert {GENERATOR_VERSION: found} == GOLDEN
 
 
 def test_training_draws_in_windows_and_validation_on_whole_photographs():

@@ -1,4 +1,4 @@
-"""Rain made on photographs, drawn by chance: training data without a dataset of pairs."""
+"""Synthetic rain, sampled at random and rendered on photographs: pairs without a dataset."""
 
 from drsformer_jax.data.synthetic.pairs import SyntheticRain
 from drsformer_jax.data.synthetic.photographs import PHOTOGRAPHS, Photograph, photographs
@@ -6,7 +6,6 @@ from drsformer_jax.data.synthetic.scene import add_rain
 
 __all__ = [
     "PHOTOGRAPHS",
-    "CleanPhotographs",
     "Photograph",
     "SyntheticRain",
     "add_rain",

@@ -1,4 +1,4 @@
-"""Layers of rain as light: near drops one by one, far drops as blurred noise; and smooth fields."""
+"""Renders layers of rain: near drops one by one, far drops as blurred noise; and smooth fields."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IJCV 2007)."""
 
 @dataclass(frozen=True)
 class Window:
-    """The part of a photograph that is drawn; what varies over the photograph is taken there."""
+    """The rendered window of a photograph; fields over the photograph are cropped to it."""
 
     top: int
     left: int
@@ -37,7 +37,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Streaks:
-    """One layer of rain: drops at one distance, which the exposure draws out into streaks."""
+    """One layer of rain: drops at one distance, streaks because of the exposure time."""
 
     angle: float
     """Lean from the vertical in degrees, positive towards the lower right; within 60."""
@@ -48,7 +48,7 @@ class Streaks:
     coverage: float
     """Mean of length times width times streaks, as a share of the image."""
     brightness: float
-    """Light that the brightest streak adds, 1 being white."""
+    """Light that the brightest streak adds, 1 is white."""
     scatter: float = 1.5
     """Standard deviation of the drops' lean about the layer's, in degrees."""
     perspective: float = 0.0
@@ -58,15 +58,15 @@ class Streaks:
 
 
 def draw_streaks(streaks: Streaks, h: int, w: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws one layer of drops.
+    """Renders one layer of drops.
 
-    Each drop has its own length, lean, width and brightness, scattered about the layer's. A streak
+    Each drop has its own length, lean, width and brightness, sampled around the layer's. A streak
     is a Gaussian across, fades out at both ends and ripples between; a hard one is a bar.
 
     Returns:
         float32 of shape (h, w): the light that the layer adds, at least 0.
     """
-    # Drops also start outside, as far as the longest reach, so that borders are as rainy.
+    # Drops also start outside, within the longest length, so that borders have as much rain.
     margin = 1.5 * streaks.length
     area = (h + margin) * (w + margin)
     count = rng.poisson(streaks.coverage * area / (streaks.length * 2 * streaks.width))
@@ -85,7 +85,7 @@ def draw_streaks(streaks: Streaks, h: int, w: int, rng: np.random.Generator) -> 
             rng.uniform(0, 2 * math.pi, count),
         ]
     ).astype(np.float32)
-    # Drops of like lengths are stamped together, in windows that are no larger than they need.
+    # Drops of similar lengths are stamped together, in windows no larger than they need.
     drops = drops[:, np.argsort(drops[3], kind="stable")]
     layer = np.zeros((h, w), np.float32)
     for start in range(0, count, _DROPS_AT_ONCE):
@@ -125,7 +125,7 @@ def _stamp(layer: np.ndarray, drops: np.ndarray, *, hard: bool) -> None:
 
 @dataclass(frozen=True)
 class FarRain:
-    """One layer of far rain: drops too many and too thin to be drawn one by one."""
+    """One layer of far rain: drops too many and too thin to be rendered one by one."""
 
     angle: float
     """Lean from the vertical in degrees, positive towards the lower right."""
@@ -136,16 +136,16 @@ class FarRain:
     density: float
     """Share of the pixels that a drop begins in."""
     contrast: float
-    """Light that the brightest hundredth of the layer adds, 1 being white."""
+    """Light that the brightest hundredth of the layer adds, 1 is white."""
 
 
 def draw_far_rain(rain: FarRain, h: int, w: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws one layer of far rain: sparse noise under motion blur (Li et al., CVPR 2019).
+    """Renders one layer of far rain: sparse noise under motion blur (Li et al., CVPR 2019).
 
     Returns:
         float32 of shape (h, w): the light that the layer adds, at least 0.
     """
-    # The blur wraps around, so the noise is larger by its reach.
+    # The blur wraps around, so the noise is larger by its length.
     angle, reach = math.radians(rain.angle), math.ceil(rain.length) + 4
     rows = scipy.fft.next_fast_len(h + math.ceil(abs(math.cos(angle)) * reach), real=True)
     columns = scipy.fft.next_fast_len(w + math.ceil(abs(math.sin(angle)) * reach), real=True)
@@ -159,7 +159,7 @@ def draw_far_rain(rain: FarRain, h: int, w: int, rng: np.random.Generator) -> np
     transfer = np.sinc(along * rain.length) * np.exp(-2 * (math.pi * rain.blur * across) ** 2)
     spectrum = scipy.fft.rfft2(noise.astype(np.float32).reshape(rows, columns))
     light = scipy.fft.irfft2(spectrum * transfer, (rows, columns))[:h, :w]
-    # What is everywhere is no streak: the darkest third is the level without rain.
+    # The darkest third is the level without rain.
     some = np.sort(light[:: max(1, h // 64), :: max(1, w // 64)], axis=None)
     dark, bright = some[int(0.35 * len(some))], some[int(0.99 * len(some))]
     light = np.maximum(light - dark, 0)
@@ -169,7 +169,7 @@ def draw_far_rain(rain: FarRain, h: int, w: int, rng: np.random.Generator) -> np
 def smooth_field(
     window: Window, least: float, greatest: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draws a field that varies smoothly over a photograph: bilinear between 4x4 knots.
+    """Samples a field that varies smoothly over a photograph: bilinear between 4x4 knots.
 
     Returns:
         float32 of shape (h, w), between `least` and `greatest`: the window's part of it.

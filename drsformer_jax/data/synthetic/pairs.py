@@ -13,7 +13,7 @@ from drsformer_jax.config import RainConfig
 from drsformer_jax.data.pairs import Cached, Pair, fingerprint
 from drsformer_jax.data.synthetic.layers import Window
 from drsformer_jax.data.synthetic.photographs import Photograph
-from drsformer_jax.data.synthetic.scene import add_rain
+from drsformer_jax.data.synthetic.scene import GENERATOR_VERSION, add_rain
 from drsformer_jax.images.pixels import image_size, read_image
 
 
@@ -33,11 +33,11 @@ class _CleanPhotographs:
         return {"name": photograph.name, "rainy": clean, "clean": clean}
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of a photograph, as its file tells without being decoded."""
+        """(height, width) of a photograph, from its file's header."""
         return self._size(self._photographs[index].path)
 
     def fingerprint(self) -> str:
-        """Of the photographs' files and their times."""
+        """Depends on the paths and times of the photographs' files."""
         files = [photograph.path.resolve() for photograph in self._photographs]
         return fingerprint((str(path), path.stat().st_mtime_ns) for path in files)
 
@@ -46,19 +46,19 @@ class _CleanPhotographs:
 
 
 class SyntheticRain:
-    """Pairs of synthetic rain by index: item i is photograph i % n under its rain number i // n.
+    """Pairs of synthetic rain by index: pair i is photograph i % n with its rain i // n.
 
-    A pair depends on the seed, the photograph, the rain's number and the arguments below alone, so
-    it stays the same when other photographs or rains are added. Can be pickled; safe with threads.
+    A pair depends only on the seed, the photograph, the index of its rain, `rain` and `window`: it
+    does not change when photographs or rains are added. Can be pickled. Thread-safe.
 
     Args:
         photographs: the clean images, at least one.
-        rains: how many rains fall on each.
+        rains: number of rains on each photograph.
         seed: 0 or more.
         rain: the mix and the ranges.
-        window: side in pixels of a random part of the photograph that each rain is drawn on; 0 for
-            the whole photograph. A photograph that is smaller is whole.
-        memory: bytes of decoded photographs to keep; the rest is read at each access.
+        window: side in pixels of a random window of the photograph that each rain is rendered on;
+            0 for the whole photograph, which is also used if it is smaller.
+        memory: bytes of decoded photographs to cache; others are decoded at each access.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SyntheticRain:
         memory: int = 0,
     ) -> None:
         self._clean = _CleanPhotographs(photographs)
-        self._kept = Cached(self._clean, 2 * memory)  # It counts both sides of what is one image.
+        self._kept = Cached(self._clean, 2 * memory)  # It counts both images of a pair, here one.
         self._rains = rains
         self._seed = seed
         self._rain = rain
@@ -80,18 +80,23 @@ class SyntheticRain:
     def __len__(self) -> int:
         return len(self._clean) * self._rains
 
+    @property
+    def photographs(self) -> int:
+        """Number n of photographs; the first n pairs are one of each."""
+        return len(self._clean)
+
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of a pair, as its photograph tells without being decoded."""
+        """(height, width) of a pair, from the header of its photograph."""
         return self._part(*self._clean.size(index % len(self._clean)))
 
     def _part(self, height: int, width: int) -> tuple[int, int]:
-        """Size of what is drawn on of a photograph."""
+        """Size of the window of a photograph."""
         side = self._window or max(height, width)
         return min(side, height), min(side, width)
 
     def fingerprint(self) -> str:
-        """Of the photographs and of what decides the rain on them."""
-        decisive = [self._rains, self._seed, self._rain, self._window]
+        """Depends on the photographs and on all that determines the rain on them."""
+        decisive = [GENERATOR_VERSION, self._rains, self._seed, self._rain, self._window]
         return fingerprint([self._clean.fingerprint(), *decisive])
 
     def __getitem__(self, index: int) -> Pair:

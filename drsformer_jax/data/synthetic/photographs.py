@@ -1,4 +1,4 @@
-"""Clean photographs for rain to fall on, and which of them are for validation alone."""
+"""Clean photographs for synthetic rain, split into training and validation."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ PHOTOGRAPHS = {
 }
 """The color photographs that scikit-image installs.
 
-The two views of the motorcycle show one scene and so stand on one side. Chelsea and coffee
-validate: they show no scene of the others, both fine texture and smooth areas, in ordinary light.
+The two views of the motorcycle show one scene, so they are in one split. Chelsea and coffee are
+for validation: they show other scenes, with fine texture and smooth areas, in ordinary light.
 """
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A clean image to let rain fall on; its name is the file's without the extension."""
+    """A clean image; its name is the file's without the extension."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """What pairs made of this photograph are called after."""
+        """Start of the names of its pairs."""
         return self.path.stem
 
 
 def photographs(source: str | os.PathLike[str]) -> tuple[list[Photograph], list[Photograph]]:
-    """Finds clean photographs and splits them, so that none is both trained and validated on.
+    """Finds clean photographs and splits them into training and validation.
 
     Args:
         source: `skimage` for those that scikit-image installs (see `PHOTOGRAPHS`); a folder with
@@ -45,8 +45,10 @@ def photographs(source: str | os.PathLike[str]) -> tuple[list[Photograph], list[
         (photographs to train on, photographs to validate on).
 
     Raises:
-        InputError: if the folder is missing, holds less than two images, or two of one name.
+        InputError: if the folder is missing, has fewer than two images, or two with the same name.
     """
+    if not str(source):
+        raise InputError("the folder of photographs is empty; expected a folder or skimage")
     if source == "skimage":
         folder = _skimage_folder()
         train, validation = (
@@ -71,7 +73,7 @@ def photographs(source: str | os.PathLike[str]) -> tuple[list[Photograph], list[
 
 
 def _check_names(found: list[Photograph]) -> None:
-    """Refuses two of one name: they are likely to be one image, which could stand on both sides."""
+    """Rejects two of one name: they may be one image, which could be in both splits."""
     first: dict[str, Photograph] = {}
     for photograph in found:
         other = first.setdefault(photograph.name, photograph)

@@ -1,4 +1,4 @@
-"""A photograph in the rain: which rain falls, what it does to light, and what the camera adds."""
+"""Renders rain on a photograph: samples the rain, its effect on light, and the camera's effects."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from drsformer_jax.data.synthetic.layers import (
 )
 from drsformer_jax.images.pixels import decode_image, encode_image
 
+GENERATOR_VERSION = 1
+"""Increase it whenever the same seed gives other pixels: cached pairs are then written again."""
+
 _GAMMA = 2.2
 _LARGEST_LEAN = 45.0
 
@@ -28,18 +31,18 @@ def add_rain(
     config: RainConfig = RainConfig(),  # noqa: B008 - frozen
     window: Window | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lets rain of a random kind, wind, density, size and brightness fall on a photograph.
+    """Renders rain of a random kind, wind, density, size and brightness on a photograph.
 
     Light and heavy rain add the light of their streaks, as in O = t (B + S) + (1 - t) A (Yang et
     al., CVPR 2017; Li et al., "Heavy Rain Image Restoration", CVPR 2019), or cover what is behind
-    them; fine rain adds it in linear light. Gray skies and the fog of fine rain are on both sides,
-    since they are not to be removed; noise and JPEG are on the rainy side alone.
+    them; fine rain adds it in linear light. Gray skies and the fog of fine rain are in the target
+    too, because the network should keep them; noise and JPEG are in the rainy image alone.
 
     Args:
         photograph: uint8 of shape (h, w, 3), of any size: the clean image.
-        rng: decides everything.
+        rng: everything is sampled from it.
         config: the mix and the ranges.
-        window: which part of a larger photograph this is; the whole where it is not given.
+        window: the window of a larger photograph that this is; default: the whole.
 
     Returns:
         (rainy, clean), each uint8 of shape (h, w, 3).
@@ -77,17 +80,17 @@ def add_rain(
 
 
 class _Wind:
-    """The direction of one image's rain, which its layers share."""
+    """The direction of one image's rain, shared by its layers."""
 
     def __init__(self, config: RainConfig, window: Window, rng: np.random.Generator) -> None:
         self._lean = config.lean * rng.normal()
-        # A window shows its part of the photograph's change, about the lean where it is.
+        # A window has its part of the photograph's change, about the lean at its center.
         change = rng.uniform(-config.perspective, config.perspective)
         self._change = change * window.w / window.width
         self._lean += change * ((2 * window.left + window.w) / window.width - 1)
 
     def lean(self, spread: float, rng: np.random.Generator) -> float:
-        """Of a layer, in degrees; `spread` is the standard deviation about the wind's."""
+        """Lean of a layer in degrees; `spread` is the standard deviation about the wind's."""
         return float(np.clip(rng.normal(self._lean, spread), -_LARGEST_LEAN, _LARGEST_LEAN))
 
     def layer(
@@ -165,9 +168,9 @@ def _foggy(
 
 
 def _in_linear_light(target: np.ndarray, light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """O = ((1 - 0.3 S) B^g + U S)^(1/g): a drop adds light and lets less of what is behind through.
+    """O = ((1 - 0.3 S) B^g + U S)^(1/g): a drop adds light and covers part of what is behind it.
 
-    The same light is seen over dark areas and hardly over bright ones ("Vision and Rain", IJCV
+    The same light is visible over dark areas and hardly over bright ones ("Vision and Rain", IJCV
     2007).
     """
     light = light[..., None]
@@ -179,7 +182,7 @@ def _in_linear_light(target: np.ndarray, light: np.ndarray, rng: np.random.Gener
 def _photographed(
     rainy: np.ndarray, fine: bool, config: RainConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """What the camera makes of the rainy side: noise, eight bits and JPEG."""
+    """The camera's effects on the rainy image: noise, 8 bits and JPEG."""
     if fine or rng.random() < config.noise_share:
         noise = rng.standard_normal(rainy.shape, np.float32)
         rainy = rainy + np.float32(rng.uniform(0, config.noise)) * noise

@@ -35,8 +35,8 @@ from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
 from drsformer_jax.data.sources import Source, open_training, open_validation
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import check_writable, write_text
-from drsformer_jax.flags import parse
-from drsformer_jax.nn.functional import use_wide_types
+from drsformer_jax.flags import local, parse
+from drsformer_jax.nn.functional import is_wide
 from drsformer_jax.report.results import sheet, write_results
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.compile_cache import use_compile_cache
@@ -84,7 +84,8 @@ def main() -> None:
     started = time.monotonic()
     with processes.ended_together(), one_line_errors():
         command = parse_command(sys.argv[1:])
-        use_wide_types(command.train.model)
+        if is_wide(command.train.model):
+            jax.config.update("jax_enable_x64", True)
         use_compile_cache()
         processes.join(command.coordinator_address, command.num_processes, command.process_id)
         train(command, started)
@@ -328,7 +329,10 @@ def say(text: str) -> None:
 
 def parse_command(arguments: Sequence[str]) -> Command:
     """The command line, with the values of the file that --config names as defaults."""
+    arguments = local(arguments, "train.py")
     path = Path("configs/quickstart.py")
+    if not path.is_file():
+        path = Path(__file__).parent / path
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
         if flag == "--config" or flag.startswith("--config="):
             path = Path(flag.partition("=")[2] or value)

@@ -1,11 +1,13 @@
-"""How wrong input is told: one line that names the thing, what was found and what is right."""
+"""How wrong input is reported: one line that names the thing, what was found and what is right."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from types import FrameType
@@ -25,7 +27,8 @@ def one_line_errors() -> Iterator[None]:
     """Ends a program with one line and exit status 1 on wrong input or a failing file system.
 
     Ctrl-C ends it with one line and status 130, SIGTERM with status 143; both leave nothing half
-    written. A warning is one line too.
+    written. A warning is one line too. With DRSFORMER_DEBUG=1 in the environment the traceback of
+    an error, with all that caused it, stands above its line.
     """
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -33,14 +36,21 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
+        _print_traceback()
         # A file's name may hold a line break.
         sys.exit(f"error: {error}".replace("\n", "\\n"))
     except OSError as error:
+        _print_traceback()
         place = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {place}{error.strerror or error}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _print_traceback() -> None:
+    if os.environ.get("DRSFORMER_DEBUG", "0") not in ("", "0"):
+        traceback.print_exc()
 
 
 def _end(number: int, frame: FrameType | None) -> None:

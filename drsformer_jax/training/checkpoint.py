@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
 import logging
@@ -31,8 +30,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 from drsformer_jax.config import ModelConfig, TrainConfig
 from drsformer_jax.config.file import from_dict, read_config, to_dict, write_config
 from drsformer_jax.errors import InputError, reason
-from drsformer_jax.files import write_text
-from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
+from drsformer_jax.files import remove_leftovers, write_text
+from drsformer_jax.nn.functional import Params, abstract_params, wide_types
 from drsformer_jax.training.step import TrainState
 
 _SCORES = "validation.json"
@@ -87,8 +86,7 @@ class Run:
         """Records the configuration, and forgets the scores of later steps than this one."""
         self._scores = {each: score for each, score in self._scores.items() if each <= step}
         if jax.process_index() == 0:
-            for unfinished in self.folder.glob(".*.unfinished"):  # Of a killed process.
-                unfinished.unlink(missing_ok=True)
+            remove_leftovers(self.folder)
             write_config(self.folder, to_dict(config))
             self._write_scores()
 
@@ -270,6 +268,13 @@ class _Best(policies.PreservationPolicy):
 
 def _locked(folder: Path) -> int:
     """Opens a file that keeps a run to one training program until it is closed."""
+    try:
+        import fcntl
+    except ImportError:
+        raise InputError(
+            f"{sys.platform} has no file locks (fcntl), which training needs; expected Linux, "
+            "macOS, or WSL on Windows"
+        ) from None
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / _LOCK, os.O_WRONLY | os.O_CREAT)
     try:
@@ -359,7 +364,6 @@ def load(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Model
         InputError: if the folder is no run, or has no checkpoint or not that one.
     """
     config = read_config(Path(folder)).model
-    use_wide_types(config)
     if not (Path(folder) / "checkpoints").is_dir():
         raise InputError(
             f"{folder} has neither checkpoints/ nor params.safetensors; expected a run that has "
@@ -370,4 +374,5 @@ def load(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Model
         if chosen is None or chosen not in run.steps():
             found = f"checkpoints of steps {run.steps()}" if run.steps() else "no checkpoint yet"
             raise InputError(f"{folder} has {found}; expected {'one' if step is None else step}")
-        return config, run.restore_params(chosen, config)
+        with wide_types(config):
+            return config, run.restore_params(chosen, config)

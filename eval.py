@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
+from drsformer_jax import weights
 from drsformer_jax.config import ModelConfig, Protocol
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
 from drsformer_jax.data.folders import find_pairs_in, read_pair
@@ -160,9 +161,10 @@ def prepare(command: Command, protocol: Protocol) -> Work:
 
 def prepare_checkpoint(command: Command, checkpoint: Path, protocol: Protocol) -> Work:
     """Finds the rainy images and reads the network that is to restore them."""
+    checkpoint, step = weights.run_of(checkpoint, command.step)
     pairs, width = pairs_of(command)
     sizes_of(pairs)  # Refuses pairs of two sizes before the network is read.
-    restorer = Restorer.load(checkpoint, command.step)
+    restorer = Restorer.load(checkpoint, step)
     results = (
         (pair["name"], restored, scores)
         for pair, restored, scores in evaluation.evaluate(restorer, pairs, protocol)

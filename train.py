@@ -35,8 +35,8 @@ from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
 from drsformer_jax.data.sources import Source, open_training, open_validation
 from drsformer_jax.errors import InputError, check_device, one_line_errors
 from drsformer_jax.files import check_writable, write_text
-from drsformer_jax.flags import parse
-from drsformer_jax.nn.functional import use_wide_types
+from drsformer_jax.flags import local, parse
+from drsformer_jax.nn.functional import is_wide
 from drsformer_jax.report.results import sheet, write_results
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.compile_cache import use_compile_cache
@@ -116,7 +116,8 @@ class Training:
 
 def configure_jax(command: Command) -> None:
     """Sets what must be set before JAX computes anything, and connects the processes."""
-    use_wide_types(command.train.model)
+    if is_wide(command.train.model):
+        jax.config.update("jax_enable_x64", True)
     use_compile_cache()
     processes.join(command.coordinator_address, command.num_processes, command.process_id)
     check_device(jax.devices)
@@ -363,7 +364,10 @@ def say(text: str) -> None:
 
 def parse_command(arguments: list[str]) -> Command:
     """Parses the command line, with the values of the file that --config names as defaults."""
+    arguments = local(arguments, "train.py")
     path = Path("configs/quickstart.py")
+    if not path.is_file():
+        path = Path(__file__).parent / path
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
         if flag == "--config" or flag.startswith("--config="):
             path = Path(flag.partition("=")[2] or value)

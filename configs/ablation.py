@@ -23,7 +23,6 @@ import dataclasses
 import importlib.resources
 import json
 import re
-import runpy
 import shlex
 import signal
 import subprocess
@@ -33,6 +32,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, RainConfig, TrainConfig
+from drsformer_jax.config.file import load_config
+from drsformer_jax.errors import InputError
 
 STEPS = 600
 ARMS: Mapping[str, tuple[str, str]] = {
@@ -108,9 +109,9 @@ def check_settings(workdir: Path, config: Path, flags: Sequence[str]) -> None:
         if flag.partition("=")[0].replace("_", "-") in _OWN_FLAGS:
             sys.exit(f"error: {flag} is what the arms differ in; expected another flag of train.py")
     try:
-        base = dataclasses.asdict(runpy.run_path(str(config))["get_config"]())
-    except Exception as error:  # the file is the user's, and may fail in any way
-        sys.exit(f"error: {config} fails ({error!r}); expected get_config() to work")
+        base = dataclasses.asdict(load_config(config))
+    except InputError as error:
+        sys.exit(f"error: {error}")
     path = workdir / "settings.json"
     settings = json.dumps({"config": base, "flags": list(flags)})
     if not path.exists():

@@ -26,13 +26,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from drsformer_jax.restoring import Restorer
 
+__version__ = "0.1.0"
+
 
 def load(path: str | os.PathLike[str], step: int | None = None, **options: Any) -> Restorer:
     """Reads a network and returns what restores images with it; see `restoring.Restorer.load`.
 
     Args:
         path: a training run, a converted folder, or an official `.pth` or `.safetensors` file.
-        step: checkpoint of a training run; the best one where it is not given.
+        step: checkpoint of a training run; default: the best one.
         **options: `dtype`, `tile` and `overlap` of `Restorer.load`.
 
     Raises:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +27,7 @@ from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.files import plan_jobs, restore_files
 from drsformer_jax.scoring.complexity import parameters
 from drsformer_jax.weights import describe, params_to_torch
+from drsformer_jax.weights.convert import notes
 from drsformer_jax.weights.tensor_files import write_pth, write_safetensors
 
 _BATCH = 8
@@ -185,16 +188,16 @@ class Convert:
     """Turns an official checkpoint into a model folder, or any network into an official one."""
 
     input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
-    """An official .pth or .safetensors file, a training run, or a model folder."""
+    """A .pth or .safetensors file of PyTorch, a training run, or a model folder."""
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """The new folder; with --to-torch the new .pth or .safetensors file."""
     to_torch: bool = False
     """Write a file that the official programs load."""
     step: int | None = None
-    """Checkpoint of a training run; the best one where it is not given."""
+    """Checkpoint of a training run; default: the best one."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type that the weights are stored in; as they are where it is not given. The 16-bit ones halve
-    the file, and are read back as the network's own type."""
+    """Type that the weights are stored in; default: as they are. The 16-bit ones halve the file,
+    and are read back as the network's own type."""
 
     def run(self) -> None:
         """Reads, says which network it is, and writes.
@@ -203,6 +206,7 @@ class Convert:
             InputError: if the input is no network, the output is there already, or a weight is
                 beyond the type.
         """
+        writers: dict[str, Callable[..., None]]
         writers = {".pth": write_pth, ".safetensors": write_safetensors}
         is_file = self.output.suffix in writers
         if is_file != self.to_torch:
@@ -214,7 +218,15 @@ class Convert:
         if self.dtype is not None:
             params = weights.stored_as(params, self.dtype)
         if self.to_torch:
-            writers[self.output.suffix](self.output, params_to_torch(params, config))
+            noted = notes(config)
+            writers[self.output.suffix](self.output, params_to_torch(params, config), notes=noted)
+            if noted:
+                warnings.warn(
+                    f"topk_fractions are {' '.join(config.topk_fractions)}, which {self.output} "
+                    "notes for drsformer alone: the official programs have the published ones, and "
+                    "compute another network",
+                    stacklevel=1,
+                )
         else:
             weights.save(self.output, config, params)
         count = f"{parameters(config):,} parameters"

@@ -1,12 +1,14 @@
-"""How wrong input is told: one line that names the thing, what was found and what is right."""
+"""How wrong input is reported: one line that names the thing, what was found and what is right."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -46,25 +48,32 @@ def one_line_errors() -> Iterator[None]:
     Ctrl-C ends it with one line and status 130, SIGTERM with status 143; both leave nothing half
     written. A warning is one line too. Characters that the terminal cannot show, such as the bytes
     of a file name that is not UTF-8, are printed as backslash escapes.
+    With DRSFORMER_DEBUG=1 in the environment the traceback of an error, with all that caused it,
+    is printed above its line.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # As stderr has it.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # A file's name may be in no encoding.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except InputError as error:
+        _print_traceback()
         # A file's name may hold a line break.
         sys.exit(f"error: {error}".replace("\n", "\\n"))
     except OSError as error:
+        _print_traceback()
         place = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {place}{error.strerror or error}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _print_traceback() -> None:
+    if os.environ.get("DRSFORMER_DEBUG", "0") not in ("", "0"):
+        traceback.print_exc()
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -7,11 +7,13 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from drsformer_jax.errors import InputError
+
+_SUFFIX = ".temporary"
 
 
 @contextlib.contextmanager
@@ -28,19 +30,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{path.parent} is no folder; expected one for {path.name}") from None
-    unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished")
     try:
-        with open(unfinished, "xb") as file:
-            yield file
-        os.replace(unfinished, path)
+        with _temporary(path, lambda new: new.touch(exist_ok=False)) as temporary:
+            with open(temporary, "wb") as file:
+                yield file
+            os.replace(temporary, path)
     except OSError as error:
         if error.errno is not None:  # The name that the user knows.
             error.filename, error.filename2 = str(path), None
         raise
-    finally:
-        # On a read-only disk even this fails, and would hide why.
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -81,10 +79,76 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         raise InputError(f"{path} is there already; expected the name of a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished")
-    unfinished.mkdir()
+    with _temporary(path, Path.mkdir) as temporary:
+        yield temporary
+        os.rename(temporary, path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporary files and folders of killed processes from a folder, not from those in it.
+
+    Those of live processes, on this machine or on another one that shares the folder, stay: they
+    are locked. So does everything where the file system has no locks, or fails.
+    """
+    suffixes = (_SUFFIX, ".unfinished")  # The second one is that of older versions.
+    for path in [path for suffix in suffixes for path in folder.glob(f".*{suffix}")]:
+        try:
+            with _locked(path) as locked:
+                if locked:
+                    _remove(path)
+        except OSError:  # Locked, or gone.
+            pass
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """Makes something hidden beside `path`, locked against `remove_leftovers` until the end."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            temporary = path.with_name(f".{uuid.uuid4().hex}{_SUFFIX}")
+            make(temporary)
+            stack.callback(_remove, temporary)
+            # Between making and locking, another process may take it for a leftover.
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                stack.enter_context(_locked(temporary))
+                if temporary.exists():
+                    break
+        yield temporary
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Locks a file or a folder, and says whether there are locks here.
+
+    The system drops the lock when the process ends in any way, so unlike a process's number it
+    cannot outlive it, and it holds across containers and machines.
+
+    Raises:
+        OSError: if another process has locked it, or it is gone.
+    """
     try:
-        yield unfinished
-        os.rename(unfinished, path)
+        import fcntl
+    except ImportError:  # Windows
+        yield False
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        locked = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # Some file systems have no locks.
+            locked = False
+        yield locked
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    # On a read-only disk even this fails, and would hide why.
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -32,3 +33,47 @@ def test_a_signal_during_garbage_collection_is_not_lost(number, status):
     assert ended.returncode == status, ended.stderr
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from drsformer_jax.config.file import load_config
+from drsformer_jax.errors import one_line_errors
+
+with one_line_errors():
+    load_config(Path(sys.argv[1]))
+"""
+
+
+def end_of(path, **environment):
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert ended.returncode == 1
+    return ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "kind"),
+    [
+        ("def get_config():\n    x = 1\n    return undefined\n", 3, "NameError"),
+        ("import drsformer_jax\n\n\nhelp(\n", 4, "SyntaxError"),
+        ("from drsformer_jax.config import DataConfig\n\nDataConfig(crop_size=3)\n", 3, "Input"),
+        ("def get_config():\n    return inner()\n\ndef inner():\n    return 1 / 0\n", 5, "Zero"),
+    ],
+)
+def test_configuration_that_fails_is_named_with_its_line(tmp_path, text, line, kind):
+    path = tmp_path / "my.py"
+    path.write_text(text)
+    told = end_of(path)
+    assert told.startswith(f"error: {path}:{line} fails ({kind}")
+    assert told.count("\n") == 1
+    traced = end_of(path, DRSFORMER_DEBUG="1")
+    assert traced.endswith(told)
+    assert "Traceback (most recent call last)" in traced
+    assert f'File "{path}", line {line}' in traced
+    assert end_of(path, DRSFORMER_DEBUG="0") == told

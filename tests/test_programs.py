@@ -1,12 +1,14 @@
 """train.py, eval.py and drsformer as users run them: real processes on real files."""
 
 import csv
+import importlib
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 from programs import refused
 
+import drsformer_jax
 from drsformer_jax import metrics, weights
 from drsformer_jax.data.folders import find_images
 from drsformer_jax.images.pixels import read_image, write_image
@@ -275,7 +278,36 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("train", r"configs/quickstart\.py is no file; expected"),
+        ("train --config configs/quickstart.py", r"configs/quickstart\.py is no file; expected"),
+        ("train --workdir=gs://bucket/x", r"--workdir is gs://bucket/x; expected a path on this"),
+        ("train --data.train s3://bucket/x", r"--data\.train is s3://bucket/x; expected a path"),
+        ("train --data.sources s3://bucket/x 1", r"--data\.sources is s3://bucket/x; expected"),
+        ("train --config gs://bucket/x.py", r"--config is gs://bucket/x\.py; expected a path"),
+        ("train --config bucket.py", r"train\.data\.sources is gs://bucket/x; expected a path"),
+        ("train --workdir=", "argument 1 is empty"),
+        ("train --data.train ''", "argument 2 is empty"),
+        (
+            "train --config config.py --model.remat True",
+            r"error: --model\.remat is given True; expected --model\.remat alone, or --model\.no-r",
+        ),
+        (
+            "train --config config.py --optim.lr=1 --model.unroll=false",
+            "--optim.lr",
+        ),
+        (
+            "train --config config.py --model.unroll=false",
+            r"unroll is given false; expected --model\.unroll alone, or --model\.no-unroll",
+        ),
+        (
+            "eval --checkpoint https://a.b/net.pth --data x",
+            r"--checkpoint is https://a\.b/net\.pth; expected a path on this machine",
+        ),
+        ("drsformer convert gs://b/run out", r"argument 2 is gs://b/run; expected a path"),
+        ("drsformer build-data rain100l --data-dir=gs://b/x", r"--data-dir is gs://b/x; expected"),
+        (
+            "drsformer derain pairs/input out --checkpoint=~/none.pth",
+            r"error: /home/of/me/none\.pth does not exist",
+        ),
         ("train --config none.py", r"none\.py is no file; expected"),
         ("train --config pairs/input/0.png", r"0\.png is no Python file"),
         ("train --config config.py --steps 0", "steps is 0; expected at least 1"),
@@ -320,6 +352,41 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
     ],
 )
 def test_wrong_input_gives_one_line(run, trained, place, command, message):
-    refused(run(*shlex.split(command)), message)
+    (place / "bucket.py").write_text(
+        "from drsformer_jax.config import DataConfig, TrainConfig\n"
+        "def get_config():\n"
+        "    return TrainConfig(data=DataConfig(sources=(('gs://bucket/x', 1.0),)))\n"
+    )
+    environment = {**run.environment, "HOME": "/home/of/me"}
+    refused(run(*shlex.split(command), environment=environment), message)
     assert not (place / "unmade").exists()
     assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("program", ["drsformer", "train", "eval"])
+def test_programs_say_their_version_and_help_from_any_folder(run, tmp_path, program):
+    for flag, expected in (("--version", drsformer_jax.__version__), ("--help", "usage: ")):
+        with run.start(program, flag, cwd=tmp_path) as process:
+            output, errors = process.communicate(timeout=300)
+        assert (process.returncode, errors) == (0, "")
+        assert expected in output
+
+
+def test_empty_value_is_accepted_where_it_means_none_and_home_is_expanded(monkeypatch, place):
+    monkeypatch.setenv("HOME", "/home/of/me")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    parse_command = importlib.import_module("train").parse_command
+    flags = f"--config {place / 'config.py'} --workdir=~/runs/x --data.cache_dir= --data.data-dir"
+    command = parse_command([*flags.split(), "", "--data.train", "~/pairs", "--init-from="])
+    assert command.workdir == Path("/home/of/me/runs/x")
+    assert command.train.data.train == "/home/of/me/pairs"
+    data = command.train.data
+    assert (data.cache_dir, data.data_dir, command.train.init_from) == ("", "", "")
+
+
+def test_scores_of_one_checkpoint_go_to_its_run(run, trained, place):
+    checkpoint = trained[0] / "checkpoints" / "2"
+    result = run("eval", "--checkpoint", checkpoint, "--data", "pairs", "--protocol", "did_ddn")
+    assert result.returncode == 0, result.stderr
+    assert f"scores are in {trained[0] / 'evaluation' / 'did_ddn'}" in result.stdout
+    assert not (checkpoint / "evaluation").exists()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import traceback
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -13,7 +15,17 @@ from drsformer_jax.config.train import TrainConfig
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
 
-_FILE = "config.json"
+CONFIG_FILE = "config.json"
+"""Its name in the folder of a run or of a model."""
+_VERSION = 1
+"""Of the fields' names. A file without `version` is of version 1."""
+_RENAMED: Mapping[int, Mapping[str, str]] = {}
+"""The one table of renamed fields: version that renamed them, then old name to new one.
+
+A field is named from the top, as in `{2: {"data.symmetries": "data.augment"}}`; it may move to
+another part of the configuration. Whoever renames a field adds a line here and raises `_VERSION`,
+and older runs and model folders load as before.
+"""
 _HARMLESS = {
     *("steps", "log-every", "eval-every", "checkpoint-every", "keep-checkpoints", "init-from"),
     *("data.data-dir", "data.cache-mib", "data.cache-dir", "data.workers"),
@@ -23,17 +35,40 @@ _HARMLESS = {
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as nested dicts that JSON can hold."""
-    return dataclasses.asdict(config)
+    """The configuration as nested dicts that JSON can hold, with the version of its names."""
+    return {"version": _VERSION, **dataclasses.asdict(config)}
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """Undoes `to_dict`, also after a passage through JSON.
+    """Undoes `to_dict`, also after a passage through JSON and for older names of fields.
 
     Raises:
-        InputError: if a field is unknown or a value impossible.
+        InputError: if the version or a field is unknown or a value impossible.
     """
-    return _build(TrainConfig, values)
+    version = values.get("version", 1)
+    if not (type(version) is int and 1 <= version <= _VERSION):
+        raise InputError(
+            f"version is {version!r}; expected at most {_VERSION}, or a newer drsformer_jax"
+        )
+    current = {name: value for name, value in values.items() if name != "version"}
+    for _, renamed in sorted(item for item in _RENAMED.items() if item[0] > version):
+        for old, new in renamed.items():
+            current = _moved(current, old.split("."), new.split("."))
+    return _build(TrainConfig, current)
+
+
+def _moved(values: Mapping[str, Any], old: list[str], new: list[str]) -> dict[str, Any]:
+    """Nested dicts with the value at one path at another one, if it is there."""
+    result = deepcopy(dict(values))
+    source = result
+    for name in old[:-1]:
+        source = source.get(name, {})
+    if old[-1] in source:
+        value, target = source.pop(old[-1]), result
+        for name in new[:-1]:
+            target = target.setdefault(name, {})
+        target[new[-1]] = value
+    return result
 
 
 def _build(kind: Any, values: Mapping[str, Any]) -> Any:
@@ -61,32 +96,37 @@ def write_config(folder: Path, values: Mapping[str, Any]) -> None:
     Raises:
         OSError: if the file system fails; the old file is then still there.
     """
-    write_text(folder / _FILE, json.dumps(values, indent=2) + "\n")
+    versioned = {"version": _VERSION, **values}
+    write_text(folder / CONFIG_FILE, json.dumps(versioned, indent=2) + "\n")
 
 
 def read_config(folder: Path) -> TrainConfig:
     """Reads the `config.json` of a run or a model folder.
 
     Raises:
-        InputError: if the folder has none, or it is damaged.
+        InputError: if the folder has none, it is damaged, or a newer version wrote it.
     """
-    path = folder / _FILE
+    path = folder / CONFIG_FILE
     if not path.is_file():
-        raise InputError(f"{folder} has no {_FILE}; expected a training run or a model folder")
+        raise InputError(
+            f"{folder} has no {CONFIG_FILE}; expected a training run or a model folder"
+        )
     try:
         return from_dict(json.loads(path.read_text()))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); expected what was written there") from None
 
 
 def changes(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """The fields that differ, named as on the command line, with the old and the new value."""
-    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
     return {name: (before[name], value) for name, value in after.items() if before[name] != value}
 
 
 def changes_learning(name: str) -> bool:
-    """Whether another value of a field means other steps, up to the order of sums."""
+    """Whether another value of a field changes the steps by more than the order of sums."""
     return name not in _HARMLESS and not name.startswith("mesh.")
 
 
@@ -94,7 +134,7 @@ def load_config(path: Path) -> TrainConfig:
     """Runs get_config() of a Python file.
 
     Raises:
-        InputError: if there is no such file, it fails, or gives something else.
+        InputError: if there is no such file, it fails (names its line), or gives something else.
     """
     if not path.is_file():
         raise InputError(f"--config {path} is no file; expected one such as configs/quickstart.py")
@@ -107,10 +147,22 @@ def load_config(path: Path) -> TrainConfig:
         config = module.get_config()
     except Exception as error:  # the file is the user's, and may fail in any way
         reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{path} fails ({reason}); expected get_config() to work") from error
+        raise InputError(
+            f"{path}{_line(path, error)} fails ({reason}); expected get_config() to work "
+            "(DRSFORMER_DEBUG=1 shows the traceback)"
+        ) from error
     if not isinstance(config, TrainConfig):
         raise InputError(f"get_config() of {path} returns {config!r}; expected a TrainConfig")
     return config
+
+
+def _line(path: Path, error: Exception) -> str:
+    """`:LINE` of a Python file where it failed, the innermost of its lines; empty if unknown."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f":{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f":{lines[-1]}" if lines else ""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,13 @@ def locked(folder: Path, task: str, *, wait: bool = True) -> Iterator[None]:
             no locks.
         OSError: if the file system fails.
     """
+    try:
+        import fcntl
+    except ImportError:
+        raise InputError(
+            f"{sys.platform} has no file locks (fcntl), which writing datasets needs; expected "
+            "Linux, macOS, or WSL on Windows"
+        ) from None
     with open(folder / _NAME, "ab") as file:
         try:
             try:

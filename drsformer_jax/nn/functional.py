@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -19,9 +20,10 @@ Params = dict[str, Any]
 
 @functools.cache
 def _abstract(config: ModelConfig) -> tuple[Any, Params]:
-    definition, state = nnx.split(
-        nnx.eval_shape(lambda: DRSformer(config, rngs=nnx.Rngs(params=0)))
-    )
+    with wide_types(config):  # Else the cache would hold float32 in place of float64.
+        definition, state = nnx.split(
+            nnx.eval_shape(lambda: DRSformer(config, rngs=nnx.Rngs(params=0)))
+        )
     return definition, nnx.to_pure_dict(state)
 
 
@@ -30,10 +32,18 @@ def abstract_params(config: ModelConfig) -> Params:
     return jax.tree.map(lambda leaf: leaf, _abstract(config)[1])
 
 
-def use_wide_types(config: ModelConfig) -> None:
-    """Enables float64 in JAX, for the whole process, if the network computes in it."""
-    if "float64" in (config.dtype, config.param_dtype):
-        jax.config.update("jax_enable_x64", True)
+def is_wide(config: ModelConfig) -> bool:
+    """Whether a network has parameters or activations in float64."""
+    return "float64" in (config.dtype, config.param_dtype)
+
+
+def wide_types(config: ModelConfig) -> contextlib.AbstractContextManager[object]:
+    """Lets JAX have float64 inside the block, in this thread, where the network has.
+
+    Without it JAX makes float32 of what is made in float64. Arrays that leave the block stay in
+    float64; what is computed with them belongs into such a block again.
+    """
+    return jax.enable_x64(True) if is_wide(config) else contextlib.nullcontext()
 
 
 def init_params(config: ModelConfig, key: Array) -> Params:

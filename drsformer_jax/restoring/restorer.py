@@ -19,7 +19,7 @@ from drsformer_jax import weights
 from drsformer_jax.config import SIZE_MULTIPLE, DType, ModelConfig
 from drsformer_jax.errors import InputError, reason
 from drsformer_jax.images.pixels import to_8_bits
-from drsformer_jax.nn.functional import Params, apply, use_wide_types
+from drsformer_jax.nn.functional import Params, apply, wide_types
 from drsformer_jax.nn.rows import AT_ONCE, MAX_HALO, Rows, Shards, Strips
 from drsformer_jax.restoring.buckets import Size, bucket_on_ladder, padded, plan_buckets
 from drsformer_jax.restoring.compile_cache import use_compile_cache
@@ -121,7 +121,6 @@ class Restorer:
         config, params = weights.load(path, step)
         if dtype is not None:
             config = dataclasses.replace(config, dtype=dtype)
-            use_wide_types(config)
         return cls(config, params, tile=tile, overlap=overlap)
 
     def plan(self, sizes: Iterable[Size]) -> None:
@@ -243,9 +242,9 @@ class Restorer:
             rainy[index, :height, :width] = image
             white[index] = np.iinfo(image.dtype).max
         try:
-            restored = np.asarray(
-                _restore(self.config, rows, self._params_for(rows), rainy, white, size)
-            )
+            with wide_types(self.config):
+                params = self._params_for(rows)
+                restored = np.asarray(_restore(self.config, rows, params, rainy, white, size))
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
                 raise

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 from drsformer_jax.config import ModelConfig, TrainConfig
 from drsformer_jax.config.file import from_dict, read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
-from drsformer_jax.files import write_text
-from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
+from drsformer_jax.files import remove_leftovers, write_text
+from drsformer_jax.nn.functional import Params, abstract_params, wide_types
 from drsformer_jax.training.orbax_quirks import (
     silence_read_only_warning,
     silence_repeated_errors,
@@ -96,8 +96,7 @@ class Run:
         """Records the configuration, and drops the scores of steps after this one."""
         self._scores = {each: score for each, score in self._scores.items() if each <= step}
         if jax.process_index() == 0:
-            for unfinished in self.folder.glob(".*.unfinished"):  # Of a killed process.
-                unfinished.unlink(missing_ok=True)
+            remove_leftovers(self.folder)
             write_config(self.folder, to_dict(config))
             self._write_scores()
 
@@ -278,6 +277,13 @@ class _Best(policies.PreservationPolicy):
 
 def _locked(folder: Path) -> int:
     """Opens a file that keeps a run to one training program until it is closed."""
+    try:
+        import fcntl
+    except ImportError:
+        raise InputError(
+            f"{sys.platform} has no file locks (fcntl), which training needs; expected Linux, "
+            "macOS, or WSL on Windows"
+        ) from None
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / _LOCK, os.O_WRONLY | os.O_CREAT)
     try:
@@ -334,7 +340,6 @@ def load(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Model
         InputError: if the folder is no run, or has no checkpoint or not that one.
     """
     config = read_config(Path(folder)).model
-    use_wide_types(config)
     if not (Path(folder) / "checkpoints").is_dir():
         raise InputError(
             f"{folder} has neither checkpoints/ nor params.safetensors; expected a run that has "
@@ -345,4 +350,5 @@ def load(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Model
         if chosen is None or chosen not in run.steps():
             found = f"checkpoints of steps {run.steps()}" if run.steps() else "no checkpoint yet"
             raise InputError(f"{folder} has {found}; expected {'one' if step is None else step}")
-        return config, run.restore_params(chosen, config)
+        with wide_types(config):
+            return config, run.restore_params(chosen, config)

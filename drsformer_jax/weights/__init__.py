@@ -11,7 +11,7 @@ from drsformer_jax.weights.convert import (
     params_to_torch,
     to_torch,
 )
-from drsformer_jax.weights.store import load, save, stored_as
+from drsformer_jax.weights.store import load, run_of, save, stored_as
 
 __all__ = [
     "describe",
@@ -19,6 +19,7 @@ __all__ = [
     "load",
     "params_from_torch",
     "params_to_torch",
+    "run_of",
     "save",
     "stored_as",
     "to_torch",

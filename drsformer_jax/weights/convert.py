@@ -8,7 +8,7 @@ last, the branches of the sparse attention, from 1.
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -22,7 +22,9 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.nn import DRSformer
 from drsformer_jax.nn.experts import DILATED_SIZES, SEPARABLE_SIZES
 from drsformer_jax.nn.feedforward import hidden_order
-from drsformer_jax.nn.functional import Params, abstract_params, build
+from drsformer_jax.nn.functional import Params, abstract_params, build, wide_types
+from drsformer_jax.weights.state_dict import state_dict
+from drsformer_jax.weights.tensor_files import NOTE
 
 
 class _Layout(NamedTuple):
@@ -134,60 +136,60 @@ def _flat(tree: Params) -> dict[str, Any]:
     return traverse_util.flatten_dict(tree, sep=".")
 
 
-def from_torch(state: Mapping[str, Any]) -> DRSformer:
+def from_torch(
+    state: Mapping[str, Any], topk_fractions: tuple[str, ...] | None = None
+) -> DRSformer:
     """Builds the network from an official state dict; its `config` says which variant it is.
 
     Args:
         state: official keys to arrays, channels first as PyTorch has them; or what holds such a
             mapping, as `state_dict` reads it.
+        topk_fractions: those of a network that was trained with other than the published ones,
+            which a state dict does not hold; default: those noted beside it, or the published ones.
 
     Raises:
         InputError: names every missing, unused and wrongly shaped key.
     """
-    return build(*network_from_torch(state))
-
-
-def network_from_torch(content: Mapping[str, Any]) -> tuple[ModelConfig, Params]:
-    """Configuration and parameters of an official network; takes and raises as `from_torch`."""
-    state = state_dict(content)
-    config = infer_config({key: value.shape for key, value in state.items()})
-    return config, params_from_torch(state, config)
+    found = state_dict(state)
+    config = infer_config(shapes_of(found), topk_fractions or noted_fractions(state))
+    return build(config, params_from_torch(found, config))
 
 
 def to_torch(model: DRSformer) -> dict[str, np.ndarray]:
-    """The official state dict of a network; undoes `from_torch`."""
+    """The official state dict of a network; undoes `from_torch`.
+
+    It cannot hold `config.topk_fractions`: where they are not the published ones, `from_torch`
+    must be given them, and the official programs compute another network of it.
+    """
     return params_to_torch(nnx.to_pure_dict(nnx.state(model, nnx.Param)), model.config)
 
 
-def state_dict(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Finds the state dict in what a checkpoint file holds.
+def notes(config: ModelConfig) -> dict[str, str]:
+    """What to note beside official parameters, which lack it; nothing for a published network."""
+    if config.topk_fractions == ModelConfig.topk_fractions:
+        return {}
+    return {NOTE: json.dumps({"topk_fractions": config.topk_fractions})}
 
-    It stands bare, or under `params_ema` or `params`; the average is taken where there are both.
-    The prefix `module.`, which training on several GPUs leaves, is cut off.
+
+def noted_fractions(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The top-k fractions that `notes` wrote beside parameters, or else the published ones.
 
     Raises:
-        InputError: if there is none, or the prefix hides a second array of one name.
+        InputError: if the note is damaged.
     """
-    nested = isinstance(content, Mapping)
-    sets = [content[name] for name in ("params_ema", "params") if nested and name in content]
-    found = sets[0] if sets else content
-    arrays = isinstance(found, Mapping) and all(hasattr(x, "shape") for x in found.values())
-    if not arrays or not found:
+    if NOTE not in content:
+        return ModelConfig.topk_fractions
+    try:
+        return tuple(map(str, json.loads(content[NOTE])["topk_fractions"]))
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"the checkpoint holds {_listed(content)}; expected a state dict, bare or under params "
-            "or params_ema"
-        )
-    state = {str(key).removeprefix("module."): value for key, value in found.items()}
-    if len(state) < len(found):
-        raise InputError("the checkpoint has keys with and without module.; expected one kind")
-    return state
+            f"the note {NOTE} is damaged ({type(error).__name__}); expected topk_fractions"
+        ) from None
 
 
-def _listed(content: Any) -> str:
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
-    names = [repr(str(key)[:40]) for key in itertools.islice(content, 5)]
-    return ", ".join(names) + (", ..." if len(content) > 5 else "") if names else "nothing"
+def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of arrays by name."""
+    return {name: value.shape for name, value in state.items()}
 
 
 def describe(config: ModelConfig) -> str:
@@ -213,20 +215,21 @@ def params_from_torch(state: Mapping[str, Any], config: ModelConfig) -> Params:
         key: entry.to_official(empty[entry.leaf][entry.place]).shape
         for key, entry in entries.items()
     }
-    problems = mismatches({key: value.shape for key, value in state.items()}, expected)
+    problems = mismatches(shapes_of(state), expected)
     problems += [
         f"{key} is {value.dtype}, expected floating point"
         for key, value in state.items()
         if not jnp.issubdtype(value.dtype, jnp.floating)
     ]
-    _refuse(problems)
+    _reject(problems)
     leaves = {leaf: np.zeros(value.shape, value.dtype) for leaf, value in abstract.items()}
     for key, entry in entries.items():
         target = leaves[entry.leaf][entry.place] = entry.to_ours(state[key])
         if not np.isfinite(target).all():
             problems.append(f"{key} holds values that are not finite")
-    _refuse(problems)
-    params = {leaf: jnp.asarray(value) for leaf, value in leaves.items()}
+    _reject(problems)
+    with wide_types(config):
+        params = {leaf: jnp.asarray(value) for leaf, value in leaves.items()}
     return traverse_util.unflatten_dict(params, sep=".")
 
 
@@ -249,7 +252,7 @@ def mismatches(
     return missing + unused + wrong
 
 
-def _refuse(problems: list[str]) -> None:
+def _reject(problems: list[str]) -> None:
     if problems:
         raise InputError("the checkpoint does not fit the network: " + "; ".join(problems))
 
@@ -263,14 +266,18 @@ def params_to_torch(params: Params, config: ModelConfig) -> dict[str, np.ndarray
     }
 
 
-def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
+def infer_config(
+    shapes: Mapping[str, tuple[int, ...]],
+    topk_fractions: tuple[str, ...] = ModelConfig.topk_fractions,
+) -> ModelConfig:
     """Reads the architecture off the keys and shapes of an official state dict.
 
-    The fractions of the top-k attention leave no trace in a checkpoint: the published four are
-    taken.
+    Args:
+        shapes: shape of each array by its official key.
+        topk_fractions: of the top-k attention, of which a state dict holds the number alone.
 
     Raises:
-        InputError: if the keys belong to no network of this family.
+        InputError: if the keys belong to no network of this family, or not to so many fractions.
     """
     levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
     first = "encoder_level1.0"
@@ -306,7 +313,14 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
         "feed_forward": feed_forward,
         "norm": "with_bias" if f"{first}.norm1.body.bias" in shapes else "bias_free",
         "bias": f"{first}.attn.qkv.bias" in shapes,
+        "topk_fractions": topk_fractions,
     }
+    branches = sum(re.fullmatch(rf"{first}\.attn\.attn\d+", key) is not None for key in shapes)
+    if branches not in (0, len(topk_fractions)):
+        raise InputError(
+            f"the attention has {branches} branches for top-k fractions {topk_fractions}; expected "
+            "a fraction for each, noted in the file by `drsformer convert --to-torch`"
+        )
     config = ModelConfig(**fields)
     return dataclasses.replace(config, expansion=_expansion(config, hidden))
 

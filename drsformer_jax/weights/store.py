@@ -12,11 +12,18 @@ import numpy as np
 from flax import traverse_util
 
 from drsformer_jax.config import ModelConfig
-from drsformer_jax.config.file import read_config, write_config
+from drsformer_jax.config.file import CONFIG_FILE, read_config, write_config
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import new_folder
-from drsformer_jax.nn.functional import Params, abstract_params, use_wide_types
-from drsformer_jax.weights.convert import mismatches, network_from_torch, state_dict
+from drsformer_jax.nn.functional import Params, abstract_params, wide_types
+from drsformer_jax.weights.convert import (
+    infer_config,
+    mismatches,
+    noted_fractions,
+    params_from_torch,
+    shapes_of,
+)
+from drsformer_jax.weights.state_dict import state_dict
 from drsformer_jax.weights.tensor_files import read_tensors, write_safetensors
 
 _PARAMS = "params.safetensors"
@@ -26,14 +33,14 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> tuple[ModelCo
     """Reads a network, whatever holds it.
 
     Args:
-        path: the folder of a training run, a folder that `save` wrote, or a `.pth` or
-            `.safetensors` file with the official programs' keys.
-        step: checkpoint of a training run; the best one where it is not given.
+        path: the folder of a training run, or of one of its checkpoints; a folder that `save`
+            wrote; or a `.pth` or `.safetensors` file with the official programs' keys.
+        step: checkpoint of a training run; default: the best one.
 
     Raises:
         InputError: if there is no network, or not that step of it.
     """
-    path = Path(path)
+    path, step = run_of(path, step)
     if not path.exists():
         raise InputError(
             f"{path} does not exist; expected a run, a model folder, a .pth or a .safetensors file"
@@ -47,6 +54,23 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> tuple[ModelCo
     return _read_folder(path) if path.is_dir() else _read_official(path)
 
 
+def run_of(path: str | os.PathLike[str], step: int | None = None) -> tuple[Path, int | None]:
+    """The run and the step of `RUN/checkpoints/STEP`; anything else as it is.
+
+    Raises:
+        InputError: if another step is given beside it.
+    """
+    path = Path(path)
+    if path.absolute().parent.name != "checkpoints" or not path.name.isdecimal():
+        return path, step
+    folder = path.parent.parent if len(path.parts) > 1 else path.absolute().parent.parent
+    if not (path.is_dir() and (folder / CONFIG_FILE).is_file()):
+        return path, step
+    if step not in (None, int(path.name)):
+        raise InputError(f"{path} is given beside step {step}; expected --checkpoint RUN --step N")
+    return folder, int(path.name)
+
+
 def save(folder: str | os.PathLike[str], config: ModelConfig, params: Params) -> None:
     """Writes a folder that holds a network and needs nothing else: `config.json` and parameters.
 
@@ -55,11 +79,11 @@ def save(folder: str | os.PathLike[str], config: ModelConfig, params: Params) ->
         OSError: if the file system fails; nothing is left half written.
     """
     flat = traverse_util.flatten_dict(params, sep=".")
-    with new_folder(Path(folder)) as unfinished:
+    with new_folder(Path(folder)) as temporary:
         write_safetensors(
-            unfinished / _PARAMS, {name: np.asarray(leaf) for name, leaf in flat.items()}
+            temporary / _PARAMS, {name: np.asarray(leaf) for name, leaf in flat.items()}
         )
-        write_config(unfinished, {"model": dataclasses.asdict(config)})
+        write_config(temporary, {"model": dataclasses.asdict(config)})
 
 
 def stored_as(params: Params, dtype: str) -> Params:
@@ -68,7 +92,7 @@ def stored_as(params: Params, dtype: str) -> Params:
     Raises:
         InputError: if one is beyond the type.
     """
-    with np.errstate(over="ignore"):  # It is told below.
+    with np.errstate(over="ignore"):  # It is reported below.
         stored = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
     if not all(np.isfinite(leaf.astype(np.float32)).all() for leaf in jax.tree.leaves(stored)):
         largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(params))
@@ -78,18 +102,15 @@ def stored_as(params: Params, dtype: str) -> Params:
 
 def _read_folder(folder: Path) -> tuple[ModelConfig, Params]:
     config, path = read_config(folder).model, folder / _PARAMS
-    use_wide_types(config)
     stored = read_tensors(path)
     expected = traverse_util.flatten_dict(abstract_params(config), sep=".")
-    problems = mismatches(
-        {name: value.shape for name, value in stored.items()},
-        {name: leaf.shape for name, leaf in expected.items()},
-    )
+    problems = mismatches(shapes_of(stored), shapes_of(expected))
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         listed = "; ".join(problems[:3]) + more
         raise InputError(f"{path} does not fit the config.json beside it: {listed}")
-    leaves = {name: jnp.asarray(stored[name], leaf.dtype) for name, leaf in expected.items()}
+    with wide_types(config):
+        leaves = {name: jnp.asarray(stored[name], leaf.dtype) for name, leaf in expected.items()}
     return config, traverse_util.unflatten_dict(leaves, sep=".")
 
 
@@ -99,7 +120,8 @@ def _read_official(path: Path) -> tuple[ModelConfig, Params]:
         state = state_dict(content)
         numbers, size = sum(value.size for value in state.values()), path.stat().st_size
         if numbers > size:  # A few bytes can stand for an array of any size.
-            raise InputError(f"it claims {numbers:,} numbers in {size:,} bytes; expected fewer")
-        return network_from_torch(state)
+            raise InputError(f"it claims {numbers:,} elements in {size:,} bytes; expected fewer")
+        config = infer_config(shapes_of(state), noted_fractions(content))
+        return config, params_from_torch(state, config)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
@@ -36,6 +38,8 @@ _SAFETENSORS = {
 _MAX_READ = 16 * 2**20
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """0x1950a86a20f9469cfc6c as a pickled number, which torch wrote first before it wrote zips."""
+NOTE = "drsformer_jax"
+"""Name of what is noted beside the tensors, for this package alone."""
 _EXPECTED = "expected a .pth of torch.save or a .safetensors file"
 
 
@@ -47,11 +51,12 @@ def read_tensors(path: Path) -> dict[Any, Any]:
     Returns:
         What was saved: of a `.safetensors` names to arrays, of a `.pth` any nesting of containers,
         plain values and arrays. A parameter is its array there; a type or a device of torch is its
-        name. Arrays are read-only, and tensors that shared memory share it.
+        name, an object of any other class a `torch_pickle.Inert` placeholder. Arrays are read-only,
+        and tensors that shared memory share it. A `.safetensors` with notes of `write_safetensors`
+        is as a `.pth` with them: tensors under `params`, each note beside.
 
     Raises:
-        InputError: if the file cannot be read, is of another kind, is damaged, or asks for anything
-            but tensors, containers and plain values.
+        InputError: if the file cannot be read, is of another kind or is damaged.
     """
     try:
         return _read(path)
@@ -66,8 +71,13 @@ def read_tensors(path: Path) -> dict[Any, Any]:
         raise InputError(f"{path} is damaged or cut off ({reason}); {_EXPECTED}") from error
 
 
-def write_pth(path: Path, tensors: Mapping[str, np.ndarray], top: str = "params") -> None:
-    """Writes `{top: tensors}` in one step, as torch.save would; `torch.load(path)` reads it.
+def write_pth(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    top: str = "params",
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Writes `{top: tensors, **notes}` in one step, as torch.save would, for `torch.load(path)`.
 
     The same tensors give the same bytes. Storages are aligned for `torch.load(path, mmap=True)`.
 
@@ -77,16 +87,18 @@ def write_pth(path: Path, tensors: Mapping[str, np.ndarray], top: str = "params"
     """
     arrays = _native(path, tensors)
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        _write_entry(archive, file.tell(), "data.pkl", torch_pickle.dumps(arrays, top))
+        _write_entry(archive, file.tell(), "data.pkl", torch_pickle.dumps(arrays, top, notes))
         _write_entry(archive, file.tell(), "byteorder", sys.byteorder.encode())
         for number, array in enumerate(arrays.values()):
             _write_entry(archive, file.tell(), f"data/{number}", array.tobytes())
         _write_entry(archive, file.tell(), "version", b"3\n")
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes names and arrays as a `.safetensors` in one step; raises as `write_pth` does."""
-    content = safetensors.numpy.save(_native(path, tensors))
+def write_safetensors(
+    path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Writes a `.safetensors`, with notes as its metadata, in one step; raises as `write_pth`."""
+    content = safetensors.numpy.save(_native(path, tensors), dict(notes) or None)
     with replacing(path) as file:
         file.write(content)
 
@@ -131,7 +143,7 @@ def _stranger(head: bytes, path: str) -> str:
     return f"starts with {start}; {_EXPECTED}"
 
 
-def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
+def _read_safetensors(content: bytes) -> dict[str, Any]:
     tensors = {}
     for key, entry in sorted(safetensors.deserialize(content), key=lambda item: item[0]):
         if entry["dtype"] not in _SAFETENSORS:
@@ -141,7 +153,11 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
         array = np.frombuffer(_swapped(entry["data"], dtype, "little"), dtype)
         array.flags.writeable = False
         tensors[torch_pickle.checked_key(key)] = array.reshape(entry["shape"])
-    return tensors
+    # The library has checked the header, but does not give its metadata.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    if NOTE not in (notes := header.get("__metadata__") or {}):
+        return tensors
+    return {"params": tensors, NOTE: notes[NOTE]}
 
 
 def _swapped(content: bytes | bytearray, dtype: np.dtype, order: str) -> np.ndarray:

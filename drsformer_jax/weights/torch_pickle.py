@@ -2,7 +2,9 @@
 
 An unpickler does what the file asks for, whatever that is. Here a pickle can build plain
 containers, plain values and views of storages, can call what `_CALLS` names, and pays for it in
-proportion to its length. All functions raise InputError with the rest of a sentence whose subject,
+proportion to its length. Anything else that it names, such as the class of a program's options or
+of a numpy scalar, becomes an `Inert` placeholder: it is neither imported nor called, and what it is
+filled with is dropped. All functions raise InputError with the rest of a sentence whose subject,
 the file, the caller knows; on nonsense they raise whatever Python does.
 """
 
@@ -51,6 +53,8 @@ class Storage(NamedTuple):
 def loads(pickle: bytes | bytearray, storage: Callable[[str, np.dtype, int], Storage]) -> object:
     """What a pickle of torch.save holds; tensors are read-only views of their storages.
 
+    Objects of classes that are not known here are `Inert`.
+
     Args:
         pickle: at most MAX_LENGTH bytes, in one of the protocols 2 to 5.
         storage: gives the memory for a key, a type and a count of numbers, or raises.
@@ -63,8 +67,8 @@ def loads(pickle: bytes | bytearray, storage: Callable[[str, np.dtype, int], Sto
     return value
 
 
-def dumps(arrays: Mapping[str, np.ndarray], top: str) -> bytes:
-    """The pickle of `{top: OrderedDict of tensors}`; storages are numbered in the order given."""
+def dumps(arrays: Mapping[str, np.ndarray], top: str, notes: Mapping[str, str]) -> bytes:
+    """The pickle of `{top: OrderedDict of tensors, **notes}`; storages are numbered in order."""
     ordered = _global("collections", "OrderedDict") + _op("EMPTY_TUPLE", "REDUCE")
     parts = [_op("PROTO"), b"\x02", _op("EMPTY_DICT"), _text(top), ordered, _op("MARK")]
     kinds = {dtype: kind for kind, dtype in _STORAGES.items()}
@@ -83,7 +87,10 @@ def dumps(arrays: Mapping[str, np.ndarray], top: str) -> bytes:
         )
         parts += [_text(key), _global("torch._utils", "_rebuild_tensor_v2")]
         parts += [_tuple(tensor), _op("REDUCE")]
-    return b"".join([*parts, _op("SETITEMS", "SETITEM", "STOP")])
+    parts += [_op("SETITEMS", "SETITEM")]
+    for key, text in notes.items():
+        parts += [_text(key), _text(text), _op("SETITEM")]
+    return b"".join([*parts, _op("STOP")])
 
 
 def shown(text: str) -> str:
@@ -99,7 +106,7 @@ def checked_key(key: Any) -> Any:
     long text, kept in the memo, could be looked through and compared a million times.
     """
     match key:
-        case None | bool():
+        case None | bool() | Inert():  # An Inert is hashed by its identity.
             return key
         case int() if abs(key) < 2**32:
             return key
@@ -139,10 +146,17 @@ def _tuple(items: Iterable[bytes]) -> bytes:
     return _op("MARK") + b"".join(items) + _op("TUPLE")
 
 
-class _Global(NamedTuple):
-    """The name of something in a module: never looked up there."""
+class Inert:
+    """Something in a module, or what was made by it: a name that is never looked up there."""
 
-    name: str
+    __match_args__ = ("name",)
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return shown(self.name)
 
 
 def _tensor(
@@ -204,11 +218,11 @@ _CALLS: dict[str, Callable[..., object]] = {
 
 def _named(name: str) -> object:
     """A global of a pickle; of a type of numbers its name."""
+    if type(name) is not str or len(name) > _MAX_KEY:
+        raise InputError(f"names a class of over {_MAX_KEY} characters; expected a short name")
     if name.removeprefix("torch.") in DTYPES and name.startswith("torch."):
         return name
-    if name in _CALLS or (name.startswith("torch.") and name[6:] in _STORAGES):
-        return _Global(name)
-    raise InputError(f"asks for {shown(name)}; expected tensors, containers and plain values only")
+    return Inert(name)
 
 
 _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
@@ -271,11 +285,17 @@ class _Machine:
             case "GLOBAL":
                 stack.append(_named(argument.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
-                stack.append(_named(".".join(self._popped(2))))
+                module, kind = self._popped(2)
+                self._spend(len(module) + len(kind))  # The same texts could be joined many times.
+                stack.append(_named(f"{module}.{kind}"))
             case "BINPERSID":
                 stack.append(self._persistent(stack.pop()))
             case "REDUCE":
                 stack.append(self._called(*self._popped(2)))
+            case "NEWOBJ":
+                stack.append(self._made(self._popped(2)[0]))
+            case "NEWOBJ_EX":
+                stack.append(self._made(self._popped(3)[0]))
             case "BUILD":
                 self._build(stack.pop())
             case "PROTO" | "FRAME" | "STOP":
@@ -296,7 +316,9 @@ class _Machine:
 
     def _fill(self, items: list[Any]) -> None:
         target = self._stack[-1]
-        if type(target) is list:
+        if type(target) is Inert:
+            pass
+        elif type(target) is list:
             target.extend(items)
         elif type(target) is set:
             target |= _set(items)
@@ -309,30 +331,42 @@ class _Machine:
     def _persistent(self, identity: object) -> Storage:
         match identity:
             # The type before the value: of a tensor, == would make another as large.
-            case [str("storage"), _Global(name), str(key), str(), int(count)]:
+            case [str("storage"), Inert(name), str(key), str(), int(count)]:
                 dtype = _STORAGES[name.removeprefix("torch.")]
                 return self._storage(checked_key(key), dtype, count)
         raise InputError("refers to something outside its pickle that is no storage of numbers")
 
     def _called(self, function: object, arguments: object) -> object:
-        if type(function) is not _Global or type(arguments) is not tuple:
+        if type(function) is not Inert or type(arguments) is not tuple:
             raise InputError("calls what is no function; expected tensors and containers only")
+        if function.name not in _CALLS:
+            return Inert(function.name)
         # One long argument could be passed a million times.
         sized = [item for item in arguments if type(item) in _SIZED]
-        self._arguments_left -= len(arguments) + sum(map(len, sized))
+        self._spend(len(arguments) + sum(map(len, sized)))
+        return _CALLS[function.name](*arguments)
+
+    def _spend(self, count: int) -> None:
+        self._arguments_left -= count
         if self._arguments_left < 0:
             raise InputError("passes too many arguments; expected tensors and containers only")
-        return _CALLS[function.name](*arguments)
+
+    def _made(self, kind: object) -> Inert:
+        if type(kind) is not Inert:
+            raise InputError("makes an object of what is no class; expected tensors and containers")
+        return Inert(kind.name)
 
     def _build(self, attributes: object) -> None:
         """The attribute that torch hangs on a state dict, versions of its modules, is ignored."""
+        if type(self._stack[-1]) is Inert:
+            return
         if type(attributes) is not dict or attributes.keys() != {"_metadata"}:
             raise InputError("sets attributes; expected tensors, containers and plain values only")
 
 
 _CONTAINERS = {dict, list, tuple, set}
 _SIZED = _CONTAINERS | {str, bytes}
-_LEAVES = {str, bytes, int, float, bool, type(None), np.ndarray}
+_LEAVES = {str, bytes, int, float, bool, type(None), np.ndarray, Inert}
 
 
 def _check_values(value: object) -> None:

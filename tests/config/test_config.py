@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from typing import Any
 
 import pytest
 from synthetic_rain import drops
@@ -17,6 +19,7 @@ from drsformer_jax.config import (
     OptimConfig,
     RainConfig,
     TrainConfig,
+    file,
 )
 from drsformer_jax.config.file import read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
@@ -275,6 +278,60 @@ def test_configuration_is_the_same_after_a_passage_through_a_file(tmp_path):
     config = TrainConfig(model=PRESETS["tiny"], data=data, mesh=MeshConfig(fsdp=2), seed=7)
     write_config(tmp_path, to_dict(config))
     assert read_config(tmp_path) == config
+
+
+def of_version_1() -> dict[str, Any]:
+    """What older versions wrote, which had no version."""
+    values = json.loads(json.dumps(to_dict(TrainConfig(seed=7, data=DataConfig(augment=False)))))
+    assert values.pop("version") == 1
+    return values
+
+
+def test_file_without_a_version_is_read_as_version_1(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(of_version_1()))
+    assert read_config(tmp_path) == TrainConfig(seed=7, data=DataConfig(augment=False))
+
+
+def test_written_files_have_a_version(tmp_path):
+    write_config(tmp_path, {"model": {}})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"version": 1, "model": {}}
+
+
+def test_renamed_fields_of_older_files_are_read(monkeypatch, tmp_path):
+    values = of_version_1()
+    values["data"]["turned"] = values["data"].pop("augment")
+    values["first_seed"] = values.pop("seed")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(
+        InputError, match=r"config\.json: a field of TrainConfig is \['first_seed'\]"
+    ):
+        read_config(tmp_path)
+    monkeypatch.setattr(file, "_VERSION", 3)
+    monkeypatch.setattr(
+        file,
+        "_RENAMED",
+        {3: {"symmetric": "data.augment", "first_seed": "seed"}, 2: {"data.turned": "symmetric"}},
+    )
+    expected = TrainConfig(seed=7, data=DataConfig(augment=False))
+    assert read_config(tmp_path) == expected
+    write_config(tmp_path, to_dict(expected))
+    assert read_config(tmp_path) == expected
+
+
+def test_every_new_name_of_a_renamed_field_is_one():
+    fields = set(file._flat(dataclasses.asdict(TrainConfig())))
+    for version, renamed in file._RENAMED.items():
+        assert 1 < version <= file._VERSION
+        assert not {old.replace("_", "-") for old in renamed} & fields
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None, True])
+def test_version_that_is_not_known_is_rejected(tmp_path, version):
+    write_config(tmp_path, {**to_dict(TrainConfig()), "version": version})
+    with pytest.raises(
+        InputError, match=r"config\.json: version is .*; expected at most 1, or a n"
+    ):
+        read_config(tmp_path)
 
 
 def test_restormer_patches_are_the_published_table():

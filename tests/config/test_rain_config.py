@@ -80,7 +80,7 @@ def test_unknown_field_of_rain_in_a_file_is_refused_in_one_line(tmp_path, place,
     assert str(error.value).startswith(f"a field of {kind} is ['hail']; expected some of [")
     assert "\n" not in str(error.value)
     write_config(tmp_path, values)
-    with pytest.raises(InputError, match=r"config\.json is damaged \(a field of "):
+    with pytest.raises(InputError, match=r"config\.json: a field of "):
         read_config(tmp_path)
 
 

@@ -292,7 +292,7 @@ def score(metrics: Path) -> tuple[float, float]:
     ("flags", "message"),
     [
         (("--data.train", "broken"), "the arm fn ended with status 1, as told above"),
-        (("--config", "nowhere.py"), r"nowhere\.py fails .* expected get_config\(\) to work"),
+        (("--config", "nowhere.py"), r"--config nowhere\.py is no file; expected one such"),
         (("--model.attention=dense",), "--model.attention=dense is what the arms differ in"),
         (("--model.feed_forward", "fn"), "--model.feed_forward is what the arms differ in"),
     ],

@@ -241,11 +241,28 @@ def test_script_of_torch_is_refused(tmp_path):
         read_tensors(tmp_path / "x.pt")
 
 
-def test_module_saved_whole_is_refused_by_name(tmp_path):
+def test_module_saved_whole_is_a_name_alone(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"params": torch.nn.Linear(2, 2)}, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=r"asks for torch.nn.modules.linear.Linear; expected"):
-        read_tensors(tmp_path / "x.pth")
+    assert repr(read_tensors(tmp_path / "x.pth")["params"]) == "torch.nn.modules.linear.Linear"
+
+
+@pytest.mark.parametrize("write", [write_pth, write_safetensors])
+def test_note_is_read_back_and_changes_no_tensor(write, tmp_path):
+    write(tmp_path / "x", {"w": TENSORS["float32"]}, notes={"drsformer_jax": '{"\N{DEGREE SIGN}"}'})
+    expected = {"params": {"w": TENSORS["float32"]}, "drsformer_jax": '{"\N{DEGREE SIGN}"}'}
+    assert_same(read_tensors(tmp_path / "x"), expected)
+
+
+def test_torch_and_others_read_a_file_with_a_note(tmp_path):
+    torch = pytest.importorskip("torch")
+    notes = {"drsformer_jax": "note"}
+    write_pth(tmp_path / "x.pth", {"w": TENSORS["float32"]}, notes=notes)
+    found = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert found.pop("drsformer_jax") == "note"
+    assert_same(as_numpy(found["params"]["w"]), TENSORS["float32"])
+    write_safetensors(tmp_path / "x.safetensors", {"w": TENSORS["float32"]}, notes=notes)
+    assert_same(safetensors.numpy.load_file(tmp_path / "x.safetensors"), {"w": TENSORS["float32"]})
 
 
 def test_safetensors_of_torch_are_read_and_torch_reads_ours(tmp_path):

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from drsformer_jax import weights
+from drsformer_jax.cli import Convert
+from drsformer_jax.config import MeshConfig, ModelConfig, TrainConfig
 from drsformer_jax.errors import InputError
-from drsformer_jax.weights.convert import params_to_torch
+from drsformer_jax.nn.functional import Params, abstract_params, apply, init_params
+from drsformer_jax.restoring import Restorer
+from drsformer_jax.sharding import make_mesh
+from drsformer_jax.training import checkpoint, placed_state
+from drsformer_jax.training.checkpoint import Run
+from drsformer_jax.weights.convert import params_from_torch, params_to_torch
 from drsformer_jax.weights.tensor_files import read_tensors, write_pth, write_safetensors
+
+TOPK = ModelConfig(
+    dim=8, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), encoder_level0="none", refinement="none"
+)
 
 
 def assert_equal(found, expected):
@@ -106,9 +116,9 @@ def test_all_that_differs_from_the_configuration_beside_it_is_named(network, tmp
     [
         (
             {"conv.weight": np.zeros(3, np.float32)},
-            r"net\.pth: patch_embed\.proj\.weight is missing; expected",
+            r"net\.pth: patch_embed\.proj\.weight is missing among 'conv\.weight'; expected",
         ),
-        ({}, r"net\.pth: the checkpoint holds 'params'; expected a state dict, bare or under"),
+        ({}, r"net\.pth: the checkpoint holds 'params' \(a dict\); expected a state dict of DRS"),
     ],
 )
 def test_file_of_another_network_is_told_in_one_line(tmp_path, content, message):
@@ -125,21 +135,125 @@ def test_bomb_that_claims_a_huge_network_is_refused_before_memory_is_asked_for(t
     }
     state = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}
     torch.save(state, tmp_path / "bomb.pth")
-    with pytest.raises(InputError, match=r"bomb\.pth: it claims 100,002,700,000 numbers in"):
+    with pytest.raises(InputError, match=r"bomb\.pth: it claims 100,002,700,000 elements in"):
         weights.load(tmp_path / "bomb.pth")
 
 
-def test_float64_network_is_read_in_float64(network, tmp_path):
+@pytest.fixture
+def wide(network) -> tuple[ModelConfig, Params]:
+    """The small network in float64, with values that float32 has not."""
+    config = dataclasses.replace(network[0], dtype="float64", param_dtype="float64")
     with jax.enable_x64(True):
-        config = dataclasses.replace(network[0], dtype="float64", param_dtype="float64")
-        params = jax.tree.map(lambda leaf: leaf.astype("float64") / 3, network[1])
-        weights.save(tmp_path / "model", config, params)
-    script = (
-        "import sys, jax; from drsformer_jax import weights; "
-        "print({str(leaf.dtype) for leaf in jax.tree.leaves(weights.load(sys.argv[1])[1])})"
-    )
-    command = [sys.executable, "-W", "error", "-c", script, str(tmp_path / "model")]
-    assert subprocess.check_output(command, text=True) == "{'float64'}\n"
+        return config, jax.tree.map(lambda leaf: leaf.astype("float64") / 3, network[1])
+
+
+def test_float64_network_keeps_its_bits_and_leaves_jax_in_float32(network, wide, tmp_path):
+    config, params = wide
+    weights.save(tmp_path / "model", config, params)
+    found, loaded = weights.load(tmp_path / "model")
+    assert found == config
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded)} == {"float64"}
+    assert_equal(loaded, params)
+    back = params_from_torch(params_to_torch(loaded, config), config)
+    assert_equal(back, params)
+    assert not jax.config.jax_enable_x64
+    assert jax.numpy.ones(3, float).dtype == "float32"
+
+
+def test_float64_network_restores_in_float64_whatever_was_asked_before(wide, network, tmp_path):
+    image = np.random.default_rng(0).integers(0, 2**16, (16, 16, 3), np.uint16)
+    abstract_params(wide[0])  # Outside of x64, which was cached for inside it.
+    with jax.enable_x64(True):
+        rainy = jax.numpy.asarray(image[None], "float64") / 65535
+        expected = np.asarray(apply(*wide, rainy)[0])
+        assert expected.dtype == "float64"
+        expected = np.rint(np.clip(expected, 0, 1) * 65535)
+    weights.save(tmp_path / "model", *wide)
+    restorer = Restorer.load(tmp_path / "model")
+    np.testing.assert_array_equal(restorer(image), expected)
+    seen = str(jax.make_jaxpr(lambda x: x * 2)(np.float64(1)))
+    assert "f32" in seen, "JAX was left in float64"
+
+
+FRACTIONS = ("1/2", "1", "3/5", "1/3")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("fractions", [FRACTIONS, FRACTIONS[:2]])
+def test_topk_fractions_pass_through_an_official_file(suffix, fractions, tmp_path):
+    config = dataclasses.replace(TOPK, topk_fractions=fractions)
+    params = init_params(config, jax.random.key(0))
+    weights.save(tmp_path / "model", config, params)
+    file = tmp_path / f"net{suffix}"
+    with pytest.warns(UserWarning, match=r"topk_fractions are 1/2 1.*, which .* notes for drsf"):
+        Convert(tmp_path / "model", file, to_torch=True).run()
+    found, loaded = weights.load(file)
+    assert found.topk_fractions == fractions
+    assert_equal(loaded, params)
+    if suffix == ".pth":
+        torch = pytest.importorskip("torch")
+        content = torch.load(file, weights_only=True)
+        assert content["params"].keys() == params_to_torch(params, config).keys()
+
+
+def test_topk_fractions_that_a_state_dict_lacks_can_be_given_and_are_never_guessed():
+    config = dataclasses.replace(TOPK, topk_fractions=FRACTIONS[:2])
+    state = params_to_torch(init_params(config, jax.random.key(0)), config)
+    assert weights.from_torch(state, FRACTIONS[:2]).config.topk_fractions == FRACTIONS[:2]
+    with pytest.raises(InputError, match=r"has 2 branches for top-k fractions .*; expected a fr"):
+        weights.from_torch(state)
+    with pytest.raises(InputError, match="the note drsformer_jax is damaged"):
+        weights.from_torch({"params": state, "drsformer_jax": "{}"})
+
+
+def test_published_network_is_written_without_a_note(network, tmp_path):
+    weights.save(tmp_path / "model", *network)
+    Convert(tmp_path / "model", tmp_path / "net.pth", to_torch=True).run()
+    assert read_tensors(tmp_path / "net.pth").keys() == {"params"}
+
+
+@pytest.fixture(scope="module")
+def scored_run(network, tmp_path_factory) -> Path:
+    """A run of three checkpoints, of which the second has the best score."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = TrainConfig(model=network[0])
+    state = placed_state(config, make_mesh(MeshConfig(data=1)), network[1])
+    with Run(folder, keep=3) as run:
+        run.begin(config, 0)
+        for step, psnr in ((1, 20.0), (2, 30.0), (3, 25.0)):
+            params = jax.tree.map(lambda leaf, step=step: leaf * step, state.params)
+            run.save(config, state._replace(step=jax.numpy.int32(step), params=params))
+            run.score(step, config.protocol, psnr, 0.9)
+    return folder
+
+
+def test_best_checkpoint_of_a_run_is_loaded_not_the_latest(scored_run, network):
+    twice = jax.tree.map(lambda leaf: leaf * 2, network[1])
+    assert_equal(weights.load(scored_run)[1], twice)
+    assert_equal(checkpoint.load(scored_run)[1], twice)
+
+
+def test_folder_of_a_checkpoint_is_that_step_of_its_run(scored_run, network, monkeypatch):
+    thrice = jax.tree.map(lambda leaf: leaf * 3, network[1])
+    assert_equal(weights.load(scored_run, 3)[1], thrice)
+    assert_equal(weights.load(scored_run / "checkpoints" / "3")[1], thrice)
+    assert_equal(weights.load(scored_run / "checkpoints" / "3", 3)[1], thrice)
+    with pytest.raises(InputError, match=r"beside step 2; expected --checkpoint RUN --step N$"):
+        weights.load(scored_run / "checkpoints" / "3", 2)
+    monkeypatch.chdir(scored_run)
+    assert weights.run_of("checkpoints/3") == (Path("."), 3)
+    monkeypatch.chdir(scored_run / "checkpoints")
+    assert weights.run_of("3") == (scored_run, 3)
+    assert weights.run_of("4") == (Path("4"), None)
+
+
+def test_run_is_resumed_beside_what_a_killed_conversion_left(scored_run, network):
+    left = scored_run / ".0123.temporary"
+    left.mkdir()
+    (left / "params.safetensors").touch()
+    with Run(scored_run, keep=3) as run:
+        run.begin(TrainConfig(model=network[0]), 3)
+    assert not left.exists()
 
 
 def test_what_is_missing_or_has_no_steps_is_told_in_one_line(model, tmp_path):

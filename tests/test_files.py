@@ -1,0 +1,119 @@
+"""Files are whole or absent, and what a killed process leaves is removed, a live one's is not."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from drsformer_jax import files
+
+WRITER = """
+import sys
+from pathlib import Path
+from drsformer_jax import files
+
+kind, path = sys.argv[1], Path(sys.argv[2])
+if kind == "folder":
+    with files.new_folder(path) as folder:
+        (folder / "inside").write_text("whole")
+        print("ready", flush=True)
+        sys.stdin.readline()
+else:
+    with files.replacing(path) as file:
+        file.write(b"whole")
+        print("ready", flush=True)
+        sys.stdin.readline()
+"""
+
+
+@pytest.fixture(params=["file", "folder"])
+def writer(request, tmp_path) -> Iterator[subprocess.Popen[str]]:
+    """A process that is in the middle of writing `result`."""
+    command = [sys.executable, "-c", WRITER, request.param, str(tmp_path / "result")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+def hidden(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_what_a_live_process_writes_is_left_alone_and_becomes_whole(writer, tmp_path):
+    assert len(hidden(tmp_path)) == 1
+    files.remove_leftovers(tmp_path)
+    assert len(hidden(tmp_path)) == 1
+    writer.communicate("\n")
+    assert writer.returncode == 0
+    result = tmp_path / "result"
+    assert (result / "inside" if result.is_dir() else result).read_text() == "whole"
+    assert hidden(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_removed(writer, tmp_path):
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert len(hidden(tmp_path)) == 1
+    (tmp_path / ".0123.unfinished").write_text("of an older version")
+    (tmp_path / ".4567.unfinished").mkdir()
+    (tmp_path / ".other").write_text("of another program")
+    files.remove_leftovers(tmp_path)
+    assert hidden(tmp_path) == [tmp_path / ".other"]
+    assert not (tmp_path / "result").exists()
+
+
+def test_file_that_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
+    tmp_path, monkeypatch
+):
+    make, cleaned = Path.touch, []
+
+    def touch_and_clean(self, **options):
+        make(self, **options)
+        if not cleaned:
+            cleaned.append(self)
+            files.remove_leftovers(tmp_path)
+
+    monkeypatch.setattr(Path, "touch", touch_and_clean)
+    files.write_text(tmp_path / "a", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "whole"
+
+
+def test_networks_are_loaded_converted_and_scored_without_file_locks(model, tmp_path):
+    """As on Windows, which has no fcntl."""
+    program = f"""
+import sys
+sys.modules["fcntl"] = None
+import numpy as np
+from drsformer_jax import metrics, weights
+from drsformer_jax.errors import InputError
+from drsformer_jax.restoring import Restorer
+from drsformer_jax.training.checkpoint import Run
+
+config, params = weights.load({str(model)!r})
+weights.save({str(tmp_path / "copy")!r}, config, params)
+image = np.zeros((16, 16, 3), np.uint8)
+print(metrics.psnr(image, image + np.uint8(255), protocol="did_ddn"))
+try:
+    Run({str(tmp_path / "run")!r}, keep=1)
+except InputError as error:
+    print(error)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], text=True, capture_output=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "has no file locks (fcntl), which training needs; expected Linux, macOS" in ended.stdout
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {
+        "config.json",
+        "params.safetensors",
+    }
+    assert hidden(tmp_path) == []

@@ -96,7 +96,7 @@ def restore_files(
     files = _Files(restorer, resume, quality, background)
     with ThreadPoolExecutor(workers) as pool:
         try:
-            sizes = _read_sizes(jobs, pool)
+            sizes = _read_sizes(jobs if todo else [], pool)
             restorer.plan(sizes.values())
             batches = _batches(todo, sizes, restorer, batch)
             running = [pool.submit(files.restore, each) for each in batches]

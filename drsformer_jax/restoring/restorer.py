@@ -373,7 +373,8 @@ def restore_batch(
     """
 
     def network(params: Params, rainy: Array, white: Array, size: Array) -> Array:
-        restored = apply(config, params, rainy.astype(jnp.float32) / white, size, rows)
+        values = rainy.astype(jnp.promote_types(config.dtype, jnp.float32)) / white
+        restored = apply(config, params, values, size, rows)
         return jnp.round(jnp.clip(restored, 0, 1) * 65535).astype(jnp.uint16)
 
     if isinstance(rows, Shards):

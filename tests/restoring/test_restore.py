@@ -44,7 +44,7 @@ def exactly(network, rainy: np.ndarray) -> np.ndarray:
     white = np.iinfo(rainy.dtype).max
     h, w, _ = rainy.shape
     padded = np.pad(rainy / white, [(0, -h % 8), (0, -w % 8), (0, 0)], mode="reflect")
-    restored = apply(config, params, jax.numpy.asarray(padded[None], np.float32))
+    restored = apply(config, params, jax.numpy.asarray(padded[None], config.dtype))
     return np.rint(np.clip(np.float64(restored[0, :h, :w]), 0, 1) * white).astype(rainy.dtype)
 
 
@@ -201,13 +201,14 @@ def test_strips_are_tried_where_memory_runs_out_and_said_once(network, monkeypat
 
 
 def test_fewer_images_at_a_time_are_tried_where_memory_runs_out(network, monkeypatch):
-    restorer = Restorer(*network, tile=0)
+    restorer = Restorer(*network, tile=0, memory=4 * forward_bytes(network[0], 24, 32))
     expected = restorer(noise(4, 20, 30))
     restorer.programs.clear()
     monkeypatch.setattr(restorer_module, "restore_batch", out_of_memory(False, True))
     with pytest.warns(RuntimeWarning, match="computed 2 at a time from here on"):
         restored = restorer.batch([*noise(4, 20, 30)] * 2, 4)
     np.testing.assert_array_equal(restored, [*expected] * 2)
+    assert restorer.programs == {(4, (24, 32)): 1, (2, (24, 32)): 2}
 
 
 def test_devices_are_tried_where_memory_runs_out(network, monkeypatch):
@@ -242,15 +243,13 @@ def test_other_errors_of_the_device_are_let_out(network, monkeypatch):
 def test_float64_is_computed_in_float64_whatever_the_process_computes_in(network, process_wide):
     config, params = network
     wide = dataclasses.replace(config, dtype="float64", param_dtype="float64")
-    params = jax.tree.map(np.asarray, params)
     deep = noise(20, 30, dtype=np.uint16)
     with jax.enable_x64(True):
-        expected = exactly((wide, jax.tree.map(np.float64, params)), deep)
+        wide_params = jax.tree.map(lambda leaf: leaf.astype("float64"), params)
+        expected = exactly((wide, wide_params), deep)
     with jax.enable_x64(process_wide):
         narrow = Restorer(config, params)(deep)
-        np.testing.assert_array_equal(
-            Restorer(wide, jax.tree.map(np.float64, params))(deep), expected
-        )
+        np.testing.assert_array_equal(Restorer(wide, wide_params)(deep), expected)
         np.testing.assert_array_equal(Restorer(config, params)(deep), narrow)
         assert jax.config.jax_enable_x64 == process_wide
     assert (narrow != expected).any(), "float32 rounds otherwise"

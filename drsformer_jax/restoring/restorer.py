@@ -264,10 +264,11 @@ class Restorer:
                 group //= 2
             rows = self.rows(bucket)
             if rows is None:
+                image = "a smaller image, or tiles, which approximate"
+                expected = image if self._tiling is None else "smaller tiles"
                 raise InputError(
                     f"{bucket[1]}x{bucket[0]} pixels do not fit into {self.memory:,} bytes of "
-                    "memory, not even in strips; expected a smaller image, or tiles, which "
-                    "approximate"
+                    f"memory, not even in strips; expected {expected}"
                 )
             try:
                 restored += self._run(bucket, rows, images[len(restored) :][:group], group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -18,13 +19,15 @@ from tqdm import tqdm
 from drsformer_jax import weights
 from drsformer_jax.config import DataConfig, DType
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, summary
+from drsformer_jax.data.folders import describe_left_out
 from drsformer_jax.data.pairs import sizes_of
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.flags import parse
 from drsformer_jax.images.pixels import check_extension, write_image
 from drsformer_jax.images.video import VIDEO_EXTENSIONS, restore_video
 from drsformer_jax.restoring import Restorer
-from drsformer_jax.restoring.files import plan_jobs, restore_files
+from drsformer_jax.restoring.files import restore_files
+from drsformer_jax.restoring.jobs import plan_jobs
 from drsformer_jax.scoring.complexity import parameters
 from drsformer_jax.weights import describe, params_to_torch
 from drsformer_jax.weights.convert import notes
@@ -40,45 +43,46 @@ class Derain:
     """Removes rain from images, folders of images, or a video."""
 
     paths: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT [INPUT ...] OUTPUT")
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT [INPUT ...] OUTPUT")
     ]
     """Images (PNG, JPEG, WebP, BMP, TIFF), folders with subfolders, or patterns such as
     'photos/**/*.jpg'; last the folder where the results go under the same names. Or one image or
-    video, and the file for the result."""
+    video, and the file for the result. OUTPUT is a folder if it exists as one, ends in a slash or
+    has no extension."""
     checkpoint: Path
     """A training run, a converted folder, or an official .pth or .safetensors file."""
     step: int | None = None
-    """Checkpoint of a training run; the best one where it is not given."""
+    """Checkpoint of a training run; default: the best one."""
     format: Literal["png", "jpg", "webp", "bmp", "tif"] | None = None
-    """Format of the results; that of each image where it is not given."""
+    """Format of the results; default: that of each image."""
     quality: int | None = None
-    """Quality of JPEG and lossy WebP, 1 to 100; JPEG 95 and lossless WebP where it is not given."""
+    """Quality of JPEG and lossy WebP, 1 to 100; default: JPEG 95 and lossless WebP."""
     crf: int | None = None
-    """Constant rate factor of a video, 0 to 51 (.webm to 63), less is better; 16 (.webm 18) where
-    it is not given."""
+    """Constant rate factor of a video, 0 to 51 (.webm to 63), less is better; default: 16 (.webm
+    18)."""
     background: tuple[int, int, int] = (255, 255, 255)
     """Color (R G B) under transparent images where the format has no transparency."""
     compare: Path | None = None
     """Folder for images that show rainy and restored side by side."""
     dtype: DType | None = None
-    """What the network computes in; as it was trained where it is not given. bfloat16 is faster on
-    accelerators and changes images by a little."""
+    """What the network computes in; default: as it was trained. bfloat16 is faster on accelerators
+    and changes images by a little."""
     batch: int | None = None
-    """Images of like sizes that are computed together, as far as memory goes; where it is not
-    given 8, on CPUs 1."""
+    """Images of like sizes that are computed together, as far as memory goes; default: 8, on CPUs
+    1."""
     tile: int | Literal["auto"] = "auto"
     """How images are computed: auto, at once or in strips, whatever memory is enough for, with
     one result; 0, at once always; or in tiles of this side in pixels, a multiple of 8, which are an
     approximation."""
     overlap: int | None = None
-    """Pixels that neighboring tiles share; 64, or half of a smaller tile, where not given. Goes
-    with --tile."""
+    """Pixels that neighboring tiles share; default: 64, or half of a smaller tile. Goes with
+    --tile."""
     workers: int = min(4, os.cpu_count() or 1)
     """Threads; while one image is computed, others are read and written."""
     overwrite: bool = False
-    """Write over results that are there."""
+    """Overwrite results and comparisons that exist."""
     resume: bool = False
-    """Skip images whose results are there."""
+    """Skip images whose results exist."""
 
     def run(self) -> None:
         """Restores the images; one that cannot be read is reported and the rest goes on.
@@ -91,7 +95,7 @@ class Derain:
             raise InputError(f"{len(self.paths)} paths are given; expected INPUT and OUTPUT")
         if self.overwrite and self.resume:
             raise InputError("--resume is set beside --overwrite; expected one of them")
-        *inputs, output = self.paths
+        *inputs, output = map(Path, self.paths)
         if any(path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file() for path in inputs):
             self._restore_video(inputs, output)
         else:
@@ -106,9 +110,17 @@ class Derain:
         fits = all(0 <= value <= 255 for value in self.background)
         _check(fits, "--background", self.background, color)
         extension = None if self.format is None else f".{self.format}"
-        jobs = plan_jobs(inputs, output, extension=extension, compare=self.compare)
+        jobs, left_out = plan_jobs(
+            inputs,
+            output,
+            is_folder=self.paths[-1].endswith(("/", os.sep)),
+            extension=extension,
+            compare=self.compare,
+        )
+        if left_out:
+            print(describe_left_out(left_out), file=sys.stderr)
         if not self.resume:
-            self._check_free([place for job in jobs for place in job.places()])
+            self._check_free([path for job in jobs for path in job.outputs()])
         restorer = self._restorer()
         summary = restore_files(
             jobs,
@@ -169,11 +181,11 @@ class Derain:
             default = type(self).__dataclass_fields__[flag].default
             _check(getattr(self, flag) == default, f"--{flag}", "given", f"none for {what}")
 
-    def _check_free(self, places: list[Path]) -> None:
-        there = [place for place in places if place.exists()]
-        if there and not self.overwrite:
+    def _check_free(self, outputs: list[Path]) -> None:
+        existing = [path for path in outputs if os.path.exists(path)]
+        if existing and not self.overwrite:
             raise InputError(
-                f"{there[0]} is there already ({len(there)} of {len(places)} results are); "
+                f"{existing[0]} is there already ({len(existing)} of {len(outputs)} results are); "
                 "expected --overwrite or --resume"
             )
 

@@ -182,6 +182,34 @@ def test_results_are_neither_overwritten_nor_made_again_unasked(run, trained, pl
     assert (place / "once" / "0.png").stat().st_mtime_ns > kept
 
 
+def test_comparisons_inside_the_input_are_made_once_and_never_overwritten_unasked(
+    run, trained, place
+):
+    shutil.copytree(place / "pairs" / "input", place / "album")
+    (place / "album" / "a.gif").touch()
+    own = place / "album" / "cmp" / "1.png"
+    write_image(own, np.zeros((4, 4, 3), np.uint8))
+    before = own.read_bytes()
+    arguments = ("drsformer", "derain", "album", "album-out", "--compare", "album/cmp")
+    arguments += ("--checkpoint", trained[0])
+    refused(run(*arguments), r"cmp/1\.png is there already \(1 of 4 results are\); expected")
+    assert own.read_bytes() == before
+    assert not (place / "album-out").exists()
+    result = run(*arguments, "--resume")
+    assert "restored 2 of 2 images" in result.stdout, result.stderr
+    assert "1 file is left out: a.gif\n" in result.stderr
+    assert own.read_bytes() == before
+    assert "2 were there already" in run(*arguments, "--resume").stdout
+    assert "restored 2 of 2 images" in run(*arguments, "--overwrite").stdout
+    assert own.read_bytes() != before
+
+
+def test_output_that_ends_in_a_slash_is_a_folder(run, trained, place):
+    arguments = ("drsformer", "derain", "pairs/input/1.png", "results_v1.0/", "--checkpoint")
+    assert run(*arguments, trained[0]).returncode == 0
+    assert find_images(place / "results_v1.0") == [place / "results_v1.0" / "1.png"]
+
+
 @pytest.mark.slow
 def test_killed_derain_leaves_no_half_image_and_resumes(run, trained, place):
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
@@ -255,7 +283,7 @@ def test_compiled_programs_are_kept_in_the_users_cache_folder(run, trained, plac
     for output in ("first.png", "second.png"):
         result = run("drsformer", "derain", *arguments, output, environment=environment)
         assert result.returncode == 0, result.stderr
-        kept = list((place / "home" / "cache" / "drsformer_jax").glob("jit__restore-*-cache"))
+        kept = list((place / "home" / "cache" / "drsformer_jax").glob("jit_restore_batch-*-cache"))
         assert len(kept) == 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +12,93 @@ import numpy as np
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.pixels import EXTENSIONS, image_size, read_image
 
+JPEG_NAMES = (".jpe", ".jfif", ".jif")
+"""What else JPEG files are named; the result of such a file ends in .jpg."""
+_NAMED = 3
+"""Left out files that a message names."""
+
 
 def find_images(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:
     """Lists a folder's image files, told by their extension, with 2.png before 10.png.
 
-    Hidden files and folders are left out, and so are subfolders unless `nested` is set.
+    Hidden files and folders are left out, and so are subfolders unless `nested` is set. Links to
+    files are followed, links to folders are not.
 
     Raises:
         InputError: if the folder is missing, is a file or has no image.
+        OSError: if a folder cannot be read.
+    """
+    images, left_out = scan_folder(folder, nested=nested)
+    if not images:
+        raise no_image_in(folder, left_out)
+    return images
+
+
+def scan_folder(
+    folder: str | os.PathLike[str], *, nested: bool = False
+) -> tuple[list[Path], list[Path]]:
+    """Lists what `find_images` does, and what it leaves out though it is not hidden.
+
+    Returns:
+        (images, other files and links), each in natural order. Without `nested` no folder, and no
+        link to one, is among the others.
+
+    Raises:
+        InputError: if the folder is missing or is a file.
+        OSError: if a folder cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{folder} {found}; expected a folder of images")
-    images = [
-        path
-        for path in (folder.rglob("*") if nested else folder.iterdir())
-        if path.suffix.lower() in EXTENSIONS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+    images: list[Path] = []
+    left_out: list[Path] = []
+    for parent, subfolders, names in os.walk(folder, onerror=_raise):
+        visible = [name for name in subfolders if nested and not name.startswith(".")]
+        links = [name for name in visible if os.path.islink(os.path.join(parent, name))]
+        subfolders[:] = [name for name in visible if name not in links]
+        left_out += [Path(parent, name) for name in links]
+        for name in names:
+            if not name.startswith("."):
+                path = Path(parent, name)
+                (images if is_image_file(path) else left_out).append(path)
+    return natural_order(images), natural_order(left_out)
+
+
+def no_image_in(folder: str | os.PathLike[str], left_out: Sequence[Path]) -> InputError:
+    """The error of a folder without an image; `left_out` is what it holds instead."""
+    others = f" ({describe_left_out(left_out)})" if left_out else ""
+    return InputError(
+        f"{folder} holds no image{others}; expected files named {' '.join(EXTENSIONS)}"
+    )
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a path is a file, or a link to one, that is named as images are."""
+    return path.suffix.lower() in (*EXTENSIONS, *JPEG_NAMES) and path.is_file()
+
+
+def natural_order(paths: Iterable[Path]) -> list[Path]:
+    """Sorts paths with 2.png before 10.png."""
+    return sorted(paths, key=lambda path: [_natural(part) for part in path.parts])
+
+
+def describe_left_out(paths: Sequence[Path]) -> str:
+    """How many files are left out and the names of the first, for a message of one line."""
+    kinds = {True: "a link to a folder", False: "a broken link"}
+    names = [
+        path.name
+        if path.is_file() or not path.is_symlink()
+        else f"{path.name}: {kinds[path.is_dir()]}"
+        for path in paths[:_NAMED]
     ]
-    if not images:
-        raise InputError(f"{folder} holds no image; expected files named {' '.join(EXTENSIONS)}")
-    return sorted(images, key=lambda path: [_natural(part) for part in path.parts])
+    more = ["..."] if len(paths) > _NAMED else []
+    files = "file is" if len(paths) == 1 else "files are"
+    return f"{len(paths)} {files} left out: {', '.join(names + more)}"
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def find_pairs(folder: str | os.PathLike[str]) -> list[tuple[str, Path, Path]]:
@@ -168,7 +232,7 @@ def check_sizes(
     target_path: str | os.PathLike[str],
     target_size: tuple[int, ...],
 ) -> None:
-    """Refuses a pair of two sizes, each (height, width, ...).
+    """Rejects a pair of two sizes, each (height, width, ...).
 
     Raises:
         InputError: if they differ.

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from pathlib import Path
 
 import jax
 import platformdirs
+
+MAX_BYTES = 2**31
+"""What the compiled programs in the user's cache folder take at most: 2 GiB."""
 
 
 def use_compile_cache() -> None:
     """Keeps compiled programs in the user's cache folder, unless JAX is told of another one.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` keeps
-    nothing. Where the folder cannot be made nothing is kept either.
+    The folder is kept below `MAX_BYTES`: programs that were not used for the longest time are
+    deleted first. `JAX_COMPILATION_CACHE_MAX_SIZE` sets another limit in bytes, -1 for none.
+    `JAX_COMPILATION_CACHE_DIR` names another folder, whose size is left to the user;
+    `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing. Nothing is kept either where the folder
+    cannot be made.
     """
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        with contextlib.suppress(OSError):
-            folder = platformdirs.user_cache_path("drsformer_jax", ensure_exists=True)
-            jax.config.update("jax_compilation_cache_dir", str(folder))
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
+        return
+    with contextlib.suppress(OSError):
+        folder = platformdirs.user_cache_path("drsformer_jax", ensure_exists=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        limit = getattr(jax.config, "jax_compilation_cache_max_size", None)
+        if limit == -1 and "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+            jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+        _add_times_of_use(folder)
+
+
+def _add_times_of_use(folder: Path) -> None:
+    """Lets JAX delete entries that it wrote without a limit, or whose writing was interrupted.
+
+    It keeps an entry's time of use in a second file, and fails at entries without one.
+    """
+    for entry in folder.glob("*-cache"):
+        used = entry.with_name(entry.name.removesuffix("-cache") + "-atime")
+        if not used.exists():
+            used.write_bytes(entry.stat().st_mtime_ns.to_bytes(8, "little"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,16 @@ def _bytes_each(config: ModelConfig) -> int:
     return 2 if narrow else 8 if config.dtype == "float64" else 4
 
 
+@functools.cache
+def budget() -> int:
+    """`available_bytes` when it was first asked for, the same for the rest of the process.
+
+    Otherwise another program's memory could decide in the middle of a run that images are computed
+    in another way from then on, whose results differ by rounding.
+    """
+    return available_bytes()
+
+
 def available_bytes() -> int:
     """Bytes that a program may take: free memory of the accelerator, or of the machine.
 
@@ -96,6 +107,6 @@ def _free_of_groups() -> Iterator[int]:
         with contextlib.suppress(OSError, ValueError):
             limit = int((folder / "memory.max").read_text())
             used = int((folder / "memory.current").read_text())
-            # Files that were read stand in memory until it is needed for something else.
+            # Files that were read stay in memory until it is needed for something else.
             cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.M)
             yield max(limit - used + (int(cached[1]) if cached else 0), 0)

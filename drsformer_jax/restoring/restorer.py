@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, NoReturn
@@ -23,7 +24,7 @@ from drsformer_jax.nn.functional import Params, apply, wide_types
 from drsformer_jax.nn.rows import AT_ONCE, MAX_HALO, Rows, Shards, Strips
 from drsformer_jax.restoring.buckets import Size, bucket_on_ladder, padded, plan_buckets
 from drsformer_jax.restoring.compile_cache import use_compile_cache
-from drsformer_jax.restoring.memory import available_bytes, forward_bytes, strips_bytes
+from drsformer_jax.restoring.memory import budget, forward_bytes, strips_bytes
 from drsformer_jax.restoring.tiles import Tiling
 from drsformer_jax.sharding import over_rows, replicated, rows_mesh
 from drsformer_jax.types import Array
@@ -38,21 +39,29 @@ class Restorer:
     """Removes rain from images of any size; safe to call from several threads.
 
     An image is restored inside a bucket, an array of one of few sizes, and each bucket compiles
-    once. What the network computes is exactly what it computes without the bucket, up to the order
-    of floating-point sums. So it is where memory does not hold the whole image's intermediate
-    arrays: then several accelerators share its rows, or it is computed in strips.
+    once. The result is exactly that without the bucket, up to the order of floating-point sums. So
+    it is where memory does not hold the intermediate arrays of the whole image: then several
+    accelerators share its rows, or it is computed in strips. Where an estimate was too low and
+    memory runs out all the same, the next of these ways is tried, and a warning says so once.
+
+    A network with float64 is computed in float64 whether or not `jax_enable_x64` is set.
 
     Args:
         config: the network.
         params: its parameters.
-        tile: `auto` to choose between these ways by memory, as estimated; 0 to compute images at
-            once always; or a side in pixels, a multiple of 8, to restore larger images in tiles.
-            Tiles are an approximation: each sees its own pixels alone, where the network's
-            attention looks at the whole image.
-        overlap: pixels that neighboring tiles share at least; 64, or half of a smaller tile, where
-            it is not given.
-        memory: bytes of a device that `auto` may take; measured where it is not given.
-        devices: of this process that may share an image; all accelerators where it is not given.
+        tile: `auto` to choose between these ways by estimated memory; 0 to always compute images
+            at once; or a side in pixels, a multiple of 8, to restore larger images in tiles. Tiles
+            are an approximation: each sees its own pixels alone, where the network's attention
+            looks at the whole image.
+        overlap: pixels that neighboring tiles share at least; default: 64, or half of a smaller
+            tile.
+        memory: bytes of a device that may be used; default: as measured once in this process.
+        devices: of this process that may share an image; default: all accelerators.
+
+    Attributes:
+        config: the network.
+        memory: bytes of a device that may be used; lowered to less than what did not fit.
+        programs: how often each (number of images, bucket) was computed.
 
     Raises:
         InputError: if tile and overlap are impossible.
@@ -75,15 +84,15 @@ class Restorer:
             self._tiling = Tiling(tile, min(_OVERLAP, tile // 2) if overlap is None else overlap)
         elif overlap is not None:
             raise InputError(f"the overlap is {overlap}, the tile {tile}; expected a tile's side")
-        self._by_memory = tile == "auto"
-        self._memory = memory or available_bytes()
+        self._by_memory = tile != 0
+        self.memory = memory or budget()
         # The devices that JAX makes of a CPU share its memory and its cores.
         there, alone = jax.local_devices(), jax.default_backend() == "cpu"
         self._devices = min(devices or (1 if alone else len(there)), len(there))
         self._planned: list[Size] = []
         self.programs: Counter[tuple[int, Size]] = Counter()
-        """How often each number of images was computed in each bucket."""
-        self._counting = threading.Lock()
+        self._lock = threading.Lock()
+        self._has_warned = False
 
     @classmethod
     def load(
@@ -101,8 +110,8 @@ class Restorer:
 
         Args:
             path: where it is.
-            step: checkpoint of a training run; the best one where it is not given.
-            dtype: what the network computes in; as it was trained where it is not given.
+            step: checkpoint of a training run; default: the best one.
+            dtype: what the network computes in; default: as it was trained.
             tile: see `Restorer`.
             overlap: see `Restorer`.
 
@@ -112,7 +121,7 @@ class Restorer:
         """
         try:
             jax.devices()
-        except Exception as error:  # JAX lets out errors of many kinds
+        except RuntimeError as error:
             raise InputError(
                 f"JAX finds no device ({reason(error)}); expected JAX_PLATFORMS unset or one that "
                 "is there"
@@ -151,23 +160,32 @@ class Restorer:
         """How a bucket is computed; None where memory is too small for any way."""
         if not self._by_memory or self._holds(bucket):
             return AT_ONCE
-        height, width = bucket
         if self._devices > 1:
-            # What a device computes is less than an image of its rows and those it is sent.
-            own = SIZE_MULTIPLE * math.ceil(height / (SIZE_MULTIPLE * self._devices))
-            if self._holds((own + 2 * MAX_HALO, width)):
-                return Shards(count=self._devices)
+            shards = Shards(count=self._devices)
+            if self._bytes(bucket, shards) <= self.memory:
+                return shards
         for strip in _STRIPS:
-            if strips_bytes(self.config, height, width, strip) <= self._memory:
+            if self._bytes(bucket, Strips(height=strip)) <= self.memory:
                 return Strips(height=strip)
         return None
 
     def _holds(self, bucket: Size, count: int = 1) -> bool:
         """Whether memory is enough for images at once."""
-        return count * forward_bytes(self.config, *bucket) <= self._memory
+        return self._bytes(bucket, AT_ONCE, count) <= self.memory
 
     def _fits(self, bucket: Size) -> bool:
         return self.rows(bucket) is not None
+
+    def _bytes(self, bucket: Size, rows: Rows, count: int = 1) -> int:
+        """Estimated bytes of a device."""
+        height, width = bucket
+        if isinstance(rows, Strips):
+            return count * strips_bytes(self.config, height, width, rows.height)
+        if isinstance(rows, Shards):
+            # A device computes less than an image of its own rows and their halo takes.
+            own = SIZE_MULTIPLE * math.ceil(height / (SIZE_MULTIPLE * rows.count))
+            height = own + 2 * MAX_HALO
+        return count * forward_bytes(self.config, height, width)
 
     def __call__(self, rainy: np.ndarray) -> np.ndarray:
         """Removes rain.
@@ -185,7 +203,7 @@ class Restorer:
             InputError: if it is no such array, or memory is too small.
         """
         if rainy.ndim not in (3, 4) or not rainy.size:
-            _refuse(rainy)
+            _reject(rainy)
         images = rainy.reshape(-1, *rainy.shape[-3:])
         return np.stack(self.batch(list(images))).reshape(rainy.shape)
 
@@ -207,7 +225,7 @@ class Restorer:
         restored: dict[int, np.ndarray] = {}
         for index, image in enumerate(rainy):
             if image.dtype not in _KINDS or image.shape[2:] != (3,) or not image.size:
-                _refuse(image)
+                _reject(image)
             size = image.shape[:2]
             tiling = self.tiling(size)
             if tiling is None:
@@ -215,24 +233,66 @@ class Restorer:
             else:
                 restored[index] = self._restore_tiles(tiling, _pad(image, padded(size)))
         for bucket, indices in together.items():
-            group = max(len(indices), count)
-            while group > 1 and not self._holds(bucket, group):
-                group //= 2
-            for first in range(0, len(indices), group):
-                chosen = indices[first : first + group]
-                images = [_pad(rainy[index], padded(rainy[index].shape[:2])) for index in chosen]
-                done = self._restore(bucket, images, group)
-                restored.update(zip(chosen, done, strict=True))
+            images = [_pad(rainy[index], padded(rainy[index].shape[:2])) for index in indices]
+            restored.update(zip(indices, self._in_bucket(bucket, images, count), strict=True))
         return [_cut(restored[index], image) for index, image in enumerate(rainy)]
 
-    def _restore(self, bucket: Size, images: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
-        """Restores images whose sides are multiples of 8 to 16 bits, as `count` in a bucket."""
-        rows = self.rows(bucket)
-        if rows is None:
-            raise InputError(
-                f"{bucket[1]}x{bucket[0]} pixels do not fit into {self._memory:,} bytes of memory, "
-                "not even in strips; expected a smaller image, or tiles, which approximate"
-            )
+    def _restore_tiles(self, tiling: Tiling, image: np.ndarray) -> np.ndarray:
+        def restore(tile: np.ndarray) -> np.ndarray:
+            return self._in_bucket(self.bucket(tile.shape[:2]), [tile])[0]
+
+        return np.rint(tiling.apply(restore, image)).astype(np.uint16)
+
+    def _in_bucket(
+        self, bucket: Size, images: Sequence[np.ndarray], count: int = 1
+    ) -> list[np.ndarray]:
+        """Restores images of one bucket to 16 bits, as many at a time as memory holds.
+
+        Args:
+            bucket: where they fit in.
+            images: uint8 or uint16 (h, w, 3), both sides multiples of 8.
+            count: images at a time at least, if memory holds them.
+
+        Raises:
+            InputError: if memory is too small.
+        """
+        restored: list[np.ndarray] = []
+        retrying = False
+        while len(restored) < len(images):
+            group = max(len(images), count)
+            while group > 1 and not self._holds(bucket, group):
+                group //= 2
+            rows = self.rows(bucket)
+            if rows is None:
+                image = "a smaller image, or tiles, which approximate"
+                expected = image if self._tiling is None else "smaller tiles"
+                raise InputError(
+                    f"{bucket[1]}x{bucket[0]} pixels do not fit into {self.memory:,} bytes of "
+                    f"memory, not even in strips; expected {expected}"
+                )
+            try:
+                restored += self._run(bucket, rows, images[len(restored) :][:group], group)
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                if group == 1 and not self._by_memory:
+                    raise InputError(
+                        f"{bucket[1]}x{bucket[0]} pixels do not fit into memory at once; expected "
+                        "a smaller image, or the tile auto, which takes less memory"
+                    ) from error
+                retrying = True
+                with self._lock:
+                    self.memory = min(self.memory, self._bytes(bucket, rows, group) - 1)
+                bucket = self.bucket(bucket)  # Devices share a multiple of their number of rows.
+            else:
+                if retrying:
+                    self._warn_once(bucket, rows, group)
+        return restored
+
+    def _run(
+        self, bucket: Size, rows: Rows, images: Sequence[np.ndarray], count: int
+    ) -> list[np.ndarray]:
+        """Restores at most `count` images by the program for `count` of them in a bucket."""
         # One program for 8 and 16 bits.
         rainy = np.zeros((count, *bucket, 3), np.uint16)
         white = np.ones((count, 1, 1, 1), np.float32)
@@ -241,18 +301,11 @@ class Restorer:
             size[index] = height, width = image.shape[:2]
             rainy[index, :height, :width] = image
             white[index] = np.iinfo(image.dtype).max
-        try:
-            with wide_types(self.config):
-                params = self._params_for(rows)
-                restored = np.asarray(_restore(self.config, rows, params, rainy, white, size))
-        except (jax.errors.JaxRuntimeError, MemoryError) as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
-                raise
-            raise InputError(
-                f"{count} of {bucket[1]}x{bucket[0]} pixels need more memory than there is; "
-                "expected a smaller batch or image, or smaller tiles, which approximate"
-            ) from error
-        with self._counting:
+        # JAX compiles anew for each value; without it float64 would silently become float32.
+        with wide_types(self.config):
+            params = self._params_for(rows)
+            restored = np.asarray(restore_batch(self.config, rows, params, rainy, white, size))
+        with self._lock:
             self.programs[count, bucket] += 1
         return [
             whole[: image.shape[0], : image.shape[1]]
@@ -260,21 +313,31 @@ class Restorer:
         ]
 
     def _params_for(self, rows: Rows) -> Params:
-        """The parameters, on each device that computes."""
+        """The parameters, replicated over the devices that compute."""
         count = rows.count if isinstance(rows, Shards) else 1
         if count not in self._params:
-            place = replicated(rows_mesh(count))
-            self._params[count] = jax.device_put(self._params[1], place)
+            sharding = replicated(rows_mesh(count))
+            self._params[count] = jax.device_put(self._params[1], sharding)
         return self._params[count]
 
-    def _restore_tiles(self, tiling: Tiling, image: np.ndarray) -> np.ndarray:
-        def restore(tile: np.ndarray) -> np.ndarray:
-            return self._restore(self.bucket(tile.shape[:2]), [tile], 1)[0]
+    def _warn_once(self, bucket: Size, rows: Rows, group: int) -> None:
+        with self._lock:
+            if self._has_warned:
+                return
+            self._has_warned = True
+        if isinstance(rows, Strips):
+            how = f"in strips of {rows.height} rows"
+        else:
+            how = f"by {rows.count} devices" if isinstance(rows, Shards) else f"{group} at a time"
+        warnings.warn(
+            f"{bucket[1]}x{bucket[0]} pixels took more memory than estimated; such images are "
+            f"computed {how} from here on, with the same result",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
-        return np.rint(tiling.apply(restore, image)).astype(np.uint16)
 
-
-def _refuse(rainy: np.ndarray) -> NoReturn:
+def _reject(rainy: np.ndarray) -> NoReturn:
     raise InputError(
         f"rainy is {rainy.dtype} {rainy.shape}; expected uint8 or uint16, (h, w, 3) or (b, h, w, 3)"
     )
@@ -293,11 +356,26 @@ def _cut(restored: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _restore(
+def restore_batch(
     config: ModelConfig, rows: Rows, params: Params, rainy: Array, white: Array, size: Array
 ) -> Array:
+    """Removes rain from the images in a bucket.
+
+    Args:
+        config: the network.
+        rows: how the rows of the images are computed.
+        params: its parameters.
+        rainy: uint16 (b, h, w, 3), each image in its upper left corner.
+        white: float32 (b, 1, 1, 1), the largest value of each image, 255 or 65535.
+        size: int32 (b, 2), true height and width of each image.
+
+    Returns:
+        uint16 (b, h, w, 3), of 16 bits whatever `white` is; anything beyond an image's size.
+    """
+
     def network(params: Params, rainy: Array, white: Array, size: Array) -> Array:
-        restored = apply(config, params, rainy.astype(jnp.float32) / white, size, rows)
+        values = rainy.astype(jnp.promote_types(config.dtype, jnp.float32)) / white
+        restored = apply(config, params, values, size, rows)
         return jnp.round(jnp.clip(restored, 0, 1) * 65535).astype(jnp.uint16)
 
     if isinstance(rows, Shards):

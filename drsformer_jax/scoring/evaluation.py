@@ -14,7 +14,7 @@ from drsformer_jax import metrics
 from drsformer_jax.config import Protocol
 from drsformer_jax.data.pairs import Pair, Pairs, Shard, sizes_of
 from drsformer_jax.restoring import Restorer
-from drsformer_jax.training.processes import in_order
+from drsformer_jax.training.processes import in_order, least
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def shared_scores(
     Returns:
         The scores of all pairs in order; None where that was given up.
     """
+    # By it images are computed at once or in strips, which differ by rounding.
+    restorer.memory = least(restorer.memory)
     restorer.plan(sizes_of(pairs))
     share = Shard(pairs, jax.process_index(), jax.process_count())
     rows = np.zeros((len(share), len(dataclasses.fields(Scores))))

@@ -206,6 +206,15 @@ def in_order(values: np.ndarray, total: int) -> np.ndarray:
     return gathered.view(np.float64).swapaxes(0, 1).reshape(-1, values.shape[1])[:total]
 
 
+def least(value: int) -> int:
+    """The least of the values that the processes have; all of them call it together."""
+    if jax.process_count() == 1:
+        return value
+    # As bytes, since JAX would make int32 of it.
+    own = np.array([value], np.int64).view(np.uint8)
+    return int(multihost_utils.process_allgather(own).view(np.int64).min())
+
+
 class Stop:
     """Turns SIGTERM and Ctrl-C into a request to stop, which all processes see at the same step.
 

@@ -38,7 +38,40 @@ def test_folders_without_images_are_told_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"a\.png is a file; expected a folder of images$"):
         folders.find_images(file)
     with pytest.raises(InputError, match=r"/e holds no image; expected files named \.png \.jpg"):
-        folders.find_images(touch(tmp_path / "e", "notes.txt", ".a.png"))
+        folders.find_images(touch(tmp_path / "e", ".a.png"))
+    with pytest.raises(InputError, match=r"/e holds no image \(1 file is left out: a\.gif\); exp"):
+        folders.find_images(touch(tmp_path / "e", "a.gif"))
+
+
+def test_links_to_images_are_followed_and_links_to_folders_are_not(tmp_path):
+    touch(tmp_path / "other", "1.png")
+    folder = touch(tmp_path / "in", "2.png")
+    (folder / "3.png").symlink_to(tmp_path / "other" / "1.png")
+    (folder / "loop").symlink_to(".")
+    (folder / "other").symlink_to(tmp_path / "other")
+    for nested in (False, True):
+        assert [path.name for path in folders.find_images(folder, nested=nested)] == [
+            "2.png",
+            "3.png",
+        ]
+
+
+def test_what_is_left_out_is_described_in_one_line(tmp_path):
+    folder = touch(tmp_path, "1.png", "10.gif", "2.heic", ".hidden")
+    (folder / "broken.png").symlink_to("nowhere")
+    (folder / "link").symlink_to(".")
+    touch(folder / "sub", "a.avif", ".hidden")
+    touch(folder / ".hidden_folder", "a.avif")
+    _, left_out = folders.scan_folder(folder, nested=True)
+    assert [path.name for path in left_out] == ["2.heic", "10.gif", "broken.png", "link", "a.avif"]
+    assert folders.describe_left_out(left_out) == (
+        "5 files are left out: 2.heic, 10.gif, broken.png: a broken link, ..."
+    )
+    assert folders.describe_left_out(left_out[3:]) == (
+        "2 files are left out: link: a link to a folder, a.avif"
+    )
+    _, left_out = folders.scan_folder(folder)
+    assert [path.name for path in left_out] == ["2.heic", "10.gif", "broken.png"]
 
 
 def test_pairs_have_equal_names_in_natural_order(tmp_path):

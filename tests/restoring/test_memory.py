@@ -12,7 +12,7 @@ import pytest
 from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.nn.functional import abstract_params, apply
 from drsformer_jax.nn.rows import AT_ONCE, Rows, Strips
-from drsformer_jax.restoring import memory
+from drsformer_jax.restoring import Restorer, memory
 
 SMALL = dataclasses.replace(PRESETS["tiny"], blocks=(1, 1, 1, 1))
 VARIANTS = {
@@ -76,3 +76,18 @@ def test_available_memory_is_what_machine_and_group_leave(tmp_path, monkeypatch)
     assert memory.available_bytes() == 466_666
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.available_bytes() > 1_000_000
+
+
+def test_memory_of_others_changes_nothing_in_the_middle_of_a_run(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    (tmp_path / "memory.stat").write_text("inactive_file 0\n")
+    (tmp_path / "memory.current").write_text("0\n")
+    (tmp_path / "memory.max").write_text("3000000\n")
+    memory.budget.cache_clear()
+    try:
+        first = Restorer(*network)
+        (tmp_path / "memory.current").write_text("2999999\n")
+        assert memory.available_bytes() < 1
+        assert Restorer(*network).memory == first.memory == 2_000_000
+    finally:
+        memory.budget.cache_clear()

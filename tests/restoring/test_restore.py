@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,8 +17,10 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.nn.functional import apply
 from drsformer_jax.nn.rows import AT_ONCE, Shards, Strips
 from drsformer_jax.restoring import Restorer
+from drsformer_jax.restoring import restorer as restorer_module
 from drsformer_jax.restoring.memory import forward_bytes, strips_bytes
-from drsformer_jax.restoring.restorer import _restore
+from drsformer_jax.restoring.restorer import restore_batch
+from drsformer_jax.types import Array
 
 TWENTY = [(9 + 3 * i, 80 - 2 * i) for i in range(20)]
 
@@ -39,7 +44,7 @@ def exactly(network, rainy: np.ndarray) -> np.ndarray:
     white = np.iinfo(rainy.dtype).max
     h, w, _ = rainy.shape
     padded = np.pad(rainy / white, [(0, -h % 8), (0, -w % 8), (0, 0)], mode="reflect")
-    restored = apply(config, params, jax.numpy.asarray(padded[None], np.float32))
+    restored = apply(config, params, jax.numpy.asarray(padded[None], config.dtype))
     return np.rint(np.clip(np.float64(restored[0, :h, :w]), 0, 1) * white).astype(rainy.dtype)
 
 
@@ -53,9 +58,9 @@ def assert_differ_by_rounding(found: np.ndarray, expected: np.ndarray, levels: i
 def test_twenty_images_of_twenty_sizes_take_three_compilations(network):
     restorer = Restorer(*network)
     restorer.plan(TWENTY)
-    before = _restore._cache_size()
+    before = restore_batch._cache_size()
     restored = [restorer(noise(*size)) for size in TWENTY]
-    assert _restore._cache_size() - before <= 3
+    assert restore_batch._cache_size() - before <= 3
     assert len(restorer.programs) <= 3
     assert sum(restorer.programs.values()) == 20
     for size, image in list(zip(TWENTY, restored, strict=True))[::12]:
@@ -161,6 +166,97 @@ def test_narrow_type_is_near_and_not_the_same(model, network):
     assert narrow.config.dtype == "bfloat16"
     error = narrow(image).astype(float) - exactly(network, image)
     assert 0 < np.sqrt(np.mean(error**2)) < 2
+
+
+def out_of_memory(*fails: bool) -> Callable[..., Array]:
+    """`restore_batch` as on a device whose memory is too small, for the calls that are to fail."""
+    left = list(fails)
+
+    def run(*arguments: Any) -> Array:
+        if left and left.pop(0):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+        return restore_batch(*arguments)
+
+    return run
+
+
+def test_strips_are_tried_where_memory_runs_out_and_said_once(network, monkeypatch):
+    restorer, image = Restorer(*network), noise(259, 37)
+    restorer.plan([image.shape[:2]])
+    expected = restorer(image)
+    assert restorer.rows((264, 40)) == AT_ONCE
+    monkeypatch.setattr(restorer_module, "restore_batch", out_of_memory(True, True))
+    with pytest.warns(RuntimeWarning, match="^40x264 pixels took more .* in strips of") as told:
+        restored = restorer(image)
+    assert_differ_by_rounding(restored, expected)
+    strips = restorer.rows((264, 40))
+    assert isinstance(strips, Strips)
+    assert f"in strips of {strips.height} rows from here on" in str(told[0].message)
+    assert restorer.memory < strips_bytes(network[0], 264, 40, 2 * strips.height)
+    np.testing.assert_array_equal(restorer(image), restored)
+    # Once more it runs out: nothing is said, since warnings would fail this test.
+    monkeypatch.setattr(restorer_module, "restore_batch", out_of_memory(True))
+    assert_differ_by_rounding(restorer(image), expected)
+    assert restorer.rows((264, 40)).height < strips.height
+
+
+def test_fewer_images_at_a_time_are_tried_where_memory_runs_out(network, monkeypatch):
+    restorer = Restorer(*network, tile=0, memory=4 * forward_bytes(network[0], 24, 32))
+    expected = restorer(noise(4, 20, 30))
+    restorer.programs.clear()
+    monkeypatch.setattr(restorer_module, "restore_batch", out_of_memory(False, True))
+    with pytest.warns(RuntimeWarning, match="computed 2 at a time from here on"):
+        restored = restorer.batch([*noise(4, 20, 30)] * 2, 4)
+    np.testing.assert_array_equal(restored, [*expected] * 2)
+    assert restorer.programs == {(4, (24, 32)): 1, (2, (24, 32)): 2}
+
+
+def test_devices_are_tried_where_memory_runs_out(network, monkeypatch):
+    restorer, image = Restorer(*network, devices=3), noise(131, 141)
+    expected = restorer(image)
+    monkeypatch.setattr(restorer_module, "restore_batch", out_of_memory(True))
+    with pytest.warns(RuntimeWarning, match="by 3 devices from here on"):
+        assert_differ_by_rounding(restorer(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("tile", "message"),
+    [
+        ("auto", "not even in strips; expected a smaller image"),
+        (0, "memory at once; expected a smaller image"),
+        (48, "not even in strips; expected smaller tiles"),
+    ],
+)
+def test_memory_that_is_never_enough_is_told_in_one_line(network, monkeypatch, tile, message):
+    restorer = Restorer(*network, tile=tile)
+    monkeypatch.setattr(restorer_module, "restore_batch", out_of_memory(*[True] * 50))
+    with pytest.raises(InputError, match=rf"^\d+x\d+ pixels do not fit into .*{message}"):
+        restorer(noise(64, 37))
+
+
+def test_other_errors_of_the_device_are_let_out(network, monkeypatch):
+    def fail(*_: Any) -> Array:
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr(restorer_module, "restore_batch", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        Restorer(*network)(noise(8, 8))
+
+
+@pytest.mark.parametrize("process_wide", [False, True])
+def test_float64_is_computed_in_float64_whatever_the_process_computes_in(network, process_wide):
+    config, params = network
+    wide = dataclasses.replace(config, dtype="float64", param_dtype="float64")
+    deep = noise(20, 30, dtype=np.uint16)
+    with jax.enable_x64(True):
+        wide_params = jax.tree.map(lambda leaf: leaf.astype("float64"), params)
+        expected = exactly((wide, wide_params), deep)
+    with jax.enable_x64(process_wide):
+        narrow = Restorer(config, params)(deep)
+        np.testing.assert_array_equal(Restorer(wide, wide_params)(deep), expected)
+        np.testing.assert_array_equal(Restorer(config, params)(deep), narrow)
+        assert jax.config.jax_enable_x64 == process_wide
+    assert (narrow != expected).any(), "float32 rounds otherwise"
 
 
 def test_too_little_memory_for_strips_is_told_in_one_line(network):

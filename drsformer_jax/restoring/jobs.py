@@ -1,0 +1,187 @@
+"""Which image files are restored, and where each result goes."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from drsformer_jax.data.folders import (
+    JPEG_NAMES,
+    is_image_file,
+    natural_order,
+    no_image_in,
+    scan_folder,
+)
+from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import EXTENSIONS, check_extension
+
+_SAME_FORMAT = {".jpeg": ".jpg", **dict.fromkeys(JPEG_NAMES, ".jpg"), ".tiff": ".tif"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image: the file it is read from, and the files that are written."""
+
+    source: Path
+    target: Path
+    comparison: Path | None = None
+    """Where the rainy and the restored image are written side by side."""
+
+    def outputs(self) -> list[Path]:
+        """All files that are written."""
+        return [self.target] if self.comparison is None else [self.target, self.comparison]
+
+
+def plan_jobs(
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    is_folder: bool = False,
+    extension: str | None = None,
+    compare: Path | None = None,
+) -> tuple[list[Job], list[Path]]:
+    """Finds the images and names each result.
+
+    Results and comparisons of an earlier run inside an input folder are not taken as inputs.
+
+    Args:
+        inputs: images, folders, whose subfolders are kept in the output, or patterns such as
+            `photos/**/*.jpg`.
+        output: the result's file where `inputs` is one image, no folder of this name exists and
+            the name has an extension; else a folder.
+        is_folder: whether `output` is a folder in any case.
+        extension: of the results, such as `.png`; default: that of each source.
+        compare: folder for side-by-side images.
+
+    Returns:
+        (jobs, files and links that an input holds but that are no images).
+
+    Raises:
+        InputError: if nothing is found, a result would replace a source or another result, or an
+            extension is unknown.
+        OSError: if a folder cannot be read.
+    """
+    earlier = [_real(folder) for folder in (output, compare) if folder is not None]
+    found: list[tuple[Path, Path]] = []
+    left_out: list[Path] = []
+    for path in inputs:
+        images, others = _find(path, earlier)
+        found += images
+        left_out += others
+    if not found:
+        raise InputError(f"{output} holds all the images of {inputs[0]}; expected others")
+    is_file = (
+        len(inputs) == 1
+        and inputs[0].is_file()
+        and not (is_folder or output.is_dir())
+        and output.suffix != ""
+    )
+    if is_file:
+        _check_file(output, extension)
+    elif output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file; expected a folder for {len(found)} images")
+    jobs = []
+    for source, name in found:
+        if extension is not None:
+            name = name.with_suffix(extension)
+        elif name.suffix.lower() in JPEG_NAMES and name.suffix.lower() not in EXTENSIONS:
+            name = name.with_suffix(".jpg")
+        target = output if is_file else output / name
+        jobs.append(Job(source, target, None if compare is None else compare / name))
+    jobs = list(dict.fromkeys(jobs))
+    _check_outputs(jobs)
+    return jobs, left_out
+
+
+def _find(path: Path, earlier: Sequence[Path]) -> tuple[list[tuple[Path, Path]], list[Path]]:
+    """Lists the images that an input stands for.
+
+    Args:
+        path: an image, a folder or a pattern.
+        earlier: resolved folders that hold the results of earlier runs.
+
+    Returns:
+        ((image, its name below the output folder) of each, what is no image).
+    """
+    if path.is_file():
+        return [(path, Path(path.name))], []
+    root, images, others = _scan(path) if path.is_dir() else _match(path)
+    outside = [folder for folder in earlier if folder != _real(root)]
+
+    def is_input(file: Path) -> bool:
+        return not any(_real(file).is_relative_to(folder) for folder in outside)
+
+    return (
+        [(image, image.relative_to(root)) for image in images if is_input(image)],
+        [other for other in others if is_input(other)],
+    )
+
+
+def _scan(folder: Path) -> tuple[Path, list[Path], list[Path]]:
+    """(the folder, its images, what is no image)."""
+    images, others = scan_folder(folder, nested=True)
+    if not images:
+        raise no_image_in(folder, others)
+    return folder, images, others
+
+
+def _match(path: Path) -> tuple[Path, list[Path], list[Path]]:
+    """(the folder before the first wildcard, images that match, what else matches)."""
+    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    root, pattern = Path(*plain), path.parts[len(plain) :]
+    matches = [
+        match
+        for match in (root.glob(str(Path(*pattern))) if pattern else ())
+        if not any(part.startswith(".") for part in match.relative_to(root).parts)
+    ]
+    images = {match for match in matches if is_image_file(match)}
+    if not images:
+        raise InputError(
+            f"{path} is missing or no image; expected images, folders or patterns, or one video"
+        )
+    entered = {parent for match in matches for parent in match.parents}
+    others = [match for match in matches if match not in images | entered]
+    return root, natural_order(images), natural_order(others)
+
+
+def _check_file(output: Path, extension: str | None) -> None:
+    """Checks the name of a single result."""
+    suffix = output.suffix.lower()
+    if suffix not in EXTENSIONS:
+        raise InputError(
+            f"{output} has the extension '{output.suffix}'; expected one of "
+            f"{' '.join(EXTENSIONS)}, or a slash behind the name of a folder"
+        )
+    if extension is not None and _format(suffix) != _format(extension):
+        raise InputError(f"{output} ends in {output.suffix!r}; expected {extension} as the format")
+
+
+def _format(extension: str) -> str:
+    return _SAME_FORMAT.get(extension.lower(), extension.lower())
+
+
+def _check_outputs(jobs: Sequence[Job]) -> None:
+    """Rejects jobs of which one would replace a source or what another one writes."""
+    sources = {_real(job.source) for job in jobs}
+    owners: dict[Path, Path] = {}
+    for job in jobs:
+        for path in job.outputs():
+            check_extension(path)
+            if _real(path) in sources:
+                raise InputError(f"{path} is an input itself; expected another place")
+            other = owners.setdefault(_real(path), job.source)
+            if other != job.source:
+                raise InputError(
+                    f"{other} and {job.source} would both be written to {path}; expected one"
+                )
+        if job.comparison is not None and _real(job.comparison) == _real(job.target):
+            raise InputError(f"{job.target} is result and comparison; expected another --compare")
+
+
+def _real(path: Path) -> Path:
+    """The path without links; unlike `Path.resolve` also of a link that leads to itself."""
+    return Path(os.path.realpath(path))

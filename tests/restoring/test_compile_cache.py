@@ -1,0 +1,72 @@
+"""Compiled programs are kept in the user's folder, within a limit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import platformdirs
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from drsformer_jax.restoring import compile_cache
+
+NAMES = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+    "jax_raise_persistent_cache_errors",
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder that a user has who sets nothing."""
+    before = {name: getattr(jax.config, name) for name in NAMES}
+    values = (None, -1, 0, -1, True)
+    for name, value in zip(NAMES, values, strict=True):
+        jax.config.update(name, value)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE", raising=False)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path)
+    compilation_cache.reset_cache()
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def compile_some(*numbers: int) -> None:
+    for number in numbers:
+        jax.jit(lambda x, number=number: x + number)(jnp.zeros(number))
+
+
+def test_cache_is_kept_below_its_limit_also_with_entries_of_no_known_use(folder, monkeypatch):
+    (folder / "jit_old-1234-cache").write_bytes(bytes(50_000))
+    monkeypatch.setattr(compile_cache, "MAX_BYTES", 40_000)
+    compile_cache.use_compile_cache()
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+    compile_some(*range(1, 12))
+    kept = list(folder.glob("*-cache"))
+    assert kept
+    assert 20_000 < sum(path.stat().st_size for path in kept) <= 40_000
+    assert not (folder / "jit_old-1234-cache").exists()
+
+
+def test_limit_of_2_gib_is_set_where_the_user_sets_none(folder):
+    compile_cache.use_compile_cache()
+    assert jax.config.jax_compilation_cache_max_size == 2**31
+
+
+@pytest.mark.parametrize("limit", ["-1", "12345"])
+def test_limit_of_the_user_wins(folder, monkeypatch, limit):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", limit)
+    jax.config.update("jax_compilation_cache_max_size", int(limit))  # as JAX does at its import
+    compile_cache.use_compile_cache()
+    assert jax.config.jax_compilation_cache_max_size == int(limit)
+
+
+def test_folder_of_the_user_is_left_without_a_limit(folder, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    compile_cache.use_compile_cache()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+    assert jax.config.jax_compilation_cache_max_size == -1

@@ -37,7 +37,7 @@ from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import parse
 from drsformer_jax.nn.functional import use_wide_types
-from drsformer_jax.report.results import sheet, write_results
+from drsformer_jax.report.results import Kept, sheet, write_results
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.compile_cache import use_compile_cache
 from drsformer_jax.scoring.complexity import training_operations
@@ -254,7 +254,8 @@ def validate(training: Training, state: TrainState) -> None:
     config, pairs, step = training.config, training.validation, int(state.step)
     params = gathered(state.best_params, training.mesh)
     restorer = Restorer(config.model, params)
-    scores = shared_scores(restorer, pairs, config.protocol, training.stop.now)
+    kept = Kept()
+    scores = shared_scores(restorer, pairs, config.protocol, training.stop.now, kept.add)
     if scores is None:
         return
     result = mean(scores)
@@ -268,7 +269,7 @@ def validate(training: Training, state: TrainState) -> None:
     # Last: what has a score is not scored again.
     training.run.score(step, config.protocol, result.restored_psnr, result.restored_ssim)
     if processes.is_first():
-        training.writer.image(step, "validation", sheet(restorer, [pairs[0]]))
+        training.writer.image(step, "validation", sheet([kept.examples[0]]))
     say(
         f"step {step}: validation PSNR {result.restored_psnr:.2f} dB, SSIM "
         f"{result.restored_ssim:.4f} ({config.protocol}), rainy {result.rainy_psnr:.2f} dB"
@@ -281,13 +282,14 @@ def report(training: Training, started: float) -> None:
     best = run.best_step()
     assert best is not None
     restorer = Restorer(config.model, run.restore_params(best, config.model))
-    scores = shared_scores(restorer, pairs, config.protocol, training.stop.now)
+    kept = Kept()
+    scores = shared_scores(restorer, pairs, config.protocol, training.stop.now, kept.add)
     if scores is None:
         say(f"stopped after step {config.steps}, which is saved; the same command reports")
     if scores is None or not processes.is_first():
         return
     folder = training.command.workdir
-    write_results(folder, config, best, restorer, pairs, scores)
+    write_results(folder, config, best, restorer, pairs, scores, kept)
     result = mean(scores)
     print(
         f"{folder / 'report.html'} shows the run; images are in {folder / 'validation'} and "

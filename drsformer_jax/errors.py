@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 
@@ -20,13 +21,34 @@ def reason(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
+def check_device(devices: Callable[[], object]) -> None:
+    """Rejects a JAX that finds none of the devices it is told to use.
+
+    Args:
+        devices: `jax.devices`, which initializes JAX's backends.
+
+    Raises:
+        InputError: if that fails.
+    """
+    try:
+        devices()
+    except (RuntimeError, AssertionError) as error:  # The latter for `cuda` without its plugin.
+        raise InputError(
+            f"JAX finds no device ({reason(error)}); expected JAX_PLATFORMS unset or one that is "
+            "there"
+        ) from error
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends a program with one line and exit status 1 on wrong input or a failing file system.
 
     Ctrl-C ends it with one line and status 130, SIGTERM with status 143; both leave nothing half
-    written. A warning is one line too.
+    written. A warning is one line too. Characters that the terminal cannot show, such as the bytes
+    of a file name that is not UTF-8, are printed as backslash escapes.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # As stderr has it.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)

@@ -6,9 +6,6 @@ import inspect
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -73,7 +70,7 @@ def exactly(number, tolerance=1e-10):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("size", [(11, 11), (11, 40), (37, 12), (121, 90)])
+@pytest.mark.parametrize("size", [(11, 11), (11, 40), (37, 12), (121, 90), (75, 530)])
 def test_both_scores_equal_their_definition(size, protocol):
     restored, target = pair(*size)
     expected = reference_psnr(restored, target, protocol)
@@ -120,11 +117,10 @@ def test_the_protocols_score_one_pair_differently(protocol, psnr, ssim):
 
 def test_rain200_spa_luma_is_rounded_half_up_exactly_for_every_color():
     red, blue = np.mgrid[:256, :256].astype(np.uint8)
-    with jax.enable_x64(True):
-        for green in range(256):
-            image = np.stack([red, np.full_like(red, green), blue], axis=-1)
-            luma = np.asarray(metrics._luma(jax.numpy.asarray(image), "rain200_spa")) / 85000
-            np.testing.assert_array_equal(luma, reference_luma(image, "rain200_spa"))
+    for green in range(256):
+        image = np.stack([red, np.full_like(red, green), blue], axis=-1)
+        luma = metrics._luma(image, "rain200_spa") / 85000
+        np.testing.assert_array_equal(luma, reference_luma(image, "rain200_spa"))
 
 
 def test_reference_luma_equals_rational_arithmetic_on_ties_and_a_grid():
@@ -199,34 +195,16 @@ def test_strided_views_score_as_their_copies():
     assert metrics.ssim(*turned, "did_ddn") == metrics.ssim(*copies, "did_ddn")
 
 
-SCORE_ELSEWHERE = """
-import jax, numpy as np
-from drsformer_jax import metrics
-a, b = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
-mesh = jax.make_mesh((2,), ("data",))
-with jax.default_device(jax.devices()[1]), jax.set_mesh(mesh), jax.transfer_guard("disallow"):
-    print(metrics.psnr(a, b, "did_ddn"), metrics.ssim(a, b, "rain200_spa"))
-assert jax.numpy.zeros(1).dtype == "float32"
-"""
-
-
-def test_scores_do_not_depend_on_the_callers_mesh_device_or_transfer_guard():
-    environment = dict(
-        os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2", JAX_PLATFORMS="cpu"
-    )
-    finished = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCORE_ELSEWHERE],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    a, b = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
-    psnr, ssim = map(float, finished.stdout.split())
-    assert psnr == exactly(metrics.psnr(a, b, "did_ddn"), 1e-12)
-    assert ssim == exactly(metrics.ssim(a, b, "rain200_spa"), 1e-12)
+def test_nothing_is_compiled_for_a_size(caplog):
+    with jax.log_compiles():
+        jax.jit(lambda x: x + 1)(np.zeros(7))
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        for side in (20, 21, 22):
+            for protocol in PROTOCOLS:
+                metrics.psnr(*pair(side, 50), protocol)
+                metrics.ssim(*pair(side, 50), protocol)
+    assert caplog.text == ""
 
 
 def test_published_outputs_score_as_the_official_programs_print():
@@ -314,21 +292,8 @@ def image(*shape, dtype=np.uint8):
         ),
     ],
 )
-def test_wrong_input_is_refused_in_one_line(score, restored, target, protocol, message):
+def test_wrong_input_is_rejected_in_one_line(score, restored, target, protocol, message):
     score = inspect.unwrap(score)  # past type checks that a test session may have put around it
     with pytest.raises(InputError) as error:
         score(restored, target, protocol)
     assert str(error.value) == message
-
-
-def test_a_jax_without_its_cpu_backend_is_refused_in_one_line(monkeypatch):
-    def local_devices(backend):
-        raise RuntimeError(f"Unknown backend {backend}. Available backends are ['cuda']")
-
-    monkeypatch.setattr(jax, "local_devices", local_devices)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    with pytest.raises(InputError) as error:
-        metrics.psnr(*pair(20, 30), "did_ddn")
-    assert str(error.value) == (
-        "JAX has no backend but gpu; expected JAX_PLATFORMS=gpu,cpu for the metrics"
-    )

@@ -166,12 +166,12 @@ class Surviving:
 
 
 class Share:
-    """The pairs that one of several processes reads: every `processes`-th, none of them twice.
+    """The pairs of one process: pairs i, i + p, i + 2 p, ... for process i of p.
 
     Args:
         pairs: all pairs.
-        process: number of the process, from 0.
-        processes: how many there are; the shares differ by one pair at most.
+        process: index of the process, from 0.
+        processes: number of processes. Their shares differ by one pair at most.
     """
 
     def __init__(self, pairs: Pairs, process: int, processes: int) -> None:
@@ -183,14 +183,14 @@ class Share:
         return len(range(self._process, len(self._pairs), self._processes))
 
     def __getitem__(self, index: int) -> Pair:
-        return self._pairs[self._whole(index)]
+        return self._pairs[self.whole_index(index)]
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a pair."""
-        return self._pairs.size(self._whole(index))
+        return self._pairs.size(self.whole_index(index))
 
-    def _whole(self, index: int) -> int:
-        """Where a pair of the share is among all."""
+    def whole_index(self, index: int) -> int:
+        """Index among all pairs of a pair of the share."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
         return self._process + index * self._processes

@@ -285,7 +285,7 @@ def size_of(network: ModelConfig) -> dict[str, int]:
     """Parameters, and MACs for an image of 256x256."""
     return {
         "parameters": complexity.parameters(network),
-        "multiply_accumulates": complexity.multiply_accumulates(network),
+        "multiply_accumulates": complexity.macs(network),
     }
 
 

@@ -6,6 +6,9 @@ import inspect
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -70,7 +73,9 @@ def exactly(number, tolerance=1e-10):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("size", [(11, 11), (11, 40), (37, 12), (121, 90), (75, 530)])
+@pytest.mark.parametrize(
+    "size", [(11, 11), (11, 40), (37, 12), (121, 90), (64, 64), (139, 65), (129, 128)]
+)
 def test_both_scores_equal_their_definition(size, protocol):
     restored, target = pair(*size)
     expected = reference_psnr(restored, target, protocol)
@@ -86,6 +91,7 @@ def test_both_scores_equal_their_definition(size, protocol):
         ((384, 385), 2),  # 1.5 is rounded up
         ((700, 639), 2),
         ((640, 643), 3),  # 2.5 is rounded up
+        ((768, 640), 3),  # whole strips
         ((769, 768), 3),
         ((901, 898), 4),
     ],
@@ -94,6 +100,8 @@ def test_did_ddn_ssim_is_of_the_image_reduced_by_the_factor(size, factor):
     restored, target = pair(*size)
     expected = reference_ssim(restored, target, "did_ddn", factor)
     assert metrics.ssim(restored, target, "did_ddn") == exactly(expected)
+    expected = reference_psnr(restored, target, "did_ddn")
+    assert metrics.psnr(restored, target, "did_ddn") == exactly(expected)
 
 
 def test_rain200_spa_ssim_never_reduces_the_image():
@@ -117,10 +125,11 @@ def test_the_protocols_score_one_pair_differently(protocol, psnr, ssim):
 
 def test_rain200_spa_luma_is_rounded_half_up_exactly_for_every_color():
     red, blue = np.mgrid[:256, :256].astype(np.uint8)
-    for green in range(256):
-        image = np.stack([red, np.full_like(red, green), blue], axis=-1)
-        luma = metrics._luma(image, "rain200_spa") / 85000
-        np.testing.assert_array_equal(luma, reference_luma(image, "rain200_spa"))
+    with jax.enable_x64(True):
+        for green in range(256):
+            image = np.stack([red, np.full_like(red, green), blue], axis=-1)
+            luma = np.asarray(metrics._luma(jax.numpy.asarray(image), "rain200_spa")) / 85000
+            np.testing.assert_array_equal(luma, reference_luma(image, "rain200_spa"))
 
 
 def test_reference_luma_equals_rational_arithmetic_on_ties_and_a_grid():
@@ -187,6 +196,15 @@ def test_image_smaller_than_the_window_has_psnr_but_no_ssim(size, protocol):
     assert metrics.psnr(restored, target, protocol) == exactly(expected)
 
 
+def test_images_of_many_sizes_share_compiled_programs(caplog):
+    sizes = [(150 + 5 * index, 260 - 7 * index) for index in range(20)]
+    with jax.log_compiles():
+        for size in sizes:
+            assert math.isfinite(sum(metrics.scores(*pair(*size), "rain200_spa")))
+    compiled = [text for text in caplog.messages if text.startswith("Compiling jit(_sums)")]
+    assert 1 <= len(compiled) <= 4
+
+
 def test_strided_views_score_as_their_copies():
     restored, target = pair(40, 50)
     turned = restored[::-1].transpose(1, 0, 2), target[::-1].transpose(1, 0, 2)
@@ -195,16 +213,34 @@ def test_strided_views_score_as_their_copies():
     assert metrics.ssim(*turned, "did_ddn") == metrics.ssim(*copies, "did_ddn")
 
 
-def test_nothing_is_compiled_for_a_size(caplog):
-    with jax.log_compiles():
-        jax.jit(lambda x: x + 1)(np.zeros(7))
-        assert "Compiling" in caplog.text
-        caplog.clear()
-        for side in (20, 21, 22):
-            for protocol in PROTOCOLS:
-                metrics.psnr(*pair(side, 50), protocol)
-                metrics.ssim(*pair(side, 50), protocol)
-    assert caplog.text == ""
+SCORE_ELSEWHERE = """
+import jax, numpy as np
+from drsformer_jax import metrics
+a, b = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
+mesh = jax.make_mesh((2,), ("data",))
+with jax.default_device(jax.devices()[1]), jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+    print(metrics.psnr(a, b, "did_ddn"), metrics.ssim(a, b, "rain200_spa"))
+assert jax.numpy.zeros(1).dtype == "float32"
+"""
+
+
+def test_scores_do_not_depend_on_the_callers_mesh_device_or_transfer_guard():
+    environment = dict(
+        os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2", JAX_PLATFORMS="cpu"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCORE_ELSEWHERE],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
+    psnr, ssim = map(float, finished.stdout.split())
+    assert psnr == exactly(metrics.psnr(a, b, "did_ddn"), 1e-12)
+    assert ssim == exactly(metrics.ssim(a, b, "rain200_spa"), 1e-12)
 
 
 def test_published_outputs_score_as_the_official_programs_print():
@@ -297,3 +333,16 @@ def test_wrong_input_is_rejected_in_one_line(score, restored, target, protocol, 
     with pytest.raises(InputError) as error:
         score(restored, target, protocol)
     assert str(error.value) == message
+
+
+def test_a_jax_without_its_cpu_backend_is_rejected_in_one_line(monkeypatch):
+    def local_devices(backend):
+        raise RuntimeError(f"Unknown backend {backend}. Available backends are ['cuda']")
+
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(InputError) as error:
+        metrics.psnr(*pair(20, 30), "did_ddn")
+    assert str(error.value) == (
+        "JAX has no backend but gpu; expected JAX_PLATFORMS=gpu,cpu for the metrics"
+    )

@@ -24,7 +24,7 @@ from drsformer_jax.config import TrainConfig
 from drsformer_jax.config.file import to_dict
 from drsformer_jax.files import write_text
 from drsformer_jax.report.curves import curve
-from drsformer_jax.scoring.complexity import multiply_accumulates, parameters
+from drsformer_jax.scoring.complexity import macs, parameters
 from drsformer_jax.scoring.evaluation import Scores, mean
 from drsformer_jax.scoring.tables import COLUMNS
 
@@ -93,7 +93,7 @@ def write_report(
         title=title,
         config=config,
         parameters=parameters(config.model),
-        macs=multiply_accumulates(config.model),
+        macs=macs(config.model),
         average=mean([each for _, each in scores]) if scores else None,
         count=f"{len(scores):,} image{'s' if len(scores) > 1 else ''}",
         last_step=max((line["step"] for line in metrics), default=None),

@@ -49,13 +49,9 @@ def score(
     Raises:
         InputError: if the images are not uint8 (h, w, 3) of one size.
     """
-    return Scores(
-        *(
-            math.nan if image is None else metric(image, clean, protocol=protocol)
-            for image in (rainy, restored)
-            for metric in (metrics.psnr, metrics.ssim)
-        )
-    )
+    undefined = math.nan, math.nan
+    before = undefined if rainy is None else metrics.scores(rainy, clean, protocol)
+    return Scores(*before, *metrics.scores(restored, clean, protocol))
 
 
 def evaluate(

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -407,3 +408,15 @@ def test_metrics_are_read_without_the_half_line_of_a_killed_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 3, "lo')
     assert read_metrics(tmp_path / "metrics.jsonl") == lines
     assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_template_and_style_are_part_of_a_wheel():
+    root = Path(__file__).parents[2]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = root / "drsformer_jax"
+    packed = {
+        file for pattern in settings["package-data"][package.name] for file in package.glob(pattern)
+    }
+    data = {file for file in (package / "report").iterdir() if file.suffix in (".jinja", ".css")}
+    assert len(data) == 2
+    assert data <= packed

@@ -72,7 +72,7 @@ def test_what_was_restored_while_scoring_is_neither_read_nor_restored_again(
         found = read_image(tmp_path / "validation" / "restored" / f"{index}.png")
         np.testing.assert_array_equal(found, restorer(pairs[index]["rainy"]))
     assert len(list((tmp_path / "validation").rglob("*.png"))) == 24
-    assert read_image(tmp_path / "comparison.png").shape == (4 * (16 + 8) + 32, 4 * 8 + 68 + 64, 3)
+    assert len(read_image(tmp_path / "comparison.png")) == 32 + 4 * (16 + 8), "four rows"
 
 
 def test_a_run_reports_its_best_checkpoint_and_not_its_latest(run, trained, place):

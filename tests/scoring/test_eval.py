@@ -147,7 +147,7 @@ def test_a_checkpoint_restores_and_is_scored_beside_published_systems(place, sco
     np.testing.assert_array_equal(read_image("saved/1.png"), restored)
     config, params = weights.load(model)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    products = complexity.multiply_accumulates(config)
+    products = complexity.macs(config)
     assert document["complexity"] == {"parameters": count, "multiply_accumulates": products}
     assert f"{count:,} parameters, {products / 1e9:.2f} G MACs for an image of 256x256" in printed
     assert document["dataset"] == {

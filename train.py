@@ -37,7 +37,7 @@ from drsformer_jax.errors import InputError, check_device, one_line_errors
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import local, parse
 from drsformer_jax.nn.functional import is_wide
-from drsformer_jax.report.results import sheet, write_results
+from drsformer_jax.report.results import Kept, sheet, write_results
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.compile_cache import use_compile_cache
 from drsformer_jax.scoring.complexity import training_operations
@@ -270,7 +270,8 @@ def validate(training: Training, state: TrainState) -> None:
     config, pairs, step = training.config, training.validation, int(state.step)
     params = gathered(state.best_params, training.mesh)
     restorer = Restorer(config.model, params)
-    scores = shared_scores(restorer, pairs, config.protocol, training.stop.now)
+    kept = Kept()
+    scores = shared_scores(restorer, pairs, config.protocol, training.stop.now, kept.add)
     if scores is None:
         return
     result = mean(scores)
@@ -284,7 +285,7 @@ def validate(training: Training, state: TrainState) -> None:
     # Last, since a step that has a score is not evaluated again.
     training.run.score(step, config.protocol, result.restored_psnr, result.restored_ssim)
     if processes.is_first():
-        training.writer.image(step, "validation", sheet(restorer, [pairs[0]]))
+        training.writer.image(step, "validation", sheet([kept.examples[0]]))
     say(
         f"step {step}: validation PSNR {result.restored_psnr:.2f} dB, SSIM "
         f"{result.restored_ssim:.4f} ({config.protocol}), rainy {result.rainy_psnr:.2f} dB"
@@ -299,13 +300,14 @@ def report(training: Training, end: int, started: float) -> None:
     best = run.best_step()
     assert best is not None
     restorer = Restorer(config.model, run.restore_params(best, config.model))
-    scores = shared_scores(restorer, pairs, config.protocol, training.stop.now)
+    kept = Kept()
+    scores = shared_scores(restorer, pairs, config.protocol, training.stop.now, kept.add)
     if scores is None:
         say(f"stopped before the report; the checkpoint of step {end} is saved; {_RESUME}")
     if scores is None or not processes.is_first():
         return
     folder = training.command.workdir
-    write_results(folder, config, best, restorer, pairs, scores)
+    write_results(folder, config, best, restorer, pairs, scores, kept)
     result = mean(scores)
     print(
         f"{folder / 'report.html'} shows the run; images are in {folder / 'validation'} and "

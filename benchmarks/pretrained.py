@@ -40,6 +40,7 @@ from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.images.pixels import check_extension, read_image, write_image
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.scoring.evaluation import Scores, mean, score
+from drsformer_jax.scoring.tables import figures
 from drsformer_jax.training.reporting import finite
 
 PROTOCOL: Protocol = "rain200_spa"
@@ -284,9 +285,8 @@ def ssim_gain(scores: Scores) -> float:
 def document(rows: Sequence[Row], sets: Mapping[str, Pairs]) -> dict[str, Any]:
     """All figures, for JSON."""
 
-    def figures(scores: Scores) -> dict[str, Any]:
-        values = dataclasses.asdict(scores)
-        return finite({**values, "gain": scores.gain, "ssim_gain": ssim_gain(scores)})
+    def all_of(scores: Scores) -> dict[str, Any]:
+        return figures(scores) | finite({"ssim_gain": ssim_gain(scores)})
 
     names = {name: [pair["name"] for pair in each(pairs)] for name, pairs in sets.items()}
     return {
@@ -300,9 +300,9 @@ def document(rows: Sequence[Row], sets: Mapping[str, Pairs]) -> dict[str, Any]:
                 "clean_psnr": finite(dict(zip(("least", "mean"), row.clean(), strict=True))),
                 "sets": {
                     name: {
-                        "mean": figures(mean(scores)),
+                        "mean": all_of(mean(scores)),
                         "images": [
-                            {"name": image, **figures(found)}
+                            {"name": image, **all_of(found)}
                             for image, found in zip(names[name], scores, strict=True)
                         ],
                     }

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from drsformer_jax.files import write_text
+from drsformer_jax.scoring.tables import line
 
 
 def race(
@@ -92,10 +93,11 @@ class Table:
         self.rows: list[dict[str, Any]] = []
         self._columns = columns
         headings = {name: name.replace("_per_", "/").replace("_", " ") for name in columns}
-        self._widths = {
-            name: max(int(re.findall(r"\d+", spec)[0]), len(headings[name]))
+        self._widths = [
+            max(int(re.findall(r"\d+", spec)[0]), len(headings[name]))
+            * (-1 if spec[0] == "<" else 1)
             for name, spec in columns.items()
-        }
+        ]
         print(title)
         self._print(headings)
 
@@ -115,8 +117,4 @@ class Table:
             write_text(path, json.dumps({"title": self.title, "rows": self.rows}, indent=2) + "\n")
 
     def _print(self, cells: Mapping[str, str]) -> None:
-        line = [
-            f"{cells[name].strip():{'<' if spec[0] == '<' else '>'}{self._widths[name]}}"
-            for name, spec in self._columns.items()
-        ]
-        print("  ".join(line).rstrip(), flush=True)
+        print(line([cells[name].strip() for name in self._columns], self._widths), flush=True)

@@ -48,8 +48,11 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one step; raises as `replacing` does."""
-    write_bytes(path, text.encode())
+    r"""Writes a UTF-8 file in one step; raises as `replacing` does.
+
+    Bytes of file names that are not UTF-8, surrogates in Python, become escapes such as `\udcd6`.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def check_writable(folder: Path) -> None:

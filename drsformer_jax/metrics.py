@@ -11,20 +11,20 @@ Published results were seen to score up to 0.12 dB and 0.02 apart in the two, so
 with its protocol.
 
 The arithmetic is in float64 on the CPU whatever the default device is: a score does not depend on
-the accelerator, and float32 is wrong for nearly equal images.
+the accelerator, and float32 is wrong for nearly equal images. Images of all sizes share few
+compiled programs, which compute an image in strips inside a larger array.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float64, UInt8
+from jaxtyping import Array, Bool, Float64, Int32, UInt8
 
 from drsformer_jax.config import Protocol
 from drsformer_jax.errors import InputError
@@ -33,6 +33,17 @@ _PEAK = 255
 _LUMA_UNIT = 85_000  # the luma of an 8-bit color is a whole number of 1/85000 levels
 _WINDOW = 11
 _SIGMA = 1.5
+_STRIP = 64
+"""Rows of SSIM that are computed at once."""
+_COLUMNS = 64
+"""Arrays have a multiple of this many columns."""
+
+
+def scores(
+    restored: UInt8[np.ndarray, "h w 3"], target: UInt8[np.ndarray, "h w 3"], protocol: Protocol
+) -> tuple[float, float]:
+    """`psnr` and `ssim` of an image in one pass; same arguments and errors."""
+    return _scores(restored, target, protocol)
 
 
 def psnr(
@@ -51,9 +62,7 @@ def psnr(
     Raises:
         InputError: if the images are not uint8 (h, w, 3) of one size, or the protocol is unknown.
     """
-    _check(restored, target, protocol)
-    error = _run_on_cpu(_mean_square_error, restored, target, protocol)
-    return 10 * math.log10(_PEAK**2 / error) if error > 0 else math.inf
+    return _scores(restored, target, protocol)[0]
 
 
 def ssim(
@@ -75,10 +84,21 @@ def ssim(
     Raises:
         InputError: if the images are not uint8 (h, w, 3) of one size, or the protocol is unknown.
     """
+    return _scores(restored, target, protocol)[1]
+
+
+def _scores(restored: Any, target: Any, protocol: Protocol) -> tuple[float, float]:
     _check(restored, target, protocol)
-    if min(restored.shape[:2]) < _WINDOW:
-        return math.nan
-    return _run_on_cpu(_mean_similarity, restored, target, protocol)
+    height, width = restored.shape[:2]
+    factor = max(1, (min(height, width) + 128) // 256) if protocol == "did_ddn" else 1
+    x, y = _padded(restored, factor), _padded(target, factor)
+    square_error, dissimilarity = _run_on_cpu(x, y, (height, width), protocol, factor)
+    square_error /= _LUMA_UNIT**2 * height * width
+    psnr = 10 * math.log10(_PEAK**2 / square_error) if square_error > 0 else math.inf
+    if min(height, width) < _WINDOW:
+        return psnr, math.nan
+    positions = math.prod(_positions((height, width), factor))
+    return psnr, 1 - dissimilarity / positions  # exactly 1 for equal images
 
 
 def _check(restored: Any, target: Any, protocol: str) -> None:
@@ -99,9 +119,36 @@ def _check(restored: Any, target: Any, protocol: str) -> None:
         raise InputError(f"restored is {sizes[0]}, target is {sizes[1]}; a pair must have one size")
 
 
+def _padded(image: UInt8[np.ndarray, "h w 3"], factor: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """An image inside a zero array of one of few sizes: whole strips, and 10 rows for the window.
+
+    For a factor above 1 the image begins floor((factor - 1)/2) pixels from the corner, and is
+    reflected around its border, the border pixel included.
+    """
+    if factor > 1:
+        border = ((factor - 1) // 2, factor)
+        image = np.pad(image, (border, border, (0, 0)), mode="symmetric")
+    height, width = (math.ceil(side / factor) for side in image.shape[:2])
+    strips = 2 ** (math.ceil(height / _STRIP) - 1).bit_length()
+    rows, columns = strips * _STRIP + _WINDOW - 1, math.ceil(width / _COLUMNS) * _COLUMNS
+    array = np.zeros((rows * factor, columns * factor, 3), np.uint8)
+    array[: image.shape[0], : image.shape[1]] = image
+    return array
+
+
+def _positions(size: Any, factor: int) -> tuple[Any, Any]:
+    """Positions of the window along the sides of an image that is downsampled by a factor."""
+    height, width = ((side + factor - 1) // factor - _WINDOW + 1 for side in size)
+    return height, width
+
+
 def _run_on_cpu(
-    program: Callable[..., Array], restored: np.ndarray, target: np.ndarray, protocol: Protocol
-) -> float:
+    restored: np.ndarray,
+    target: np.ndarray,
+    size: tuple[int, int],
+    protocol: Protocol,
+    factor: int,
+) -> list[float]:
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -112,37 +159,71 @@ def _run_on_cpu(
     # A mesh of its own, because a caller's mesh would claim the program for other devices.
     mesh = jax.sharding.Mesh([cpu], ("cpu",))
     with jax.enable_x64(True), jax.set_mesh(mesh):
-        pair = jax.device_put((restored, target), cpu)
-        return float(jax.device_get(program(*pair, protocol=protocol)))
+        arguments = jax.device_put((restored, target, np.array(size, np.int32)), cpu)
+        found = jax.device_get(_sums(*arguments, protocol=protocol, factor=factor))
+        return [float(each) for each in found]
 
 
-@functools.partial(jax.jit, static_argnames="protocol")
-def _mean_square_error(
-    restored: UInt8[Array, "h w 3"], target: UInt8[Array, "h w 3"], protocol: Protocol
-) -> Float64[Array, ""]:
-    # Whole numbers: the difference is exact, however close the two images are.
-    difference = _luma(restored, protocol) - _luma(target, protocol)
-    return jnp.mean(jnp.square(difference / _LUMA_UNIT))
+@functools.partial(jax.jit, static_argnames=("protocol", "factor"))
+def _sums(
+    restored: UInt8[Array, "h w 3"],
+    target: UInt8[Array, "h w 3"],
+    size: Int32[Array, " 2"],
+    protocol: Protocol,
+    factor: int,
+) -> tuple[Float64[Array, ""], Float64[Array, ""]]:
+    """Sums of the squared differences of luma, in units of 1/85000, and of 1 - SSIM.
+
+    Args:
+        restored: `_padded` image.
+        target: likewise.
+        size: (height, width) of the image itself.
+        protocol: `rain200_spa` or `did_ddn`.
+        factor: by which the images are downsampled for SSIM.
+    """
+    before = (factor - 1) // 2
+    height, width = _positions(size, factor)
+
+    def strip(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        start, count = index * _STRIP * factor, (_STRIP + _WINDOW - 1) * factor
+        x, y = (
+            _luma(jax.lax.dynamic_slice_in_dim(image, start, count), protocol)
+            for image in (restored, target)
+        )
+        # Whole numbers: the difference is exact, however close the two images are.
+        difference = (x - y)[: _STRIP * factor]
+        valid_mask = _within(difference.shape, start - before, size[0], -before, size[1])
+        squares = jnp.sum(jnp.square(difference), where=valid_mask)
+        x, y = (_downsample(luma / _LUMA_UNIT, factor) for luma in (x, y))
+        losses = _dissimilarity(x, y)
+        valid_mask = _within(losses.shape, index * _STRIP, height, 0, width)
+        return sums[0] + squares, sums[1] + jnp.sum(losses, where=valid_mask)
+
+    strips = (size[0] + before + _STRIP * factor - 1) // (_STRIP * factor)
+    return jax.lax.fori_loop(0, strips, strip, (jnp.float64(0), jnp.float64(0)))
 
 
-@functools.partial(jax.jit, static_argnames="protocol")
-def _mean_similarity(
-    restored: UInt8[Array, "h w 3"], target: UInt8[Array, "h w 3"], protocol: Protocol
-) -> Float64[Array, ""]:
-    x, y = (_luma(image, protocol) / _LUMA_UNIT for image in (restored, target))
-    if protocol == "did_ddn":
-        x, y = _downsample(x), _downsample(y)
+def _within(
+    shape: tuple[int, ...], top: Any, height: Any, left: Any, width: Any
+) -> Bool[Array, "h w"]:
+    """Where rows counted from `top` and columns from `left` are inside an image."""
+    rows, columns = (jnp.arange(length, dtype=jnp.int32) for length in shape)
+    rows, columns = top + rows[:, None], left + columns
+    return (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+
+
+def _dissimilarity(x: Float64[Array, "h w"], y: Float64[Array, "h w"]) -> Float64[Array, "h2 w2"]:
+    """1 - SSIM at each position of the window."""
     # With s = x + y and d = x - y, and means m and variances v in the window,
     # 2 mx my = (ms^2 - md^2) / 2, mx^2 + my^2 = (ms^2 + md^2) / 2,
     # 2 cov(x, y) = (vs - vd) / 2, vx + vy = (vs + vd) / 2: four blurs instead of five, and equal
-    # images give exactly 1. The halves are in c1 and c2.
+    # images give exactly 0. The halves are in c1 and c2.
     s, d = x + y, x - y
     ms, md, ss, dd = _blur(jnp.stack([s, d, s * s, d * d]))
     ms2, md2 = ms * ms, md * md
     vs, vd = ss - ms2, dd - md2
     c1, c2 = 2 * (0.01 * _PEAK) ** 2, 2 * (0.03 * _PEAK) ** 2
-    similarity = (ms2 - md2 + c1) * (vs - vd + c2) / ((ms2 + md2 + c1) * (vs + vd + c2))
-    return 1 - jnp.mean(1 - similarity)  # exactly 1 for equal images, where a plain mean rounds
+    return 1 - (ms2 - md2 + c1) * (vs - vd + c2) / ((ms2 + md2 + c1) * (vs + vd + c2))
 
 
 def _luma(image: UInt8[Array, "h w 3"], protocol: Protocol) -> Float64[Array, "h w"]:
@@ -159,18 +240,17 @@ def _luma(image: UInt8[Array, "h w 3"], protocol: Protocol) -> Float64[Array, "h
     return luma.astype(jnp.float64)
 
 
-def _downsample(luma: Float64[Array, "h w"]) -> Float64[Array, "h2 w2"]:
-    """Means of f x f pixels at every f-th pixel, f = shorter side / 256 rounded half up.
+def _downsample(luma: Float64[Array, "h w"], factor: int) -> Float64[Array, "h2 w2"]:
+    """Means of factor x factor pixels.
 
-    A window starts floor((f - 1)/2) before its pixel. Beyond the border the image is reflected,
-    the border pixel included.
+    In `did_ddn` the factor is the shorter side / 256, rounded half up; `_padded` has moved the
+    image so that each mean belongs to every factor-th pixel.
     """
-    factor = max(1, (min(luma.shape) + 128) // 256)
-    before = (factor - 1) // 2
-    h, w = (math.ceil(side / factor) for side in luma.shape)
-    padded = jnp.pad(luma, (before, factor), mode="symmetric")
-    blocks = padded[: h * factor, : w * factor].reshape(h, factor, w, factor)
-    return blocks.mean(axis=(1, 3))
+    # Sums of slices, since XLA takes many times as long for a mean over two axes on a CPU.
+    groups = luma.reshape(-1, factor, luma.shape[1])
+    rows = sum(groups[:, offset] for offset in range(1, factor)) + groups[:, 0]
+    sums = sum(rows[:, offset::factor] for offset in range(1, factor)) + rows[:, ::factor]
+    return sums / factor**2
 
 
 def _blur(planes: Float64[Array, "n h w"]) -> Float64[Array, "n h2 w2"]:

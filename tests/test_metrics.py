@@ -73,7 +73,9 @@ def exactly(number, tolerance=1e-10):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("size", [(11, 11), (11, 40), (37, 12), (121, 90)])
+@pytest.mark.parametrize(
+    "size", [(11, 11), (11, 40), (37, 12), (121, 90), (64, 64), (139, 65), (129, 128)]
+)
 def test_both_scores_equal_their_definition(size, protocol):
     restored, target = pair(*size)
     expected = reference_psnr(restored, target, protocol)
@@ -89,6 +91,7 @@ def test_both_scores_equal_their_definition(size, protocol):
         ((384, 385), 2),  # 1.5 is rounded up
         ((700, 639), 2),
         ((640, 643), 3),  # 2.5 is rounded up
+        ((768, 640), 3),  # whole strips
         ((769, 768), 3),
         ((901, 898), 4),
     ],
@@ -97,6 +100,8 @@ def test_did_ddn_ssim_is_of_the_image_reduced_by_the_factor(size, factor):
     restored, target = pair(*size)
     expected = reference_ssim(restored, target, "did_ddn", factor)
     assert metrics.ssim(restored, target, "did_ddn") == exactly(expected)
+    expected = reference_psnr(restored, target, "did_ddn")
+    assert metrics.psnr(restored, target, "did_ddn") == exactly(expected)
 
 
 def test_rain200_spa_ssim_never_reduces_the_image():
@@ -189,6 +194,15 @@ def test_image_smaller_than_the_window_has_psnr_but_no_ssim(size, protocol):
     assert math.isnan(metrics.ssim(restored, target, protocol))
     expected = reference_psnr(restored, target, protocol)
     assert metrics.psnr(restored, target, protocol) == exactly(expected)
+
+
+def test_images_of_many_sizes_share_compiled_programs(caplog):
+    sizes = [(150 + 5 * index, 260 - 7 * index) for index in range(20)]
+    with jax.log_compiles():
+        for size in sizes:
+            assert math.isfinite(sum(metrics.scores(*pair(*size), "rain200_spa")))
+    compiled = [text for text in caplog.messages if text.startswith("Compiling jit(_sums)")]
+    assert 1 <= len(compiled) <= 4
 
 
 def test_strided_views_score_as_their_copies():
@@ -314,14 +328,14 @@ def image(*shape, dtype=np.uint8):
         ),
     ],
 )
-def test_wrong_input_is_refused_in_one_line(score, restored, target, protocol, message):
+def test_wrong_input_is_rejected_in_one_line(score, restored, target, protocol, message):
     score = inspect.unwrap(score)  # past type checks that a test session may have put around it
     with pytest.raises(InputError) as error:
         score(restored, target, protocol)
     assert str(error.value) == message
 
 
-def test_a_jax_without_its_cpu_backend_is_refused_in_one_line(monkeypatch):
+def test_a_jax_without_its_cpu_backend_is_rejected_in_one_line(monkeypatch):
     def local_devices(backend):
         raise RuntimeError(f"Unknown backend {backend}. Available backends are ['cuda']")
 

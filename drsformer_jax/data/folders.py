@@ -134,11 +134,17 @@ def find_pairs_in(
             norain-1.png with 1.png. Several inputs may share a target. Among several targets of
             one key the one of the input's own name is its partner.
 
+    With `match`, both folders may be one in the layout of RainTrainL: `rain-N` is rainy, `norain-N`
+    clean, and `rainstreak-N` and `rainregion-N` are left out.
+
     Raises:
         InputError: if a folder is missing or empty, an image has no partner or more than one, two
-            inputs have one name, or `match` is invalid or finds nothing in a name.
+            inputs have one name, `match` is invalid or finds nothing in a name, or every image
+            is its own partner: one folder is given as both, perhaps by a link.
     """
     inputs, targets = find_images(input_dir), find_images(target_dir)
+    if match is not None and os.path.samefile(input_dir, target_dir):
+        inputs, targets = _rain_and_norain(inputs)
     names: dict[str, Path] = {}
     for path in inputs:
         other = names.setdefault(path.stem, path)
@@ -162,7 +168,26 @@ def find_pairs_in(
             f"{alone[0]} has no partner in {other_dir} ({len(alone)} of "
             f"{len(key_of)} images have none); expected {expected}"
         )
+    if all(os.path.samefile(path, partner) for _, path, partner in pairs):
+        raise InputError(
+            f"{input_dir} and {target_dir} hold the same files; expected rainy or restored images "
+            "in one and clean ones in the other"
+        )
     return pairs
+
+
+def _rain_and_norain(images: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The rainy and the clean images of a folder in the layout of RainTrainL."""
+    kinds: dict[str, list[Path]] = {"rain": [], "norain": [], "rainstreak": [], "rainregion": []}
+    for path in images:
+        kind, dash, _ = path.name.lower().partition("-")
+        if not dash or kind not in kinds:
+            raise InputError(
+                f"{path} is in a folder of rainy and clean images; expected names such as "
+                "rain-1.png and norain-1.png, or two folders"
+            )
+        kinds[kind].append(path)
+    return kinds["rain"], kinds["norain"]
 
 
 def _keys(paths: Sequence[Path], match: str | None) -> dict[Path, str]:

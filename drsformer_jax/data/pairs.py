@@ -239,13 +239,13 @@ class Shard:
         return len(range(self._process, len(self._pairs), self._processes))
 
     def __getitem__(self, index: int) -> Pair:
-        return self._pairs[self._global_index(index)]
+        return self._pairs[self.global_index(index)]
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a pair."""
-        return self._pairs.size(self._global_index(index))
+        return self._pairs.size(self.global_index(index))
 
-    def _global_index(self, index: int) -> int:
+    def global_index(self, index: int) -> int:
         """Index among all pairs."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")

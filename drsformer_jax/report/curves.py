@@ -1,4 +1,4 @@
-"""Curves of a training run's metrics, as SVG elements for a page."""
+"""Curves of the metrics of a training run, as SVG elements of a page."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STRETCHES = 500
-"""Stretches that a curve is drawn in; a longer one has several points in each."""
+_SEGMENTS = 500
+"""Most points of a curve; of a longer one, each is the median of a segment."""
 _SMOOTHED = 50
-"""Curves of more points are drawn pale, with their running median on top."""
+"""Curves of more points are pale, with their running median on top."""
 _MARKED = 30
-"""Curves of fewer points have dots."""
+"""Curves of fewer points have markers."""
 _TICKS = (1, 2, 2.5, 5, 10)
 
-# Matplotlib knows no variables of CSS: it draws in colors that stand for them.
+# Matplotlib does not know CSS variables: it draws in colors that are replaced by them.
 _COLORS = {
     "#010101": "var(--soft)",
     "#020202": "var(--line)",
@@ -33,22 +33,23 @@ _SOFT, _LINE, _ACCENT, _PALE = _COLORS
 
 
 def curve(steps: np.ndarray, values: np.ndarray, *, last: int, logarithmic: bool, salt: str) -> str:
-    """Draws a curve; of the same arguments, the same text.
+    """Draws a curve. Equal arguments give equal text.
 
     Args:
         steps: float64 (n,), n at least 1.
         values: float64 (n,), finite.
         last: step at which the axis ends.
-        logarithmic: whether the values may have a logarithmic axis: they get it if they are above 0
-            and differ much.
-        salt: what differs between the curves of a page, whose parts need names that differ.
+        logarithmic: whether the axis of the values is logarithmic if they are above 0 and differ
+            much.
+        salt: text that differs between the curves of a page, since the parts of each need ids of
+            their own.
 
     Returns:
-        An `<svg>` element in the colors --soft, --line, --accent and --pale of the page's CSS. It
-        keeps its size in the file whatever n.
+        An `<svg>` element in the colors --soft, --line, --accent and --pale of the page's CSS. Its
+        length does not grow with n.
     """
     with _quiet():
-        # Here, because it takes long, and few programs draw.
+        # Slow to import, and few programs draw.
         from matplotlib import style
         from matplotlib.figure import Figure
 
@@ -66,7 +67,7 @@ def curve(steps: np.ndarray, values: np.ndarray, *, last: int, logarithmic: bool
 
 
 def _draw(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
-    parts = np.array_split(np.arange(len(steps)), min(len(steps), _STRETCHES))
+    parts = np.array_split(np.arange(len(steps)), min(len(steps), _SEGMENTS))
     middles = [np.median(steps[part]) for part in parts]
     medians = [np.median(values[part]) for part in parts]
     if len(values) > _SMOOTHED:
@@ -111,7 +112,7 @@ def _scale(axes: Axes, values: np.ndarray, last: int, logarithmic: bool) -> None
 
 
 def _inlined(document: str) -> str:
-    """The element of an SVG document: no rules that reach beyond it, no names without use."""
+    """The element of an SVG document, without styles that affect the page and unused ids."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     used = set(re.findall(r"#([\w.-]+)", svg))
@@ -123,7 +124,7 @@ def _inlined(document: str) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Matplotlib from telling how it looks for fonts when it is used for the first time."""
+    """Silences what Matplotlib logs about fonts when it is used for the first time."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.ERROR)

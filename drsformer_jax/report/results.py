@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +11,46 @@ from drsformer_jax.config import TrainConfig
 from drsformer_jax.data.pairs import Pair, Pairs
 from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.images.pixels import write_image
-from drsformer_jax.report.page import Shown, write_report
+from drsformer_jax.report.page import Example, write_report
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.training.reporting import read_metrics
 
 _IMAGES = 8
+"""First validation images, which are written as files."""
 _ON_SHEET = 4
 _EXTREMES = 3
-_TITLES = ("rainy", "restored", "clean")
+"""Images of the largest and of the smallest gain that the report shows, each."""
+_PARTS = {"input": "rainy", "restored": "restored", "target": "clean"}
+"""Folders of `validation/`, and what is in them."""
 
 
-def sheet(restorer: Restorer, pairs: Sequence[Pair]) -> np.ndarray:
-    """Rainy, restored and clean images side by side, a row a pair: uint8 (h, w, 3)."""
-    return contact_sheet([_row(restorer, pair) for pair in pairs], _TITLES)
+class Kept:
+    """Validation images that a report may show, kept while all of them are scored.
+
+    These are the first ones and those of the largest and smallest gain so far, so that a large
+    validation set needs no more memory than a small one.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+        """Of all pairs that were scored, by index."""
+        self.examples: dict[int, Example] = {}
+        """The images that are kept, likewise."""
+
+    def add(self, index: int, pair: Pair, restored: np.ndarray, scores: Scores) -> None:
+        """Keeps a pair and its restored image, uint8 (h, w, 3), if it may be shown."""
+        self.names[index] = pair["name"]
+        self.examples[index] = Example(pair["name"], scores, pair["rainy"], restored, pair["clean"])
+        gains = {other: example.scores.gain for other, example in self.examples.items()}
+        for other in gains.keys() - {*range(_IMAGES), *_extremes(gains)}:
+            del self.examples[other]
+
+
+def sheet(examples: Sequence[Example]) -> np.ndarray:
+    """Rainy, restored and clean images side by side, one row each: uint8 (h, w, 3)."""
+    rows = [[getattr(each, kind) for kind in _PARTS.values()] for each in examples]
+    return contact_sheet(rows, list(_PARTS.values()))
 
 
 def write_results(
@@ -34,45 +60,49 @@ def write_results(
     restorer: Restorer,
     pairs: Pairs,
     scores: Sequence[Scores],
+    kept: Kept,
 ) -> None:
-    """Restores some validation images again and writes all that a run ends with.
+    """Writes all that a run ends with.
 
     The first images go to `validation/`, fewer of them to `comparison.png`; `report.html` has the
-    curves, all scores, and the images that gained most and least.
+    curves, all scores, and the images of the largest and the smallest gain.
 
     Args:
         folder: the run's folder, which holds `metrics.jsonl`.
-        config: of the run.
-        step: of the checkpoint that restores.
-        restorer: that checkpoint.
+        config: configuration of the run.
+        step: step of the checkpoint that is shown.
+        restorer: the network of that checkpoint. It restores what `kept` lacks: images that another
+            process of the run has scored.
         pairs: the validation pairs.
-        scores: of all of them, in order.
+        scores: scores of all of them, in order.
+        kept: what this process kept of the pairs that it scored.
 
     Raises:
         OSError: if the file system fails.
     """
-    first = [pairs[index] for index in range(min(len(pairs), _IMAGES))]
-    for pair in first:
-        name = Path(pair["name"]).with_suffix(".png")
-        for part, image in zip(("input", "restored", "target"), _row(restorer, pair), strict=True):
-            write_image(folder / "validation" / part / name, image)
-    write_image(folder / "comparison.png", sheet(restorer, first[:_ON_SHEET]))
-    shown = [(pairs[index], scores[index]) for index in _extremes(scores)]
+    first = range(min(len(pairs), _IMAGES))
+    extremes = _extremes({index: each.gain for index, each in enumerate(scores)})
+    for index in {*first, *extremes} - kept.examples.keys():
+        pair = pairs[index]
+        kept.add(index, pair, restorer(pair["rainy"]), scores[index])
+    examples = [kept.examples[index] for index in first]
+    for example in examples:
+        name = Path(example.name).with_suffix(".png")
+        for part, kind in _PARTS.items():
+            write_image(folder / "validation" / part / name, getattr(example, kind))
+    write_image(folder / "comparison.png", sheet(examples[:_ON_SHEET]))
+    names = [kept.names.get(index) or pairs[index]["name"] for index in range(len(pairs))]
     write_report(
         folder / "report.html",
         title=f"{folder.name}, step {step}",
         config=config,
         metrics=read_metrics(folder / "metrics.jsonl"),
-        scores=[(pairs[index]["name"], score) for index, score in enumerate(scores)],
-        shown=[Shown(pair["name"], score, *_row(restorer, pair)) for pair, score in shown],
+        scores=list(zip(names, scores, strict=True)),
+        examples=[kept.examples[index] for index in extremes],
     )
 
 
-def _row(restorer: Restorer, pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return pair["rainy"], restorer(pair["rainy"]), pair["clean"]
-
-
-def _extremes(scores: Sequence[Scores]) -> list[int]:
-    """Which images gained most and least, from most to least."""
-    order = sorted(range(len(scores)), key=lambda index: -scores[index].gain)
+def _extremes(gains: Mapping[int, float]) -> list[int]:
+    """Indices of the largest and smallest gains, from the largest to the smallest."""
+    order = sorted(gains, key=lambda index: (-gains[index], index))
     return order if len(order) <= 2 * _EXTREMES else order[:_EXTREMES] + order[-_EXTREMES:]

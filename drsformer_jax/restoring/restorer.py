@@ -18,7 +18,7 @@ import numpy as np
 
 from drsformer_jax import weights
 from drsformer_jax.config import SIZE_MULTIPLE, DType, ModelConfig
-from drsformer_jax.errors import InputError, reason
+from drsformer_jax.errors import InputError, check_device
 from drsformer_jax.images.pixels import to_8_bits
 from drsformer_jax.nn.functional import Params, apply, wide_types
 from drsformer_jax.nn.rows import AT_ONCE, MAX_HALO, Rows, Shards, Strips
@@ -116,16 +116,10 @@ class Restorer:
             overlap: see `Restorer`.
 
         Raises:
-            InputError: if there is no network, or not that step, or tile and overlap are
-                impossible.
+            InputError: if JAX finds no device, there is no network, or not that step, or tile and
+                overlap are impossible.
         """
-        try:
-            jax.devices()
-        except RuntimeError as error:
-            raise InputError(
-                f"JAX finds no device ({reason(error)}); expected JAX_PLATFORMS unset or one that "
-                "is there"
-            ) from error
+        check_device(jax.devices)
         use_compile_cache()
         config, params = weights.load(path, step)
         if dtype is not None:

@@ -1,10 +1,10 @@
-"""Parameters and multiplications of a network, counted from its configuration.
+"""Parameters, MACs and FLOPs of a network, counted from its configuration.
 
-The rule is that of the published tables: a convolution or Linear counts a multiply-accumulate for
-each of its weights at each place, zeros beyond the border included; so do the products of the
-attention (q k^T, and one with v for each softmax) and the mean that the gate of the MEFC reads.
-Norms, softmax, pooling, activations and additions count nothing. Implementations may do less work
-than is counted: products of small matrices are folded together, for instance.
+The rule is that of the published tables: a convolution or Linear counts a multiply-accumulate (MAC)
+for each of its weights at each position, zero padding included; so do the products of the attention
+(q k^T, and one with v for each softmax) and the mean that the gate of the MEFC reads. Norms,
+softmax, pooling, activations and additions count nothing. Implementations may do less work than is
+counted: products of small matrices are folded together, for instance.
 
 DRSformer's own figure, 242.9 G, follows this rule. The 174.7 G that its paper gives for Restormer
 do not: by the rule it has 154.88 G.
@@ -27,26 +27,26 @@ class _Part:
     level: int
     """Its images have sides of 1 / 2**level."""
     weights: int
-    """Weights of convolutions: each is multiplied once a pixel."""
+    """Weights of convolutions: each is multiplied once per pixel."""
     products: int = 0
-    """Multiplications a pixel that involve no weight."""
+    """Multiplications per pixel without a weight."""
     once: int = 0
-    """Weights that are multiplied once an image."""
+    """Weights that are multiplied once per image."""
     others: int = 0
     """Parameters whose multiplications and additions are not counted."""
 
 
 def parameters(config: ModelConfig) -> int:
-    """How many numbers training learns."""
+    """Number of trainable parameters."""
     return sum(part.weights + part.once + part.others for part in _parts(config))
 
 
-def multiply_accumulates(config: ModelConfig, height: int = 256, width: int = 256) -> int:
-    """How many multiply-accumulates restoring one image takes, by the rule of this module.
+def macs(config: ModelConfig, height: int = 256, width: int = 256) -> int:
+    """MACs of restoring one image, by the rule of this module.
 
     Args:
         config: the network.
-        height: of the image, in pixels, a multiple of 8.
+        height: height of the image in pixels, a multiple of 8.
         width: likewise.
 
     Raises:
@@ -61,14 +61,14 @@ def multiply_accumulates(config: ModelConfig, height: int = 256, width: int = 25
 
 
 def training_operations(config: ModelConfig, crops: int, side: int) -> float:
-    """Floating-point operations of a step: two a multiply-accumulate, and twice that backward.
+    """FLOPs of a training step: two per MAC, and twice that for the backward pass.
 
     Args:
         config: the network.
-        crops: of the batch.
-        side: of each, in pixels, a multiple of 8.
+        crops: number of crops in the batch.
+        side: side of each in pixels, a multiple of 8.
     """
-    return 6.0 * crops * multiply_accumulates(config, side, side)
+    return 6.0 * crops * macs(config, side, side)
 
 
 def _parts(config: ModelConfig) -> Iterator[_Part]:

@@ -22,14 +22,14 @@ class Scores:
     """PSNR in dB and SSIM of a rainy and of the restored image, both against the clean one."""
 
     rainy_psnr: float
-    """NaN, like the SSIM, where there is no rainy image."""
+    """NaN, like the SSIM, without a rainy image."""
     rainy_ssim: float
     restored_psnr: float
     restored_ssim: float
 
     @property
     def gain(self) -> float:
-        """What restoring adds to the PSNR, in dB; 0 where both are infinite."""
+        """What restoring adds to the PSNR, in dB; 0 if both are infinite."""
         if self.restored_psnr == self.rainy_psnr:
             return 0.0
         return self.restored_psnr - self.rainy_psnr
@@ -41,21 +41,17 @@ def score(
     """Scores one image.
 
     Args:
-        rainy: uint8 (h, w, 3); None where it is not at hand.
-        restored: what a program made of it.
-        clean: what it should have made.
-        protocol: how; see `drsformer_jax.metrics`.
+        rainy: uint8 (h, w, 3); None if it is not available.
+        restored: the restored image, of the same shape and dtype.
+        clean: the ground truth, likewise.
+        protocol: see `drsformer_jax.metrics`.
 
     Raises:
         InputError: if the images are not uint8 (h, w, 3) of one size.
     """
-    return Scores(
-        *(
-            math.nan if image is None else metric(image, clean, protocol=protocol)
-            for image in (rainy, restored)
-            for metric in (metrics.psnr, metrics.ssim)
-        )
-    )
+    undefined = math.nan, math.nan
+    before = undefined if rainy is None else metrics.scores(rainy, clean, protocol)
+    return Scores(*before, *metrics.scores(restored, clean, protocol))
 
 
 def evaluate(
@@ -64,18 +60,23 @@ def evaluate(
     """Restores and scores pairs one after another.
 
     Args:
-        restorer: what restores; its buckets are chosen for these pairs.
-        pairs: what to score on.
-        protocol: how; see `drsformer_jax.metrics`.
+        restorer: the network; its buckets are planned for these pairs.
+        pairs: rainy images and their ground truth.
+        protocol: see `drsformer_jax.metrics`.
 
     Yields:
         (pair, restored image, its scores).
     """
     restorer.plan(sizes_of(pairs))
     for index in range(len(pairs)):
-        pair = pairs[index]
-        restored = restorer(pair["rainy"])
-        yield pair, restored, score(pair["rainy"], restored, pair["clean"], protocol)
+        yield _evaluated(restorer, pairs[index], protocol)
+
+
+def _evaluated(
+    restorer: Restorer, pair: Pair, protocol: Protocol
+) -> tuple[Pair, np.ndarray, Scores]:
+    restored = restorer(pair["rainy"])
+    return pair, restored, score(pair["rainy"], restored, pair["clean"], protocol)
 
 
 def shared_scores(
@@ -83,29 +84,34 @@ def shared_scores(
     pairs: Pairs,
     protocol: Protocol,
     stop: Callable[[], bool] = lambda: False,
+    seen: Callable[[int, Pair, np.ndarray, Scores], None] = lambda *_: None,
 ) -> list[Scores] | None:
-    """Scores pairs that all processes share; the result does not depend on how many they are.
+    """Scores pairs, of which each process takes a shard; the result is the same for any number.
+
+    All processes call it together.
 
     Args:
-        restorer: what restores, the same in each process.
-        pairs: what to score on, likewise.
-        protocol: how; see `drsformer_jax.metrics`.
-        stop: asked before each pair whether to give up; of one process alone.
+        restorer: the network, the same in each process.
+        pairs: rainy images and their ground truth, likewise.
+        protocol: see `drsformer_jax.metrics`.
+        stop: asked before each pair whether to give up; only for a process alone.
+        seen: called with each pair of this process, as soon as it is scored: its index among all
+            pairs, the pair, the restored image and the scores.
 
     Returns:
-        The scores of all pairs in order; None where that was given up.
+        The scores of all pairs in order; None if `stop` said so.
     """
     # By it images are computed at once or in strips, which differ by rounding.
     restorer.memory = least(restorer.memory)
     restorer.plan(sizes_of(pairs))
-    share = Shard(pairs, jax.process_index(), jax.process_count())
-    rows = np.zeros((len(share), len(dataclasses.fields(Scores))))
-    for index in range(len(share)):
+    shard = Shard(pairs, jax.process_index(), jax.process_count())
+    rows = np.zeros((len(shard), len(dataclasses.fields(Scores))))
+    for index in range(len(shard)):
         if stop():
             return None
-        pair = share[index]
-        scores = score(pair["rainy"], restorer(pair["rainy"]), pair["clean"], protocol)
+        pair, restored, scores = _evaluated(restorer, shard[index], protocol)
         rows[index] = dataclasses.astuple(scores)
+        seen(shard.global_index(index), pair, restored, scores)
     return [Scores(*map(float, row)) for row in in_order(rows, len(pairs))]
 
 

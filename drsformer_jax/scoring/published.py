@@ -1,4 +1,4 @@
-"""The benchmarks, and what was published on them: `published_results.json` says by whom."""
+"""The benchmarks and their published results, whose sources are in `published_results.json`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from drsformer_jax.config import Protocol
 from drsformer_jax.errors import InputError
+from drsformer_jax.scoring.tables import line
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,14 @@ class System:
     """In dB, on luma."""
     ssim: float
     parameters_m: float | None
-    """Millions of parameters; None where they are not known, like the next."""
+    """Millions of parameters; None if unknown, like the next."""
     multiply_accumulates_g: float | None
-    """Billions of multiply-accumulates for an image of 256x256."""
+    """Billions of MACs for an image of 256x256."""
     source: Literal["published", "measured"]
 
 
 def dataset(name: str) -> Dataset:
-    """A benchmark by its name; capitals, `-` and `_` do not matter.
+    """A benchmark by its name, whatever the case and with or without `-` and `_`.
 
     Raises:
         InputError: if no benchmark has the name.
@@ -67,7 +68,7 @@ def dataset(name: str) -> Dataset:
 
 
 def results(dataset: Dataset) -> list[System]:
-    """Published rows of a benchmark, oldest system first; none where no figures are at hand."""
+    """Published rows of a benchmark, oldest system first; empty if none are available."""
     return [
         System(
             name,
@@ -87,8 +88,8 @@ def compare(dataset: Dataset, measured: System, pairs: int) -> list[System]:
     Args:
         dataset: the benchmark.
         measured: what was measured on it.
-        pairs: how many pairs that was. Where they are not the whole test set the row does not
-            compare with the others, and stands at the end.
+        pairs: number of pairs that were scored. Unless it is the whole test set, the measured row
+            does not compare with the others and comes last.
     """
     rows = results(dataset)
     if pairs == dataset.test_pairs:
@@ -97,25 +98,16 @@ def compare(dataset: Dataset, measured: System, pairs: int) -> list[System]:
 
 
 def table(dataset: Dataset, systems: Sequence[System], pairs: int) -> str:
-    """What `compare` returns, as lines for people; `>` marks what was measured."""
+    """The rows of `compare` as text, with `>` before the measured one."""
     if len(systems) == 1:
-        lines = [f"no published figures on {dataset.name} are at hand"]
+        lines = [f"no published results on {dataset.name} are available"]
     else:
-        width = max(len(row.system) for row in systems)
+        widths = [-max(len(row.system) for row in systems) - 2, 6, 6, 10, 7, -9]
         lines = [
-            f"{dataset.name}, protocol {dataset.protocol}; complexity for 256x256 pixels",
-            f"  {'system':{width}}    PSNR    SSIM  parameters  multiply-accumulates",
+            f"{dataset.name}, protocol {dataset.protocol}; parameters, MACs for 256x256 pixels",
+            line(["  system", "PSNR", "SSIM", "parameters", "MACs", ""], widths),
+            *(line(_cells(row), widths) for row in systems),
         ]
-        for row in systems:
-            mark = ">" if row.source == "measured" else " "
-            size = "" if row.parameters_m is None else f"{row.parameters_m:.4g} M"
-            work = (
-                "" if row.multiply_accumulates_g is None else f"{row.multiply_accumulates_g:.4g} G"
-            )
-            lines.append(
-                f"{mark} {row.system:{width}}  {row.psnr:6.2f}  {row.ssim:6.4f}  {size:>10}  "
-                f"{work:>20}  {row.source}"
-            )
     if pairs != dataset.test_pairs:
         of = f"{pairs} of the" if pairs < dataset.test_pairs else f"{pairs} pairs instead of the"
         lines.append(
@@ -124,9 +116,21 @@ def table(dataset: Dataset, systems: Sequence[System], pairs: int) -> str:
     return "\n".join(lines)
 
 
+def _cells(row: System) -> list[str]:
+    parameters, macs = row.parameters_m, row.multiply_accumulates_g
+    return [
+        f"{'>' if row.source == 'measured' else ' '} {row.system}",
+        f"{row.psnr:.2f}",
+        f"{row.ssim:.4f}",
+        "" if parameters is None else f"{parameters:.4g} M",
+        "" if macs is None else f"{macs:.4g} G",
+        row.source,
+    ]
+
+
 @functools.cache
 def figures() -> Mapping[str, Any]:
-    """All of `published_results.json`."""
+    """The content of `published_results.json`."""
     file = importlib.resources.files("drsformer_jax.scoring") / "published_results.json"
     return json.loads(file.read_text(encoding="utf-8"))
 

@@ -186,24 +186,39 @@ def is_first() -> bool:
 
 
 def in_order(values: np.ndarray, total: int) -> np.ndarray:
-    """Gathers rows that the processes computed in turn, bit for bit; all call it together.
+    """Gathers what each process computed for its shard of some items, bit for bit.
+
+    All processes call it together.
 
     Args:
-        values: float64 (n, k): rows i, i + p, i + 2 p, ... from process i of p.
-        total: the number of rows of all processes.
+        values: float64 (n, k), a row for each item of this process.
+        total: number of items of all processes.
 
     Returns:
-        (total, k), in order, in every process.
+        float64 (total, k), a row for each item in order, in every process.
     """
     processes = jax.process_count()
     if processes == 1:
         return values
-    most = -(-total // processes)
-    padded = np.zeros((most, values.shape[1]))
+    padded = np.zeros((-(-total // processes), values.shape[1]))
     padded[: len(values)] = values
-    # As bytes, since JAX would make float32 of them.
+    # As bytes, since JAX would convert to float32.
     gathered = multihost_utils.process_allgather(padded.view(np.uint8))
-    return gathered.view(np.float64).swapaxes(0, 1).reshape(-1, values.shape[1])[:total]
+    return interleaved(gathered.view(np.float64), total)
+
+
+def interleaved(gathered: np.ndarray, total: int) -> np.ndarray:
+    """Puts rows of several processes into the order of the items.
+
+    Args:
+        gathered: (p, n, k), the rows of each of p processes for items i, i + p, i + 2 p, ..., at
+            the end of shorter ones padding.
+        total: number of items.
+
+    Returns:
+        (total, k).
+    """
+    return gathered.swapaxes(0, 1).reshape(-1, gathered.shape[2])[:total]
 
 
 def least(value: int) -> int:

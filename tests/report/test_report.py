@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,14 +22,14 @@ from recipe import SMALL
 
 from drsformer_jax.config import DataConfig, TrainConfig
 from drsformer_jax.report.curves import curve
-from drsformer_jax.report.page import Shown, write_report
+from drsformer_jax.report.page import Example, write_report
 from drsformer_jax.scoring.complexity import parameters
 from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.training.reporting import read_metrics
 
 CONFIG = TrainConfig(model=SMALL, data=DataConfig(global_batch=7), steps=200)
 HOSTILE = "<script>alert('1')</script>\"&\udce4{title}.png"
-ESCAPED = "&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt;&quot;&amp;?{title}.png"
+ESCAPED = r"&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&#34;&amp;\udce4{title}.png"
 SCORES = [
     ("a.png", Scores(20.123, 0.51234, 30.456, 0.91234)),
     ("b.png", Scores(25.5, 0.75, 25.25, 0.74)),
@@ -85,9 +86,9 @@ def noise(h: int, w: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
 
 
-def image(name: str, gain: float = 1.0, size: tuple[int, int] = (20, 30)) -> Shown:
+def image(name: str, gain: float = 1.0, size: tuple[int, int] = (20, 30)) -> Example:
     scores = Scores(20.0, 0.5, 20.0 + gain, 0.625)
-    return Shown(name, scores, *(noise(*size, seed) for seed in range(3)))
+    return Example(name, scores, *(noise(*size, seed) for seed in range(3)))
 
 
 def training(steps: int) -> list[dict[str, float]]:
@@ -113,7 +114,7 @@ def write(path: Path, **changes) -> str:
             {"step": 200, "validation/did_ddn/psnr": 30.0, "validation/did_ddn/ssim": 0.9},
         ],
         "scores": SCORES,
-        "shown": [image("best"), image("worst", -1.0)],
+        "examples": [image("best"), image("worst", -1.0)],
     }
     write_report(path, **{**arguments, **changes})
     return path.read_text()
@@ -149,7 +150,7 @@ def test_hostile_names_and_titles_are_text(tmp_path):
         config=TrainConfig(model=SMALL, init_from=HOSTILE),
         metrics=[{"step": 1, f"validation/{HOSTILE}/psnr": 30.0, HOSTILE: 1.0}],
         scores=[(HOSTILE, SCORES[0][1])],
-        shown=[image(HOSTILE)],
+        examples=[image(HOSTILE)],
     )
     Page(text)
     assert "<script" not in text
@@ -203,7 +204,7 @@ CURVES = {
 @pytest.mark.parametrize("name", CURVES)
 def test_a_metric_has_a_curve_where_it_was_recorded_and_only_there(tmp_path, name):
     metrics = [{"step": 5, name: 0.75}, {"step": 10, name: 0.5}, {"step": 15, "other": 1.0}]
-    page = Page(write(tmp_path / "report.html", metrics=metrics, shown=[]))
+    page = Page(write(tmp_path / "report.html", metrics=metrics, examples=[]))
     assert page.told("b") == [CURVES[name]]
     assert page.all("svg", "viewbox")
     _, _, protocol = name.rpartition("/")[0].partition("/")
@@ -236,16 +237,16 @@ def test_odd_numbers_are_drawn_as_far_as_they_can_be(tmp_path, name, values):
 
 def test_curves_stand_in_the_order_of_their_weight(tmp_path):
     metrics = [{"step": 1, **dict.fromkeys(reversed(CURVES), 1.0)}]
-    page = Page(write(tmp_path / "report.html", metrics=metrics, shown=[]))
+    page = Page(write(tmp_path / "report.html", metrics=metrics, examples=[]))
     assert page.told("b") == list(CURVES.values())
 
 
 def test_what_is_missing_is_left_out(tmp_path):
     metrics = [{"loss": 1.0}, {"step": 1, "loss": None}, {"step": 2}]
-    text = write(tmp_path / "report.html", metrics=metrics, scores=[], shown=[])
+    text = write(tmp_path / "report.html", metrics=metrics, scores=[], examples=[])
     assert Page(text).told("h2") == ["Configuration"]
     assert Page(text).told("dt") == ["Steps"]
-    text = write(tmp_path / "report.html", metrics=[], scores=[], shown=[])
+    text = write(tmp_path / "report.html", metrics=[], scores=[], examples=[])
     assert Page(text).told("dt") == []
 
 
@@ -312,11 +313,13 @@ def sources(text: str) -> list[np.ndarray]:
 
 
 def test_small_images_are_shown_as_they_are_side_by_side(tmp_path):
-    shown = image("small")
-    text = write(tmp_path / "report.html", metrics=[], shown=[shown])
+    example = image("small")
+    text = write(tmp_path / "report.html", metrics=[], examples=[example])
     images = sources(text)
     assert len(images) == 3
-    for found, expected in zip(images, (shown.rainy, shown.restored, shown.clean), strict=True):
+    for found, expected in zip(
+        images, (example.rainy, example.restored, example.clean), strict=True
+    ):
         np.testing.assert_array_equal(found, expected)
     labels = ["rainy · 20.00 dB · SSIM 0.5000", "restored · 21.00 dB · SSIM 0.6250", "clean"]
     assert Page(text).told("small")[-3:] == labels
@@ -325,8 +328,8 @@ def test_small_images_are_shown_as_they_are_side_by_side(tmp_path):
 def test_large_images_are_scaled_down_and_still_look_the_same(tmp_path):
     y, x = np.mgrid[:900, :1200]
     ramp = np.stack([x * 255 // 1199, y * 255 // 899, (x + y) * 255 // 2098], -1).astype(np.uint8)
-    shown = Shown("large", SCORES[0][1], ramp, ramp[::-1], ramp[:, ::-1])
-    text = write(tmp_path / "report.html", metrics=[], shown=[shown])
+    example = Example("large", SCORES[0][1], ramp, ramp[::-1], ramp[:, ::-1])
+    text = write(tmp_path / "report.html", metrics=[], examples=[example])
     y, x = (np.mgrid[:360, :480] + 0.5) * 2.5 - 0.5
     expected = np.stack([x * 255 / 1199, y * 255 / 899, (x + y) * 255 / 2098], -1)
     for found, turned in zip(sources(text), (np.s_[:], np.s_[::-1], np.s_[:, ::-1]), strict=True):
@@ -337,12 +340,12 @@ def test_large_images_are_scaled_down_and_still_look_the_same(tmp_path):
 
 
 def test_the_better_half_comes_first_and_of_the_other_the_worst(tmp_path):
-    shown = [image(f"gain {gain}", gain) for gain in (3, 2, 1, 0)]
-    page = Page(write(tmp_path / "report.html", metrics=[], shown=shown))
+    examples = [image(f"gain {gain}", gain) for gain in (3, 2, 1, 0)]
+    page = Page(write(tmp_path / "report.html", metrics=[], examples=examples))
     assert page.told("h3") == ["Largest gain", "Smallest gain"]
     assert page.told("b") == ["gain 3", "gain 2", "gain 0", "gain 1"]
     assert page.told("span") == ["gain +3.00 dB", "gain +2.00 dB", "gain +0.00 dB", "gain +1.00 dB"]
-    page = Page(write(tmp_path / "report.html", metrics=[], shown=shown[:1]))
+    page = Page(write(tmp_path / "report.html", metrics=[], examples=examples[:1]))
     assert page.told("h3") == []
     assert page.told("b") == ["gain 3"]
 
@@ -365,9 +368,9 @@ def test_every_setting_is_told(tmp_path):
 def test_long_runs_and_large_images_make_a_page_of_a_few_mib(tmp_path):
     ramp = np.add.outer(np.arange(3000), np.arange(4000))[..., None] // 28
     large = (ramp + noise(3000, 4000) // 16).astype(np.uint8)
-    shown = Shown("large", SCORES[0][1], large, large, large)
+    example = Example("large", SCORES[0][1], large, large, large)
     scores = [(f"{index}.png", SCORES[0][1]) for index in range(1000)]
-    write(tmp_path / "report.html", metrics=training(300_000), scores=scores, shown=[shown])
+    write(tmp_path / "report.html", metrics=training(300_000), scores=scores, examples=[example])
     assert (tmp_path / "report.html").stat().st_size < 2**20
 
 
@@ -405,3 +408,15 @@ def test_metrics_are_read_without_the_half_line_of_a_killed_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 3, "lo')
     assert read_metrics(tmp_path / "metrics.jsonl") == lines
     assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_template_and_style_are_part_of_a_wheel():
+    root = Path(__file__).parents[2]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = root / "drsformer_jax"
+    packed = {
+        file for pattern in settings["package-data"][package.name] for file in package.glob(pattern)
+    }
+    data = {file for file in (package / "report").iterdir() if file.suffix in (".jinja", ".css")}
+    assert len(data) == 2
+    assert data <= packed

@@ -12,7 +12,7 @@ import recipe
 from drsformer_jax.config import PRESETS
 from drsformer_jax.errors import InputError
 from drsformer_jax.nn.functional import abstract_params
-from drsformer_jax.scoring.complexity import multiply_accumulates, parameters
+from drsformer_jax.scoring.complexity import macs, parameters
 
 # Blocks of 10 C^2 + 27 C: qkv 3 C^2, its 3x3 depthwise 27 C, q k^T and (softmax) v with one head
 # C^2 each, projection C^2, feed-forward network twice C * 2 C.
@@ -42,7 +42,7 @@ CHANNELS = 64 * (4 + 8) + 16 * (8 + 8) + 4 * (16 + 16) + 32
 )
 def test_presets_have_the_published_parameters_and_multiplications(preset, count, giga):
     assert parameters(PRESETS[preset]) == count
-    assert f"{multiply_accumulates(PRESETS[preset]) / 1e9:.2f}" == giga
+    assert f"{macs(PRESETS[preset]) / 1e9:.2f}" == giga
 
 
 @pytest.mark.parametrize(
@@ -77,17 +77,17 @@ def test_presets_have_the_published_parameters_and_multiplications(preset, count
     ids=str,
 )
 def test_multiplications_of_a_small_network_are_the_sum_over_its_layers(options, more):
-    assert multiply_accumulates(dataclasses.replace(SMALL, **options), 8, 8) == SMALL_WORK + more
+    assert macs(dataclasses.replace(SMALL, **options), 8, 8) == SMALL_WORK + more
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_work_grows_with_the_pixels_and_the_gates_cost_once(name):
     config = PRESETS[name]
     gates = 64 * (48 + 32) + 64 * (96 + 32) if config.encoder_level0 == "mefc" else 0
-    work = multiply_accumulates(config, 8, 8) - gates
-    assert multiply_accumulates(config, 16, 24) == 6 * work + gates
-    assert multiply_accumulates(config) == multiply_accumulates(config, 256, 256)
-    assert multiply_accumulates(config) == 1024 * work + gates
+    work = macs(config, 8, 8) - gates
+    assert macs(config, 16, 24) == 6 * work + gates
+    assert macs(config) == macs(config, 256, 256)
+    assert macs(config) == 1024 * work + gates
 
 
 @pytest.mark.parametrize("feed_forward", ["msfn", "gdfn", "dfn", "fn"])
@@ -113,4 +113,4 @@ def test_a_size_that_the_network_does_not_take_is_refused(height, width):
     with pytest.raises(
         InputError, match=f"^the image is {width}x{height}; expected multiples of 8$"
     ):
-        multiply_accumulates(SMALL, height, width)
+        macs(SMALL, height, width)

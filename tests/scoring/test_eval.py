@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import re
 import shutil
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from programs import refused
 
 from drsformer_jax import metrics, weights
 from drsformer_jax.errors import InputError
@@ -99,7 +101,7 @@ def test_without_rainy_images_only_the_restored_ones_have_columns(place, score):
     printed = score(restored=Path("restored"), target=Path("data/target"), output=Path("out"))
     document, table = read_scores(Path("out"))
     assert "rainy" not in printed
-    assert printed.splitlines()[1].split() == ["image", "restored", "PSNR", "SSIM"]
+    assert " ".join(printed.splitlines()[1].split()) == "image restored PSNR restored SSIM"
     for each in (document["mean"], *document["images"], *table):
         assert each.keys() - {"image"} == {"restored_psnr", "restored_ssim"}
 
@@ -122,8 +124,9 @@ def test_the_pattern_pairs_names_that_differ(place, score):
 
 
 def test_equal_images_have_no_finite_psnr_in_the_files(place, score):
+    shutil.copytree("data/target", "perfect")
     printed = score(
-        restored=Path("data/target"), target=Path("data/target"), dataset="DID-Data", output=place
+        restored=Path("perfect"), target=Path("data/target"), dataset="DID-Data", output=place
     )
     document, table = read_scores(place)
     assert document["mean"] == {"restored_psnr": None, "restored_ssim": 1.0}
@@ -144,9 +147,9 @@ def test_a_checkpoint_restores_and_is_scored_beside_published_systems(place, sco
     np.testing.assert_array_equal(read_image("saved/1.png"), restored)
     config, params = weights.load(model)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    products = complexity.multiply_accumulates(config)
+    products = complexity.macs(config)
     assert document["complexity"] == {"parameters": count, "multiply_accumulates": products}
-    assert f"{count:,} parameters, {products / 1e9:.2f} G multiply-accumulates for a" in printed
+    assert f"{count:,} parameters, {products / 1e9:.2f} G MACs for an image of 256x256" in printed
     assert document["dataset"] == {
         "name": "Rain200H",
         "protocol": "rain200_spa",
@@ -247,14 +250,29 @@ def test_the_dataset_decides_on_the_protocol(place, score):
             "^nowhere does not exist; expected a run, a model folder, a .pth or a ",
         ),
         ({"restored": "small", "data": "data"}, "/1.png is 32x24, small/1.png is 8x8; a pair must"),
+        (
+            {"restored": "restored", "target": "data/../restored"},
+            "^restored and data/../restored hold the same files; expected rainy or restored images "
+            "in one and clean ones in the other$",
+        ),
+        ({"checkpoint": "run", "input": "data/target", "target": "link"}, "and link hold the same"),
+        ({"restored": "restored", "target": "links"}, "^restored and links hold the same files; "),
+        ({"restored": "restored", "data": "twice"}, "^restored and twice/input hold the same "),
+        ({"restored": "tagged", "target": "tagged", "match": "[0-9]"}, "^tagged/1_DR.png is in a "),
     ],
     ids=str,
 )
-def test_flags_that_do_not_go_together_are_refused_before_anything_is_made(
+def test_flags_that_do_not_go_together_are_rejected_before_anything_is_made(
     place, score, flags, message
 ):
     for name in ("1.png", "2.png"):
         write_image(Path("small") / name, np.zeros((8, 8, 3), np.uint8))
+    Path("link").symlink_to("data/target")
+    Path("links").mkdir()
+    for path in Path("restored").iterdir():
+        os.link(path, Path("links") / path.name)
+    shutil.copytree("data/target", "twice/target")
+    Path("twice/input").symlink_to(Path("restored").absolute())
     before = sorted(place.rglob("*"))
     texts = ("dataset", "protocol", "match", "step")
     paths = {name: value if name in texts else Path(value) for name, value in flags.items()}
@@ -263,7 +281,7 @@ def test_flags_that_do_not_go_together_are_refused_before_anything_is_made(
     assert sorted(place.rglob("*")) == before
 
 
-def test_a_rainy_image_of_another_size_is_refused(place, score):
+def test_a_rainy_image_of_another_size_is_rejected(place, score):
     write_image(Path("data/input/2.png"), np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(
         InputError, match=r"^data/input/2\.png is 8x8, restored/2\.png is 32x24; a "
@@ -280,6 +298,52 @@ def test_the_command_line_has_the_flags(place, program, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["eval.py"])
     with pytest.raises(SystemExit, match=r"^error: neither --checkpoint nor --restored is given"):
         program.main()
+
+
+def test_rainy_and_clean_images_may_share_a_folder_as_rain_train_l_comes(place, score, model):
+    """Its layers of rain, which are neither, are left out."""
+    folder = Path("RainTrainL")
+    for index in (1, 2):
+        for kind, source in (("norain", "data/target"), ("rain", "data/input")):
+            write_image(folder / f"{kind}-{index}.png", read_image(f"{source}/{index}.png"))
+        for kind in ("rainstreak", "rainregion"):
+            write_image(folder / f"{kind}-{index}.png", np.zeros((9, 9, 3), np.uint8))
+    score(checkpoint=model, input=folder, target=folder, match=r"\d+", output=Path("one"))
+    score(checkpoint=model, data=Path("data"), output=Path("two"))
+    (one, _), (two, _) = read_scores(Path("one")), read_scores(Path("two"))
+    assert [each["image"] for each in one["images"]] == ["rain-1.png", "rain-2.png"]
+    assert one["mean"] == two["mean"]
+    (folder / "norain-2.png").unlink()
+    with pytest.raises(InputError, match=r"^RainTrainL/rain-2\.png has no partner in RainTrainL "):
+        score(checkpoint=model, input=folder, target=folder, match=r"\d+")
+    with pytest.raises(InputError, match=r"^RainTrainL and RainTrainL hold the same files; "):
+        score(checkpoint=model, input=folder, target=folder)
+
+
+def test_names_that_are_not_utf_8_are_scored_and_spelled_so_that_they_can_be_read(
+    place, program, monkeypatch, capsys
+):
+    """As a Chinese archive unpacked on Linux leaves them."""
+    name = os.fsdecode("\u96e8.png".encode("gbk"))
+    for folder in ("restored", "data/target"):
+        Path(folder, "2.png").rename(Path(folder, name))
+    arguments = ["eval.py", "--restored", "restored", "--target", "data/target", "--output", name]
+    monkeypatch.setattr(sys, "argv", arguments)
+    program.main()
+    assert "\n\\udcd3\\udcea.png " in capsys.readouterr().out
+    document, table = read_scores(Path(name))
+    assert document["images"][1]["image"] == name
+    spelled = table[1]["image"]
+    assert spelled == r"\udcd3\udcea.png"
+    assert spelled.encode().decode("unicode_escape") == name
+    assert float(table[1]["restored_psnr"]) == document["images"][1]["restored_psnr"]
+
+
+def test_a_jax_without_its_device_is_told_in_one_line(place, run):
+    arguments = ("--restored", place / "restored", "--target", place / "data" / "target")
+    for platform in ("cuda", "none"):
+        result = run("eval", *arguments, environment={**run.environment, "JAX_PLATFORMS": platform})
+        refused(result, r"^error: JAX finds no device \(.+\); expected JAX_PLATFORMS unset or one ")
 
 
 @pytest.mark.parametrize(

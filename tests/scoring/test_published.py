@@ -117,7 +117,7 @@ def test_part_of_a_test_set_stands_at_the_end():
 def test_the_table_marks_what_was_measured_and_says_which_part_it_is():
     measured = published.System("mine", 35.3, 0.96, 33.655424, 242.989, "measured")
     lines = published.table(DID, published.compare(DID, measured, 1200), 1200).splitlines()
-    assert lines[0] == "DID-Data, protocol did_ddn; complexity for 256x256 pixels"
+    assert lines[0] == "DID-Data, protocol did_ddn; parameters, MACs for 256x256 pixels"
     rows = [line.split() for line in lines[2:]]
     assert ["Restormer", "35.29", "0.9641", "26.1", "M", "174.7", "G", "published"] in rows
     assert ["IDT", "34.89", "0.9623", "16.4", "M", "61.8", "G", "published"] in rows
@@ -125,7 +125,7 @@ def test_the_table_marks_what_was_measured_and_says_which_part_it_is():
     assert [row for row in rows if row[0] == ">"] == [
         [">", "mine", "35.30", "0.9600", "33.66", "M", "243", "G", "measured"]
     ]
-    assert len({line.rindex(" ") for line in lines[2:]}) == 1
+    assert len({line.rindex(" ") for line in lines[2:]}) == 1, "columns are aligned"
     part = published.table(DID, published.compare(DID, measured, 3), 3).splitlines()
     assert part[-1] == "3 of the 1200 pairs: averages do not compare with published ones"
     more = published.table(DID, published.compare(DID, measured, 1201), 1201).splitlines()
@@ -134,7 +134,7 @@ def test_the_table_marks_what_was_measured_and_says_which_part_it_is():
     )
 
 
-def test_a_benchmark_without_published_figures_says_so():
+def test_a_benchmark_without_published_results_says_so():
     dataset = published.DATASETS["Test100"]
     text = published.table(dataset, published.compare(dataset, ours(30.0), 100), 100)
-    assert text == "no published figures on Test100 are at hand"
+    assert text == "no published results on Test100 are available"

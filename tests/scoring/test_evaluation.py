@@ -1,0 +1,67 @@
+"""Scores of pairs that several processes shard."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from drsformer_jax.config import ModelConfig
+from drsformer_jax.data.pairs import Pair, Shard
+from drsformer_jax.nn.functional import Params
+from drsformer_jax.restoring import Restorer
+from drsformer_jax.scoring.evaluation import evaluate, shared_scores
+from drsformer_jax.training.processes import interleaved
+
+
+class Memory:
+    """Pairs of noise, kept in memory; `read` counts how often each is read."""
+
+    def __init__(self, count: int) -> None:
+        draw = np.random.default_rng(0).integers
+        self._pairs = [draw(0, 256, (2, 16, 16, 3), dtype=np.uint8) for _ in range(count)]
+        self.read = [0] * count
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        self.read[index] += 1
+        rainy, clean = self._pairs[index]
+        return {"name": f"{index}.png", "rainy": rainy, "clean": clean}
+
+    def size(self, index: int) -> tuple[int, int]:
+        return 16, 16
+
+
+@pytest.mark.parametrize(("count", "processes"), [(5, 4), (9, 4), (4, 4), (3, 4), (7, 1), (8, 3)])
+def test_rows_of_several_processes_come_back_in_the_order_of_the_pairs(count, processes):
+    pairs = Memory(count)
+    most = -(-count // processes)
+    gathered = np.full((processes, most, 2), np.nan)
+    for process in range(processes):
+        shard = Shard(pairs, process, processes)
+        for index in range(len(shard)):
+            name = shard[index]["name"]
+            assert name == f"{shard.global_index(index)}.png"
+            gathered[process, index] = float(name.removesuffix(".png")), process
+    rows = interleaved(gathered, count)
+    assert rows[:, 0].tolist() == list(range(count))
+    assert pairs.read == [1] * count
+
+
+def test_a_process_alone_scores_every_pair_once_and_shows_what_it_restored(
+    network: tuple[ModelConfig, Params],
+):
+    restorer, pairs = Restorer(*network), Memory(3)
+    seen = []
+    scores = shared_scores(restorer, pairs, "did_ddn", seen=lambda *each: seen.append(each))
+    assert pairs.read == [1, 1, 1]
+    expected = list(evaluate(restorer, pairs, "did_ddn"))
+    assert scores == [each for _, _, each in expected]
+    for index, (found, wanted) in enumerate(zip(seen, expected, strict=True)):
+        assert (found[0], found[1]["name"], found[3]) == (index, f"{index}.png", wanted[2])
+        np.testing.assert_array_equal(found[2], wanted[1])
+    assert sum(restorer.programs.values()) == 6
+    asked = iter([False, True])
+    assert shared_scores(restorer, pairs, "did_ddn", stop=lambda: next(asked)) is None
+    assert sum(restorer.programs.values()) == 7

@@ -1,79 +1,80 @@
-"""Video through ffmpeg's pipes: every frame restored, all else as it was.
+"""Video through PyAV: every frame is restored, all else is copied.
 
-One ffmpeg decodes the source into a Matroska stream of raw frames, another encodes such a stream.
-Between the two only the images change: their times and shape pass through as they came.
+PyAV is imported where it is used: without it, the rest of the package works.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
-import re
-import shutil
-import subprocess
-import tempfile
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from drsformer_jax.errors import InputError
+from drsformer_jax.errors import InputError, reason
 from drsformer_jax.files import replacing
-
-_Frame = tuple[bytes, np.ndarray, bytes]
-"""An image, uint8 (h, w, 3), between the bytes of the stream before it and, the last, after it."""
+from drsformer_jax.images.pixels import image_size
 
 
-class _Container(NamedTuple):
-    """How files of one kind are written: the names that ffmpeg has for it and its codec."""
-
-    muxer: str
-    codec: tuple[str, ...] = ("-c:v", "libx264")
-    quality: int = 16
+class _Codec(NamedTuple):
+    encoder: str
+    quality: int
+    options: dict[str, str]
 
 
-_VP9 = ("-c:v", "libvpx-vp9", "-b:v", "0", "-row-mt", "1", "-cpu-used", "2")
-_CONTAINERS = {
-    ".mp4": _Container("mp4"),
-    ".m4v": _Container("mp4"),
-    ".mov": _Container("mov"),
-    ".mkv": _Container("matroska"),
-    ".webm": _Container("webm", _VP9, 18),
+_H264 = _Codec("libx264", 16, {})
+_HEVC = _Codec("libx265", 16, {"x265-params": "log-level=none"})
+_VP9 = _Codec("libvpx-vp9", 18, {"row-mt": "1", "cpu-used": "2"})
+_CONTAINERS: dict[str, tuple[str, dict[int, _Codec]]] = {
+    ".mp4": ("mp4", {8: _H264, 10: _HEVC}),
+    ".m4v": ("mp4", {8: _H264, 10: _HEVC}),
+    ".mov": ("mov", {8: _H264, 10: _HEVC}),
+    ".mkv": ("matroska", {8: _H264, 10: _HEVC}),
+    ".webm": ("webm", {8: _VP9}),
 }
-WRITABLE_EXTENSIONS = tuple(_CONTAINERS)
-"""What the names of videos that can be written end in."""
+"""How files of a name are written: the muxer, and the codecs by bits a channel."""
 VIDEO_EXTENSIONS = (
-    *WRITABLE_EXTENSIONS,
-    *(".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp"),
+    *_CONTAINERS,
+    *(".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".f4v"),
+    *(".3gp", ".3g2", ".ogv", ".mxf"),
 )
-"""What the names of videos that can be read end in."""
+"""What the names of videos end in; a video of another name is known by its content."""
 
-_SCALE = "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
-_TAGS = {"bt709": "bt709", "bt601": "smpte170m"}
-"""What the encoder calls the scaler's matrices."""
-_CUT_SHORT = re.compile("partial file|ended prematurely")
-"""What ffmpeg says, without failing, of a file whose end is missing."""
+_UNSPECIFIED, _BT709, _SMPTE170M, _LIMITED, _FULL = 2, 1, 6, 1, 2
+_MATRICES = {_BT709: 1, 4: 4, 5: 5, _SMPTE170M: 5, 7: 7, 9: 9}
+"""Color matrices, by their numbers in ITU-T H.273, and the scaler's numbers for them."""
+_HDR_DATA = {"MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DOVI_METADATA"}
+_CONTAINER_DATA = {"major_brand", "minor_version", "compatible_brands", "encoder"}
+_MOST_ITEMS = 1000
+"""Packets that are in memory together where sound goes on without frames."""
 
 
-def find_ffmpeg() -> str:
-    """Finds the ffmpeg program: the one on PATH, else that of the package imageio-ffmpeg.
+class _Image(NamedTuple):
+    """A frame: RGB of shape (h, w, 3), and when it is shown for how long, in seconds."""
 
-    Raises:
-        InputError: if there is neither.
-    """
-    if on_path := shutil.which("ffmpeg"):
-        return on_path
-    try:
-        return importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
-    except (ImportError, RuntimeError) as error:
-        raise InputError(
-            "ffmpeg is not on PATH; expected it there, or `pip install drsformer_jax[video]`"
-        ) from error
+    pixels: np.ndarray
+    time: Fraction
+    duration: Fraction
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file holds a video, by its content; by its name where the content says nothing."""
+    if not path.is_file():
+        return False
+    with contextlib.suppress(InputError):
+        image_size(path)
+        return False
+    with contextlib.suppress(InputError), _opened(path) as container:
+        # libav reads images too, even broken ones, but tells no duration of them.
+        if container.duration is not None and _videos(container):
+            return True
+    return path.suffix.lower() in VIDEO_EXTENSIONS
 
 
 def restore_video(
@@ -83,268 +84,379 @@ def restore_video(
     *,
     batch: int,
     quality: int | None = None,
-    progress: Callable[[int], object] = lambda count: None,
-) -> int:
+    progress: Callable[[int, int | None], object] = lambda count, total: None,
+) -> tuple[int, list[str]]:
     """Restores every frame of a video while the next frames are read and the last are written.
 
-    The number of frames and their times are kept: those at a constant rate (to 333 a second) stay
-    exact, those at a variable one move by three milliseconds at most. Turned videos, as phones make
-    them, come out upright. Sound is copied as it is, and so are subtitles where both names end
-    alike. Frames are restored and written with 8 bits a channel, even those of more; HDR keeps its
-    tags, and interlaced images are taken whole. Odd sizes are written as 4:4:4, others as 4:2:0.
-
-    The whole source is decoded once before, so that a damaged file is told ahead of the long work.
-    A failure or a killed process leaves `target` as it was.
+    Frames keep their times, constant or variable, to the tick of the containers; where the source
+    counts milliseconds and the target does not, a constant rate becomes exact. Rotated and mirrored
+    videos, as phones make them, come out upright. Color matrix, range, primaries and transfer are
+    kept. Frames of more than 8 bits a channel are restored with 16 bits and written with 10. Odd
+    sizes are written as 4:4:4, others as 4:2:0. Sound, subtitles, attachments, chapters and
+    metadata are copied. The clock of an MPEG stream, which starts anywhere and may jump, is made to
+    start at zero and run on. A failure or a killed process leaves `target` as it was.
 
     Args:
-        source: a file that ffmpeg can read; its first video is taken.
-        target: a file ending in .mp4, .m4v, .mov, .mkv (H.264) or .webm (VP9).
-        restore: maps frames to restored ones, both uint8 (batch, h, w, 3), RGB. It is always given
-            `batch` frames: the last ones are followed by copies of the very last.
+        source: a file that libav can read; its first video is taken.
+        target: a file ending in .mp4, .m4v, .mov, .mkv (H.264, for 10 bits HEVC) or .webm (VP9).
+        restore: maps frames to restored ones, both RGB of shape (batch, h, w, 3), uint8 or, for
+            more than 8 bits a channel, uint16. It is always given `batch` frames: the last ones are
+            followed by copies of the very last.
         batch: frames a call of `restore`.
-        quality: the encoder's constant rate factor, lower is better; by default 16, for VP9 18.
-        progress: is told after each call how many frames are restored.
+        quality: the encoder's constant rate factor, lower is better; default: 16, for VP9 18.
+        progress: is called after each batch with the number of frames restored and, where the file
+            tells it, of all.
 
     Returns:
-        The number of frames.
+        The number of frames, and lines about what could not be read or kept.
 
     Raises:
-        InputError: if there is no ffmpeg, or the source is no video, damaged or cut short, or
-            ffmpeg cannot write the target: wrong extension, full disk, sound of a foreign kind.
-        OSError: if the target's folder cannot be written.
+        InputError: if PyAV or an encoder is missing, no frame of the source can be decoded, or the
+            target has the wrong extension or cannot hold the sound.
+        OSError: if the file system fails, for instance because it is full.
     """
     if target.suffix.lower() not in _CONTAINERS:
         raise InputError(
             f"{target} has the extension {target.suffix!r}; expected {' '.join(_CONTAINERS)}"
         )
-    clip = _examine(source)
-    with (
-        replacing(target) as file,
-        # Outside the programs' blocks: once these have ended, no thread waits for a pipe.
-        ThreadPoolExecutor(2) as threads,
-        _decoder(source, clip) as decoder,
-        _encoder(source, target, clip, quality, file.name) as encoder,
-    ):
-        frames = _frames(decoder.output, clip)
-        count = 0
-        ahead = threads.submit(_take, frames, batch)
-        written = threads.submit(_write, encoder, (), (), ())
-        while taken := ahead.result():
-            ahead = threads.submit(_take, frames, batch)
-            before, images, after = zip(*taken, strict=True)
-            restored = restore(np.stack(images + images[-1:] * (batch - len(images))))
-            written.result()
-            written = threads.submit(_write, encoder, before, restored, after)
-            count += len(images)
-            progress(count)
-        decoder.finish()
-        written.result()
-        encoder.finish()
-    return count
+    with _opened(source) as container:
+        reader = _Reader(source, container)
+        av = _av()
+        try:
+            with (
+                replacing(target) as file,
+                contextlib.closing(_Writer(target, file, reader, quality)) as writer,
+                # Innermost: when the containers are closed, no thread uses them.
+                ThreadPoolExecutor(2) as threads,
+            ):
+                count = 0
+                ahead = threads.submit(_take, reader.items, batch)
+                written = threads.submit(writer.write, (), ())
+                while taken := ahead.result():
+                    ahead = threads.submit(_take, reader.items, batch)
+                    images = [item.pixels for item in taken if isinstance(item, _Image)]
+                    padded = images + images[-1:] * (batch - len(images))
+                    restored = restore(np.stack(padded)) if images else ()
+                    written.result()
+                    written = threads.submit(writer.write, taken, restored)
+                    count += len(images)
+                    progress(count, reader.total)
+                written.result()
+                writer.finish()
+        except OSError:
+            raise
+        except av.FFmpegError as error:
+            raise InputError(
+                f"{target} cannot be written ({error.strerror}); expected another kind of file"
+            ) from None
+        notes = reader.notes + writer.notes
+    return count, [line.format(number) for line, number in notes.items()]
 
 
-def _take(frames: Iterator[_Frame], batch: int) -> list[_Frame]:
-    return list(itertools.islice(frames, batch))
+def _take(items: Iterator[Any], batch: int) -> list[Any]:
+    """Takes the items up to the last frame of a batch."""
+    taken = []
+    for item in itertools.islice(items, _MOST_ITEMS):
+        taken.append(item)
+        batch -= isinstance(item, _Image)
+        if batch == 0:
+            break
+    return taken
 
 
-def _write(
-    encoder: _Program, before: Iterable[bytes], frames: Iterable[np.ndarray], after: Iterable[bytes]
-) -> None:
-    """Writes frames between bytes; the frames at the end that have none are left out."""
+def _av() -> Any:
     try:
-        for head, frame, tail in zip(before, frames, after, strict=False):
-            opaque = np.full((*frame.shape[:2], 1), 255, np.uint8)
-            encoder.input.write(head)
-            encoder.input.write(np.concatenate([frame, opaque], axis=2).data)
-            encoder.input.write(tail)
-    except OSError:  # it has ended, and says why
-        encoder.finish()
-        raise
-
-
-class _Program:
-    """A running ffmpeg with pipes at both ends, and what is said if it fails."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes], what: str, right: str):
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self.input, self.output = process.stdin, process.stdout
-        self._process, self._log, self._what, self._right = process, log, what, right
-
-    def finish(self) -> None:
-        """Ends the program's input and waits for its own end.
-
-        Raises:
-            InputError: if it failed or saw that a file is cut short.
-        """
-        with contextlib.suppress(OSError):  # a broken pipe, of which the status tells more
-            self.input.close()
-        status = self._process.wait()
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").splitlines()
-        # The first line tells the cause, those after it how the failure spread.
-        causes = [line for line in lines if _CUT_SHORT.search(line)] or (lines if status else [])
-        if status or causes:
-            cause = re.sub(r"^(\[[^]]*\] )+", "", causes[0]) if causes else f"status {status}"
-            raise InputError(f"{self._what} (ffmpeg: {cause.strip()}); expected {self._right}")
-
-    def kill(self) -> None:
-        """Ends the program, which a finished one bears, and closes its pipes."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self.input, self.output):
-            with contextlib.suppress(OSError):
-                stream.close()
+        import av
+    except ImportError as error:
+        raise InputError(
+            f"PyAV, which reads videos, is missing ({reason(error)}); "
+            "expected `pip install 'drsformer_jax[video]'`"
+        ) from None
+    return av
 
 
 @contextlib.contextmanager
-def _running(arguments: list[str], what: str, right: str) -> Iterator[_Program]:
-    """Runs ffmpeg, which has ended when the block ends, however that comes."""
-    command = [find_ffmpeg(), "-nostdin", "-v", "error", *arguments]
-    with tempfile.TemporaryFile() as log:  # a pipe would fill up unless somebody read it
-        # In a session of its own Ctrl-C does not reach it: this process alone decides its end.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,
-        )
-        program = _Program(process, log, what, right)
-        try:
-            yield program
-        finally:
-            program.kill()
-
-
-_RAW = [
-    *("-fps_mode", "passthrough", "-enc_time_base", "1:1000"),  # no frame dropped, doubled or moved
-    *("-c:v", "rawvideo", "-f", "matroska", "-write_crc32", "0", "-"),
-]
-
-
-@dataclass(frozen=True)
-class _Clip:
-    """What the pipes must know of a video: its upright size, frames a second and start.
-
-    `start` is when the first frame is shown, in milliseconds after the file's earliest stream.
-    `tagged` says whether the file names the matrix of its colors.
-    """
-
-    width: int
-    height: int
-    rate: Fraction
-    start: int
-    tagged: bool
-
-    @property
-    def matrix(self) -> str:
-        """The matrix that players take for this size unless a tag says otherwise."""
-        return "bt709" if self.width >= 1280 or self.height > 576 else "bt601"
-
-
-def _examine(source: Path) -> _Clip:
-    """Decodes a whole video and reads of its first frame what there is to know.
+def _opened(source: Path) -> Iterator[Any]:
+    """Opens a container by its content: libav is told no name, which it might take for a URL.
 
     Raises:
-        InputError: if it is no video, damaged or cut short.
+        InputError: if PyAV is missing or libav cannot read the file.
     """
-    arguments = ["-xerror", "-i", f"file:{source}"]
-    arguments += ["-map", "0:V:0", "-frames:v", "1", "-pix_fmt", "yuv420p", *_RAW]
-    # V is video without cover images. ffmpeg counts the times of an MPEG stream from the earliest
-    # of the parts in use, so that sound is in use here, and the old video when the new is encoded.
-    arguments += ["-map", "0:V:0", "-map", "0:a?", "-c:a", "copy", "-fps_mode", "passthrough"]
-    arguments += ["-f", "null", "-"]
-    what, right = f"{source} is no video that can be read", "a whole, undamaged one"
-    values: dict[int, int] = {}
-    starts = []
-    with _running(arguments, what, right) as ffmpeg:
-        for name, _, content in _elements(ffmpeg.output):
-            values[name] = int.from_bytes(content)
-            if name in _BLOCKS:  # the track's number, the time after its cluster's, flags, pixels
-                starts.append(values[_CLUSTER_TIME] + int.from_bytes(content[1:3], signed=True))
-        ffmpeg.finish()
-    if not starts:
-        raise InputError(f"{what} (it has no frame); expected {right}")
-    frame_time = values.get(_FRAME_TIME, 40_000_000)  # ns; the file of a single frame has none
-    rate = Fraction(10**9, frame_time).limit_denominator(1001)
-    tagged = values.get(_MATRIX, _UNTAGGED) != _UNTAGGED
-    return _Clip(values[_WIDTH], values[_HEIGHT], rate, starts[0], tagged)
+    av = _av()
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(source, "rb", buffering=0))
+            container = stack.enter_context(av.open(file, "r", metadata_errors="replace"))
+        except (OSError, av.FFmpegError) as error:
+            raise InputError(
+                f"{source} is no video that can be read ({error.strerror}); expected one"
+            ) from None
+        yield container
 
 
-def _decoder(source: Path, clip: _Clip) -> contextlib.AbstractContextManager[_Program]:
-    scale = _SCALE if clip.tagged else f"{_SCALE}:in_color_matrix={clip.matrix}"
-    arguments = ["-xerror", "-i", f"file:{source}", "-map", "0:V:0"]
-    arguments += ["-vf", scale, "-pix_fmt", "rgba", *_RAW]  # RGBA is the only RGB of Matroska
-    return _running(arguments, f"{source} cannot be read to its end", "a whole, undamaged video")
+def _videos(container: Any) -> list[Any]:
+    """The streams of video; a cover image is none."""
+    cover = _av().stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & cover]
 
 
-def _encoder(
-    source: Path, target: Path, clip: _Clip, quality: int | None, unfinished: str
-) -> contextlib.AbstractContextManager[_Program]:
-    suffix = target.suffix.lower()
-    kind = _CONTAINERS[suffix]
-    # The pipe's times are milliseconds after the first frame, up to 1.5 off. Rounded to a part of
-    # a frame that is twice as long, a constant rate is exact again and other times hardly change.
-    parts = max(1, int(Fraction(1000, 3) / clip.rate))
-    tick = 1 / (clip.rate * parts)
-    start = round(Fraction(clip.start, 1000) / tick) * tick
-    odd = clip.width % 2 or clip.height % 2
-    scale = f"{_SCALE}:out_color_matrix={clip.matrix}:out_range=tv"
-    arguments = ["-f", "matroska", "-itsoffset", f"{float(start):.6f}", "-i", "pipe:0"]
-    arguments += ["-i", f"file:{source}"]
-    arguments += ["-map", "0:v", "-map", "1:a?", "-c:a", "copy", "-map_metadata", "1"]
-    if source.suffix.lower() == suffix:
-        arguments += ["-map", "1:s?", "-c:s", "copy"]
-    arguments += ["-vf", scale, "-pix_fmt", "yuv444p" if odd else "yuv420p"]
-    arguments += ["-fps_mode", "passthrough", "-enc_time_base", str(tick)]
-    arguments += ["-colorspace", _TAGS[clip.matrix], *kind.codec]
-    arguments += ["-crf", str(kind.quality if quality is None else quality)]
-    arguments += ["-f", kind.muxer, "-y", f"file:{unfinished}"]
-    arguments += ["-map", "1:V:0", "-map", "1:a?", "-c", "copy", "-f", "null", "-"]
-    right = f"room on the disk and sound that {suffix} can hold (.mkv holds nearly any)"
-    return _running(arguments, f"{target} cannot be written", right)
+class _Reader:
+    """Reads frames, and the packets of all other streams, in the order of the file.
 
-
-# Elements of Matroska (RFC 9559): identifier, size, content. A parent's content is elements.
-_SEGMENT, _CLUSTER, _GROUP, _TRACKS, _TRACK = 0x18538067, 0x1F43B675, 0xA0, 0x1654AE6B, 0xAE
-_VIDEO, _COLOR = 0xE0, 0x55B0
-_PARENTS = {_SEGMENT, _CLUSTER, _GROUP, _TRACKS, _TRACK, _VIDEO, _COLOR}
-_BLOCKS = {0xA1, 0xA3}
-_WIDTH, _HEIGHT, _MATRIX, _FRAME_TIME, _CLUSTER_TIME = 0xB0, 0xBA, 0x55B1, 0x23E383, 0xE7
-_UNTAGGED = 2
-
-
-def _frames(stream: IO[bytes], clip: _Clip) -> Iterator[_Frame]:
-    """Reads frames, and all of the stream that is between them."""
-    between = b""
-    last: tuple[bytes, np.ndarray] | None = None
-    for name, start, content in _elements(stream):
-        if name in _BLOCKS and len(content) == 4 + 4 * clip.height * clip.width:
-            if last is not None:
-                yield *last, b""
-            rgba = np.frombuffer(content, np.uint8, offset=4)
-            image = rgba.reshape(clip.height, clip.width, 4)[..., :3]
-            last, between = (between + start + content[:4], image), b""
-        else:
-            between += start + content
-    if last is not None:
-        yield *last, between
-
-
-def _elements(stream: IO[bytes]) -> Iterator[tuple[int, bytes, bytes]]:
-    """Reads identifiers, starts (identifier and size as stored) and contents.
-
-    Parents come without content, and what they hold after them.
+    Attributes:
+        look: what an encoder is told of the first frame: size upright, shape of the pixels, and
+            color tags by their numbers in ITU-T H.273.
+        bits: bits a channel.
+        items: the frames and packets.
+        total: the number of frames, where the file tells it.
+        notes: lines, and the numbers that belong in them.
     """
-    while name := _number(stream):
-        size = _number(stream)
-        identifier = int.from_bytes(name)
-        length = int.from_bytes(size) & ((1 << 7 * len(size)) - 1)
-        yield identifier, name + size, b"" if identifier in _PARENTS else stream.read(length)
+
+    def __init__(self, source: Path, container: Any):
+        self._av, self.source, self.container = _av(), source, container
+        self.notes: Counter[str] = Counter()
+        videos = _videos(container)
+        if not videos:
+            raise InputError(f"{source} holds no video; expected one")
+        self.video = videos[0]
+        self.rate = self.video.guessed_rate or Fraction(25)
+        self._seconds = Fraction(container.duration or 0, self._av.time_base)
+        self.total = self.video.frames or round(self._seconds * self.rate) or None
+        self._scaler = self._av.video.reformatter.VideoReformatter()
+        self._due = 0
+        self.look: dict[str, Any] = {}
+        items, before = self._items(), []
+        while not self.look:
+            if (item := next(items, None)) is None:
+                raise InputError(f"{source} has no frame that can be decoded; expected a video")
+            before.append(item)
+        self.items = itertools.chain(before, items)
+
+    def _items(self) -> Iterator[Any]:
+        for packet in itertools.chain(self._packets(), [None]):
+            if packet is None or packet.stream_index == self.video.index:
+                try:
+                    yield from map(self._image, self.video.decode(packet))
+                except MemoryError:
+                    raise
+                except self._av.FFmpegError:
+                    self.notes["{} damaged packets were skipped"] += 1
+            else:
+                yield packet
+
+    def _packets(self) -> Iterator[Any]:
+        """Reads packets; a clock that may start anywhere and jump starts at zero and runs on."""
+        jumps = self.container.format.flags & self._av.format.Flags.ts_discont.value
+        start = Fraction(self.container.start_time or 0, self._av.time_base)
+        shift = -start if jumps else Fraction(0)
+        due: dict[int, Fraction] = {}
+        packets = self.container.demux()
+        while True:
+            try:
+                packet = next(packets, None)
+            except self._av.FFmpegError as error:
+                self.notes[f"the source cannot be read to its end ({error.strerror})"] = 1
+                break
+            if packet is None:
+                break
+            if not packet.size and packet.dts is None:  # the end of a stream
+                continue
+            base, index = packet.time_base, packet.stream_index
+            stamp = packet.pts if packet.dts is None else packet.dts
+            expected = due.get(index, Fraction(0))
+            time = expected if stamp is None else stamp * base + shift
+            continuous = index in due and packet.stream.type in ("video", "audio")
+            if jumps and continuous and not -0.1 < time - expected < 10:
+                shift += expected - time
+                time = expected
+            due[index] = time + (packet.duration or 0) * base
+            packet.dts = round(time / base)
+            if packet.pts is not None:
+                packet.pts += round(shift / base)
+            yield packet
+        missing = self._seconds - (max(due.values(), default=start) - start)
+        if missing > 0.5 and not jumps:
+            self.notes[f"the source is cut short: {float(missing):.1f} s are missing"] = 1
+
+    def _image(self, frame: Any) -> _Image:
+        """Converts a frame to RGB, upright."""
+        kinds = {data.type.name: data for data in frame.side_data}
+        across, turn, _, back, down = 1, 0, 0, 0, 1
+        if "DISPLAYMATRIX" in kinds:  # x' = across x + back y, y' = turn x + down y
+            across, turn, _, back, down = np.frombuffer(kinds["DISPLAYMATRIX"], np.int32)[:5]
+        turned = abs(turn) > abs(across)
+        if not self.look:
+            self._look_at(frame, turned)
+        size = self.look["width"], self.look["height"]
+        size = size[::-1] if turned else size
+        self.notes["{} frames of another size were scaled"] += (frame.width, frame.height) != size
+        self.notes["{} damaged frames were restored as they are"] += frame.is_corrupt
+        self.notes["{} interlaced frames were restored whole"] += frame.interlaced_frame
+        self.notes["metadata of HDR in {} frames is not kept"] += bool(_HDR_DATA & kinds.keys())
+        matrix = None if frame.format.is_rgb else _MATRICES[self.look["colorspace"]]
+        kind = "rgb24" if self.bits == 8 else "rgb48le"
+        rgb = _scaled(self._scaler, frame, *size, kind, src_colorspace=matrix)
+        pixels = rgb.to_ndarray()
+        if turned:
+            pixels, across, down = pixels.swapaxes(0, 1), back, turn
+        pixels = pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+        base = self.video.time_base
+        stamps = (frame.pts, frame.dts, self._due)
+        stamp = next(stamp for stamp in stamps if stamp is not None)
+        duration = frame.duration * base or 1 / self.rate
+        self._due = stamp + round(duration / base)
+        return _Image(pixels, stamp * base, duration)
+
+    def _look_at(self, frame: Any, turned: bool) -> None:
+        """Notes how the first frame is; a missing matrix is the one that players take."""
+        width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
+        aspect = self.video.sample_aspect_ratio or Fraction(0)
+        matrix = int(frame.colorspace)
+        if matrix == _UNSPECIFIED or frame.format.is_rgb:
+            matrix = _BT709 if width >= 1280 or height > 576 else _SMPTE170M
+        if matrix not in _MATRICES:
+            raise InputError(
+                f"{self.source} has color matrix {matrix} of ITU-T H.273; "
+                f"expected one of {' '.join(map(str, _MATRICES))}"
+            )
+        full = frame.color_range == _FULL or frame.format.name.startswith("yuvj")
+        self.bits = max(component.bits for component in frame.format.components)
+        self.look = {
+            "width": width,
+            "height": height,
+            "sample_aspect_ratio": 1 / aspect if turned and aspect else aspect,
+            "colorspace": matrix,
+            "color_range": _FULL if full and not frame.format.is_rgb else _LIMITED,
+            "color_primaries": int(frame.color_primaries),
+            "color_trc": int(frame.color_trc),
+        }
 
 
-def _number(stream: IO[bytes]) -> bytes:
-    """Reads a number of 1 to 8 bytes; the leading zero bits of the first tell how many follow."""
-    first = stream.read(1)
-    return first + stream.read(8 - first[0].bit_length()) if first else b""
+def _scaled(scaler: Any, frame: Any, width: int, height: int, kind: str, **colors: Any) -> Any:
+    """Converts a frame to another size or kind of pixels, as exactly as the scaler can."""
+    flags = _av().video.reformatter.Interpolation
+    exact = flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INT | flags.FULL_CHR_H_INP
+    return scaler.reformat(frame, width, height, kind, interpolation=exact, **colors)
+
+
+class _Writer:
+    """Encodes frames and copies packets into a new file.
+
+    Attributes:
+        notes: as those of the reader.
+    """
+
+    def __init__(self, target: Path, file: BinaryIO, reader: _Reader, quality: int | None):
+        self._av = _av()
+        self.notes: Counter[str] = Counter()
+        self._look, container = reader.look, reader.container
+        muxer, codecs = _CONTAINERS[target.suffix.lower()]
+        bits = 8 if reader.bits == 8 else max(codecs)
+        if reader.bits > bits:
+            self.notes[f"{reader.bits} bits a channel are written as {bits}"] = 1
+        # Where the source rounds a constant rate to milliseconds, frames return to their grid.
+        self._tick, self._step = reader.video.time_base, Fraction(0)
+        fine = math.lcm(self._tick.denominator, reader.rate.numerator)
+        if muxer in ("mp4", "mov") and self._tick >= Fraction(1, 1000) and fine <= 10**6:
+            self._tick, self._step = Fraction(1, fine), 1 / reader.rate
+        self._start: Fraction | None = None
+        self._last: dict[int, int] = {}
+        self._scaler = self._av.video.reformatter.VideoReformatter()
+        self._output = self._av.open(file, "w", format=muxer)
+        kept = container.metadata.keys() - _CONTAINER_DATA
+        self._output.metadata.update({key: container.metadata[key] for key in kept})
+        self._output.set_chapters(container.chapters())
+        encoder, usual, options = codecs[bits]
+        sampling = "444" if self._look["width"] % 2 or self._look["height"] % 2 else "420"
+        try:
+            self._video = self._output.add_stream(
+                encoder,
+                reader.rate,
+                {"crf": str(usual if quality is None else quality), **options},
+                time_base=self._tick,
+                pix_fmt=f"yuv{sampling}p" + ("10le" if bits == 10 else ""),
+                thread_type="FRAME",  # Slices, which PyAV sets, compress less.
+                **self._look,
+            )
+        except self._av.codec.codec.UnknownCodecError:
+            raise InputError(
+                f"{target} needs the encoder {encoder}, which this PyAV lacks; "
+                "expected PyAV as `pip install 'drsformer_jax[video]'` installs it"
+            ) from None
+        self._video.flags |= self._av.codec.context.Flags.frame_duration
+        if encoder == "libx265" and muxer != "matroska":
+            self._video.codec_tag = "hvc1"  # Apple's players know no other.
+        if language := reader.video.metadata.get("language"):
+            self._video.metadata["language"] = language
+        others = [stream for stream in container.streams if stream.index != reader.video.index]
+        self._copies = {stream.index: self._copy(stream, reader, target) for stream in others}
+
+    def _copy(self, stream: Any, reader: _Reader, target: Path) -> Any:
+        """Adds a stream as another one; None where the container cannot hold it."""
+        name = f"{stream.type} {getattr(stream, 'name', None) or ''}".strip()
+        try:
+            if stream.type not in ("audio", "subtitle", "attachment"):
+                raise ValueError(stream.type)
+            copy = self._output.add_stream_from_template(stream)
+        except ValueError:
+            if stream.type == "audio":
+                raise InputError(
+                    f"{target} cannot hold the sound of {reader.source} ({name}); "
+                    "expected another extension (.mkv holds nearly any sound)"
+                ) from None
+            self.notes[f"the {name} of the source is left out"] = 1
+            return None
+        copy.metadata.update(stream.metadata)
+        copy.disposition = stream.disposition
+        return copy
+
+    def write(self, items: Iterable[Any], restored: Iterable[np.ndarray]) -> None:
+        """Writes packets as they are and, in place of the frames, the restored ones."""
+        pixels = iter(restored)
+        for item in items:
+            if isinstance(item, _Image):
+                self._output.mux(self._video.encode(self._frame(next(pixels), item)))
+            elif copy := self._copies[item.stream_index]:
+                item.dts = self._later(item.stream_index, item.dts)
+                if item.pts is not None:
+                    item.pts = max(item.pts, item.dts)
+                item.stream = copy
+                try:
+                    self._output.mux(item)
+                except self._av.InvalidDataError:
+                    self.notes["{} damaged packets were skipped"] += 1
+
+    def finish(self) -> None:
+        """Writes what the encoder holds."""
+        self._output.mux(self._video.encode(None))
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._output.close()
+
+    def _frame(self, pixels: np.ndarray, item: _Image) -> Any:
+        """Converts restored RGB to what is encoded, with the time of its frame."""
+        kind = "rgb24" if pixels.dtype == np.uint8 else "rgb48le"
+        frame = _scaled(
+            self._scaler,
+            self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), kind),
+            self._look["width"],
+            self._look["height"],
+            self._video.pix_fmt,
+            dst_colorspace=_MATRICES[self._look["colorspace"]],
+            dst_color_range=self._look["color_range"],
+        )
+        time = item.time
+        self._start = time if self._start is None else self._start
+        if self._step:
+            near = self._start + round((time - self._start) / self._step) * self._step
+            time = near if abs(near - time) <= Fraction(1, 1000) else time
+        frame.time_base = self._tick
+        frame.pts = self._later(-1, round(time / self._tick))
+        frame.duration = round(item.duration / self._tick)
+        return frame
+
+    def _later(self, index: int, stamp: int) -> int:
+        """A time stamp after the last one of its stream, as encoders and muxers need."""
+        self._last[index] = max(stamp, self._last.get(index, stamp - 1) + 1)
+        return self._last[index]

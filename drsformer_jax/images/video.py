@@ -186,6 +186,7 @@ def _opened(source: Path) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(source, "rb", buffering=0))
+            file.name = ""
             container = stack.enter_context(av.open(file, "r", metadata_errors="replace"))
         except (OSError, av.FFmpegError) as error:
             raise InputError(
@@ -271,6 +272,8 @@ class _Reader:
                 time = expected
             due[index] = time + (packet.duration or 0) * base
             packet.dts = round(time / base)
+            if self.container.format.name == "avi" and index == self.video.index:
+                packet.pts = None  # AVI stores no times; libav's guess is wrong with B-frames.
             if packet.pts is not None:
                 packet.pts += round(shift / base)
             yield packet
@@ -446,14 +449,15 @@ class _Writer:
             dst_colorspace=_MATRICES[self._look["colorspace"]],
             dst_color_range=self._look["color_range"],
         )
-        time = item.time
+        time, duration = item.time, item.duration
         self._start = time if self._start is None else self._start
         if self._step:
             near = self._start + round((time - self._start) / self._step) * self._step
             time = near if abs(near - time) <= Fraction(1, 1000) else time
+            duration = self._step if abs(self._step - duration) <= Fraction(1, 1000) else duration
         frame.time_base = self._tick
         frame.pts = self._later(-1, round(time / self._tick))
-        frame.duration = round(item.duration / self._tick)
+        frame.duration = round(duration / self._tick)
         return frame
 
     def _later(self, index: int, stamp: int) -> int:

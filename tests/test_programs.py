@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import time
 
 import jax
@@ -232,7 +231,7 @@ def test_every_flag_of_derain_does_what_it_says(run, trained, place):
 
 
 def test_video_is_restored_frame_by_frame(run, trained, place):
-    video_files = pytest.importorskip("video_files", reason="needs PyAV")
+    video_files = pytest.importorskip("video_files")
     frames = video_files.gray(48, 40)
     video_files.write(place / "rain.mp4", frames)
     video_files.write(place / "rain.vob", frames, codec="mpeg2video", muxer="vob")
@@ -252,7 +251,7 @@ def test_video_is_restored_frame_by_frame(run, trained, place):
 
 
 def test_video_that_is_there_is_neither_written_over_nor_restored_again(run, trained, place):
-    video_files = pytest.importorskip("video_files", reason="needs PyAV")
+    video_files = pytest.importorskip("video_files")
     video_files.write(place / "again.mp4", video_files.gray(48, 40))
     (place / "there.mp4").write_bytes(b"old")
     command = ("drsformer", "derain", "again.mp4", "there.mp4", "--checkpoint", trained[0])

@@ -7,12 +7,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from av.video.reformatter import Interpolation
+import pytest
+
+av = pytest.importorskip("av")
 
 NTSC = Fraction(30000, 1001)
-EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
+_FLAGS = av.video.reformatter.Interpolation
+EXACT = _FLAGS.BICUBIC | _FLAGS.ACCURATE_RND
 LEVELS = np.arange(12) * 20 + 10
 """The gray of each frame of `gray`, so that every frame differs from every other."""
 LUMA = {1: (0.2126, 0.0722), 6: (0.299, 0.114)}

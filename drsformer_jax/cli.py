@@ -24,7 +24,7 @@ from drsformer_jax.data.pairs import sizes_of
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.flags import parse
 from drsformer_jax.images.pixels import check_extension, write_image
-from drsformer_jax.images.video import VIDEO_EXTENSIONS, restore_video
+from drsformer_jax.images.video import VIDEO_EXTENSIONS, is_video, restore_video
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.files import restore_files
 from drsformer_jax.restoring.jobs import plan_jobs
@@ -96,8 +96,13 @@ class Derain:
         if self.overwrite and self.resume:
             raise InputError("--resume is set beside --overwrite; expected one of them")
         *inputs, output = map(Path, self.paths)
-        if any(path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file() for path in inputs):
+        if any(map(is_video, inputs)):
             self._restore_video(inputs, output)
+        elif output.suffix.lower() in VIDEO_EXTENSIONS and not output.is_dir():
+            raise InputError(
+                f"{output} is the name of a video, and {inputs[0]} is none; expected a video as "
+                "the input, or an image or a folder as the output"
+            )
         else:
             self._restore_images(inputs, output)
 
@@ -161,14 +166,16 @@ class Derain:
             return restorer(frames)
 
         with tqdm(unit="frame", disable=None) as bar:
-            count = restore_video(
-                source,
-                target,
-                restore,
-                batch=_FRAMES,
-                quality=self.crf,
-                progress=lambda done: bar.update(done - bar.n),
+
+            def progress(done: int, total: int | None) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            count, notes = restore_video(
+                source, target, restore, batch=_FRAMES, quality=self.crf, progress=progress
             )
+        for note in notes:
+            print(f"{target}: {note}", file=sys.stderr)
         print(f"restored {count} frames into {target}")
 
     def _restorer(self) -> Restorer:

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -263,16 +262,36 @@ def test_every_flag_of_derain_does_what_it_says(run, trained, place):
 
 
 def test_video_is_restored_frame_by_frame(run, trained, place):
-    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
-    source = ["-f", "lavfi", "-i", "testsrc=size=48x40:rate=5", "-t", "2"]
-    subprocess.run([ffmpeg, "-v", "error", *source, place / "rain.mp4"], check=True)
-    result = run("drsformer", "derain", "rain.mp4", "clear.mp4", "--checkpoint", trained[0])
-    assert "restored 10 frames into clear.mp4" in result.stdout, result.stderr
+    video_files = pytest.importorskip("video_files")
+    frames = video_files.gray(48, 40)
+    video_files.write(place / "rain.mp4", frames)
+    video_files.write(place / "rain.vob", frames, codec="mpeg2video", muxer="vob")
+    for source, target in (("rain.mp4", "clear.mp4"), ("rain.vob", "vob.mkv")):
+        result = run("drsformer", "derain", source, target, "--checkpoint", trained[0])
+        assert f"restored 12 frames into {target}" in result.stdout, result.stderr
+        assert video_files.read(place / target).shape == (12, 40, 48, 3)
     refused(run("drsformer", "derain", "rain.mp4", ".", "--checkpoint", "run"), "the input itself")
     wrong = run("drsformer", "derain", "rain.mp4", "x.mp4", "--checkpoint", "run", "--quality", 95)
     refused(wrong, "--quality is given; expected none for a video")
-    listed = subprocess.run([ffmpeg, "-i", place / "clear.mp4"], text=True, stderr=subprocess.PIPE)
-    assert re.search(r"48x40.* 5 fps", listed.stderr)
+    wrong = run("drsformer", "derain", "rain.vob", "x.gif", "--checkpoint", trained[0])
+    refused(wrong, r"x\.gif has the extension '\.gif'; expected \.mp4 \.m4v")
+    for images in ("pairs/input", "pairs/input/0.png"):
+        wrong = run("drsformer", "derain", images, "x.mp4", "--checkpoint", "run")
+        refused(wrong, rf"x\.mp4 is the name of a video, and {images} is none; expected a video")
+    assert not (place / "x.mp4").exists()
+
+
+def test_video_that_is_there_is_neither_written_over_nor_restored_again(run, trained, place):
+    video_files = pytest.importorskip("video_files")
+    video_files.write(place / "again.mp4", video_files.gray(48, 40))
+    (place / "there.mp4").write_bytes(b"old")
+    command = ("drsformer", "derain", "again.mp4", "there.mp4", "--checkpoint", trained[0])
+    refused(run(*command), r"there\.mp4 is there already .*; expected --overwrite or --resume")
+    resumed = run(*command, "--resume")
+    assert (resumed.returncode, resumed.stdout) == (0, "there.mp4 was there already\n")
+    assert (place / "there.mp4").read_bytes() == b"old"
+    assert run(*command, "--overwrite").returncode == 0
+    assert video_files.read(place / "there.mp4").shape == (12, 40, 48, 3)
 
 
 def test_compiled_programs_are_kept_in_the_users_cache_folder(run, trained, place):

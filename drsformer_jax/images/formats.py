@@ -140,7 +140,8 @@ def in_one_line(name: str | os.PathLike[str]) -> Iterator[None]:
     """Turns what is wrong with an image's file into one line that names it."""
     try:
         yield
-    except (pyvips.Error, OSError, _UnreadableError) as error:
+    except (pyvips.Error, OSError, _UnreadableError, UnicodeDecodeError) as error:
+        # The last is what pyvips raises if libvips' message quotes letters of the file.
         raise InputError(
             f"{name} is no image that can be read ({_reason(error)}); expected {_READABLE}"
         ) from error
@@ -150,7 +151,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if not re.search("^$|^unable to|: bad seek|load error$", line)]
+    empty = re.compile("^$|^unable to|: bad seek|load error$|codec can't decode")
+    told = [line for line in lines if not empty.search(line)]
     return told[0] if told else "it is damaged or cut short"
 
 
@@ -254,26 +256,30 @@ def _read_png(file: BinaryIO) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     """Gives what libvips is to read, and all chunks but the pixels.
 
     Of a file that is not in memory the pixels are left out. libvips reads no chunk behind the
-    pixels, where ExifTool writes XMP. Texts are kept from it since it changes their letters.
+    pixels, where ExifTool writes XMP. Texts are kept from it since it changes their letters, and so
+    are names of profiles that are not ASCII, which pyvips cannot decode in libvips' warnings.
     """
-    chunks, pixels, at = [], [], 8
+    chunks, pixels, at, odd = [], [], 8, False
     while len(head := _read_at(file, at, 8)) == 8:
         length, name = struct.unpack(">I4s", head)
         end = at + 12 + length
         if name == b"IDAT":
             pixels += [at, end]
         else:
-            chunks.append((name, _read_at(file, at, end - at), bool(pixels)))
+            chunk = _read_at(file, at, end - at)
+            title, _, profile = chunk[8:-4].partition(b"\0")
+            if name == b"iCCP" and not title.isascii():
+                chunk, odd = png_chunk(name, b"profile\0" + profile), True
+            odd |= name in TEXTS or (bool(pixels) and name != b"IEND")
+            chunks.append((name, chunk))
         at = end
         if name == b"IEND":
             break
-    all_chunks = tuple((name, chunk) for name, chunk, _ in chunks)
-    odd = any(name in TEXTS or (late and name != b"IEND") for name, _, late in chunks)
     if isinstance(file, io.BytesIO) and not odd:
-        return file.getvalue(), all_chunks
-    names = {name for name, _ in all_chunks}
+        return file.getvalue(), tuple(chunks)
+    names = {name for name, _ in chunks}
     parts = [_read_at(file, 0, 8)]
-    for name, chunk in all_chunks:
+    for name, chunk in chunks:
         if name not in (*TEXTS, b"IEND") or chunk[8:].startswith(XMP_KEY):
             parts.append(chunk)
         elif b"eXIf" not in names and (block := _exif_in_text(chunk[8:-4])):
@@ -282,7 +288,8 @@ def _read_png(file: BinaryIO) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
         parts.append(file.getvalue()[pixels[0] : pixels[-1]])
     else:
         parts.append(_EMPTY)
-    return b"".join([*parts, *(chunk for name, chunk in all_chunks if name == b"IEND")]), all_chunks
+    parts += [chunk for name, chunk in chunks if name == b"IEND"]
+    return b"".join(parts), tuple(chunks)
 
 
 def _read_at(file: BinaryIO, at: int, count: int) -> bytes:

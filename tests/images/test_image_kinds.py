@@ -197,6 +197,18 @@ def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, extension, deep
     assert [line for line in refusals if not re.match(refused(path), line)] == []
 
 
+@pytest.mark.parametrize("title", ["rain", "Zoë"])
+def test_a_profile_that_libpng_warns_of_prints_nothing(tmp_path, capfd, title):
+    broken = SRGB[:68] + bytes(12) + SRGB[80:]  # its illuminant
+    data = encoded(noise((5, 7, 3)), ".png")
+    part = chunk(b"iCCP", title.encode("latin-1") + b"\0\0" + zlib.compress(broken))
+    (tmp_path / "a.png").write_bytes(data[:33] + part + data[33:])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), noise((5, 7, 3)))
+    assert image_size(tmp_path / "a.png") == (5, 7)
+    load_image(tmp_path / "a.png")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_profile_of_other_colors_in_a_16_bit_png_prints_nothing(tmp_path, capfd):
     (tmp_path / "a.png").write_bytes(encoded(noise((5, 7), True), ".png", profile=SRGB))
     np.testing.assert_array_equal(load_image(tmp_path / "a.png").rgb[..., 0], noise((5, 7), True))

@@ -357,5 +357,6 @@ def test_tags_of_geotiff_and_others_that_tiff_holds_are_told(tmp_path):
     loaded = load_image(tmp_path / "a.tif")
     lost = ["GeoTIFF tags are dropped", "the TIFF tags 65000 are dropped"]
     assert save_image(tmp_path / "b.tif", loaded) == lost
-    assert tifffile.TiffFile(tmp_path / "b.tif").pages[0].description == "Rain"
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert file.pages[0].description == "Rain"
     assert save_image(tmp_path / "b.png", loaded) == ["the image description is dropped", *lost]

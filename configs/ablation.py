@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 
 from drsformer_jax.config import PRESETS, DataConfig, OptimConfig, RainConfig, TrainConfig
 from drsformer_jax.config.file import load_config
-from drsformer_jax.errors import InputError
 
 STEPS = 600
 ARMS: Mapping[str, tuple[str, str]] = {
@@ -110,7 +109,7 @@ def check_settings(workdir: Path, config: Path, flags: Sequence[str]) -> None:
             sys.exit(f"error: {flag} is what the arms differ in; expected another flag of train.py")
     try:
         base = dataclasses.asdict(load_config(config))
-    except InputError as error:
+    except ValueError as error:  # An InputError, which is one line.
         sys.exit(f"error: {error}")
     path = workdir / "settings.json"
     settings = json.dumps({"config": base, "flags": list(flags)})

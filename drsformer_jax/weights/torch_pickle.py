@@ -227,7 +227,7 @@ def _named(name: str) -> object:
 
 _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
 _LITERALS |= {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
-_LITERALS |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
+_LITERALS |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
 _MAKERS: dict[str, Callable[[], object]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -274,6 +274,9 @@ class _Machine:
                 self._stack.append(tuple(items))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(self._popped(int(name[-1]))))
+            case "FROZENSET":
+                self._since_mark()
+                self._stack.append(Inert("builtins.frozenset"))
             case _ if name in _MAKERS:
                 stack.append(_MAKERS[name]())
             case "APPEND":

@@ -160,19 +160,18 @@ def test_float64_network_keeps_its_bits_and_leaves_jax_in_float32(network, wide,
     assert jax.numpy.ones(3, float).dtype == "float32"
 
 
-def test_float64_network_restores_in_float64_whatever_was_asked_before(wide, network, tmp_path):
-    image = np.random.default_rng(0).integers(0, 2**16, (16, 16, 3), np.uint16)
-    abstract_params(wide[0])  # Outside of x64, which was cached for inside it.
+def test_float64_network_restores_in_float64_whatever_was_asked_before(wide, tmp_path):
+    image = np.random.default_rng(0).integers(0, 2**16, (64, 64, 3), np.uint16)
+    abstract_params(wide[0])  # Outside of x64, which must not be what is cached for inside it.
     with jax.enable_x64(True):
-        rainy = jax.numpy.asarray(image[None], "float64") / 65535
-        expected = np.asarray(apply(*wide, rainy)[0])
-        assert expected.dtype == "float64"
-        expected = np.rint(np.clip(expected, 0, 1) * 65535)
+        exact = apply(*wide, jax.numpy.float32(image[None]) / 65535)[0]
+        assert exact.dtype == "float64"
+        expected = np.rint(np.clip(np.asarray(exact), 0, 1) * 65535)
     weights.save(tmp_path / "model", *wide)
-    restorer = Restorer.load(tmp_path / "model")
-    np.testing.assert_array_equal(restorer(image), expected)
-    seen = str(jax.make_jaxpr(lambda x: x * 2)(np.float64(1)))
-    assert "f32" in seen, "JAX was left in float64"
+    np.testing.assert_array_equal(Restorer.load(tmp_path / "model")(image), expected)
+    narrow = Restorer.load(tmp_path / "model", dtype="float32")(image)
+    assert np.any(narrow != expected), "the image does not tell the types apart"
+    assert "f32" in str(jax.make_jaxpr(lambda x: x * 2)(np.float64(1))), "JAX was left in float64"
 
 
 FRACTIONS = ("1/2", "1", "3/5", "1/3")

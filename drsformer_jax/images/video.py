@@ -173,13 +173,16 @@ class _Writer:
         bits = 8 if reader.bits == 8 else max(codecs)
         if reader.bits > bits:
             self.notes[f"{reader.bits} bits a channel are written as {bits}"] = 1
+        self._counts_durations = muxer in ("mp4", "mov")
         # Where the source rounds a constant rate to milliseconds, frames return to their grid.
         self._tick, self._step = reader.video.time_base, Fraction(0)
         fine = math.lcm(self._tick.denominator, reader.rate.numerator)
-        if muxer in ("mp4", "mov") and self._tick >= Fraction(1, 1000) and fine <= 10**6:
+        if self._counts_durations and self._tick >= Fraction(1, 1000) and fine <= 10**6:
             self._tick, self._step = Fraction(1, fine), 1 / reader.rate
         self._gap = 0 if muxer in ("matroska", "webm") else 1  # They allow equal time stamps.
         self._start: Fraction | None = None
+        self._span = 0
+        self._first_dts: int | None = None
         self._last: dict[int, int] = {}
         self._scaler = self._av.video.reformatter.VideoReformatter()
         self._output = self._av.open(file, "w", format=muxer)
@@ -214,8 +217,11 @@ class _Writer:
     def _copy(self, stream: Any, reader: Reader, target: Path) -> Any:
         """Adds a stream as another one; None where the container cannot hold it."""
         name = f"{stream.type} {getattr(stream, 'name', None) or ''}".strip()
+        # PyAV adds attachments to any file, and then fails to write it.
+        matroska = self._output.format.name == "matroska"
+        fits = stream.type in ("audio", "subtitle") or (matroska and stream.type == "attachment")
         try:
-            if stream.type not in ("audio", "subtitle", "attachment"):
+            if not fits:
                 raise ValueError(stream.type)
             copy = self._output.add_stream_from_template(stream)
         except ValueError:
@@ -235,7 +241,7 @@ class _Writer:
         pixels = iter(restored)
         for item in items:
             if isinstance(item, Image):
-                self._output.mux(self._video.encode(self._frame(next(pixels), item)))
+                self._mux(self._video.encode(self._frame(next(pixels), item)))
             elif copy := self._copies[item.stream_index]:
                 item.dts = self._later(item.stream_index, item.dts, self._gap)
                 if item.pts is not None:
@@ -248,11 +254,22 @@ class _Writer:
 
     def finish(self) -> None:
         """Writes what the encoder holds."""
-        self._output.mux(self._video.encode(None))
+        self._mux(self._video.encode(None), last=True)
 
     def close(self) -> None:
         """Ends the file."""
         self._output.close()
+
+    def _mux(self, packets: list[Any], last: bool = False) -> None:
+        """Writes encoded frames."""
+        if packets and self._first_dts is None:
+            self._first_dts = packets[0].dts
+        if packets and last and self._counts_durations:
+            # The packets' durations are the video's, and players show no frame that is later. With
+            # a variable rate the last packet's own is too short: it holds an earlier frame.
+            rest = self._span - (packets[-1].dts - self._first_dts)
+            packets[-1].duration = max(packets[-1].duration or 0, rest)
+        self._output.mux(packets)
 
     def _frame(self, pixels: np.ndarray, item: Image) -> Any:
         """Converts restored RGB to what is encoded, with the time of its frame."""
@@ -275,6 +292,7 @@ class _Writer:
         frame.time_base = self._tick
         frame.pts = self._later(-1, round(time / self._tick))
         frame.duration = round(duration / self._tick)
+        self._span = frame.pts + frame.duration - round(self._start / self._tick)
         return frame
 
     def _later(self, index: int, stamp: int, gap: int = 1) -> int:

@@ -145,7 +145,8 @@ def test_times_of_a_variable_rate_are_kept(tmp_path):
     video.restore_video(tmp_path / "b.mkv", tmp_path / "c.mkv", same, batch=5)
     assert times(tmp_path / "c.mkv") == times(tmp_path / "b.mkv")
     np.testing.assert_allclose(read(tmp_path / "c.mkv").mean((1, 2, 3)), LEVELS, atol=2)
-    assert abs(first(tmp_path / "b.mp4")["duration"] - first(source)["duration"]) < 1000
+    for name in ("b.mp4", "b.mkv"):
+        assert first(tmp_path / name)["duration"] / 1e6 > expected[-1], "else players drop frames"
 
 
 def test_a_clock_that_jumps_back_runs_on(tmp_path):

@@ -87,7 +87,7 @@ def ssim(
     return _scores(restored, target, protocol)[1]
 
 
-def _scores(restored: Any, target: Any, protocol: Protocol) -> tuple[float, float]:
+def _scores(restored: Any, target: Any, protocol: Any) -> tuple[float, float]:
     _check(restored, target, protocol)
     height, width = restored.shape[:2]
     factor = max(1, (min(height, width) + 128) // 256) if protocol == "did_ddn" else 1

@@ -47,7 +47,7 @@ from drsformer_jax.errors import one_line_errors
 read = rain._read
 
 def slow(path):
-    print("reading", flush=True)
+    print("reading", file=sys.__stdout__, flush=True)  # Not the one that TFDS is given.
     while not Path(sys.argv[3]).exists():
         time.sleep(0.05)
     return read(path)

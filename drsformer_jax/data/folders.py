@@ -12,8 +12,6 @@ import numpy as np
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.pixels import EXTENSIONS, image_size, read_image
 
-JPEG_NAMES = (".jpe", ".jfif", ".jif")
-"""What else JPEG files are named; the result of such a file ends in .jpg."""
 _NAMED = 3
 """Left out files that a message names."""
 
@@ -75,7 +73,7 @@ def no_image_in(folder: str | os.PathLike[str], left_out: Sequence[Path]) -> Inp
 
 def is_image_file(path: Path) -> bool:
     """Whether a path is a file, or a link to one, that is named as images are."""
-    return path.suffix.lower() in (*EXTENSIONS, *JPEG_NAMES) and path.is_file()
+    return path.suffix.lower() in EXTENSIONS and path.is_file()
 
 
 def natural_order(paths: Iterable[Path]) -> list[Path]:

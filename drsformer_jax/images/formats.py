@@ -52,7 +52,7 @@ _AVIF = {"Q": 90, "subsample_mode": "off", "compression": "av1", "effort": 2}
 FORMATS = (
     # Level 2 takes as long as level 1 and makes files a third smaller; level 6 gains 1 % more.
     _format("PNG", rb"\x89PNG\r\n\x1a\n", "png", ".png", {"compression": 2, "filter": "up"}),
-    _format("JPEG", rb"\xff\xd8\xff", "jpeg", ".jpg .jpeg .jpe .jfif", _JPEG, 65_500),
+    _format("JPEG", rb"\xff\xd8\xff", "jpeg", ".jpg .jpeg .jpe .jfif .jif", _JPEG, 65_500),
     _format("WebP", rb"RIFF....WEBP", "webp", ".webp", {"lossless": True, "exact": True}, 16_383),
     _format("BMP", rb"BM", "", ".bmp", {}),
     _format("TIFF", rb"II[*+]\0|MM\0[*+]", "tiff", ".tif .tiff", {}),

@@ -9,17 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drsformer_jax.data.folders import (
-    JPEG_NAMES,
-    is_image_file,
-    natural_order,
-    no_image_in,
-    scan_folder,
-)
+from drsformer_jax.data.folders import is_image_file, natural_order, no_image_in, scan_folder
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import EXTENSIONS, check_extension
-
-_SAME_FORMAT = {".jpeg": ".jpg", **dict.fromkeys(JPEG_NAMES, ".jpg"), ".tiff": ".tif"}
+from drsformer_jax.images.pixels import WRITABLE_EXTENSIONS, check_extension
 
 
 @dataclass(frozen=True)
@@ -88,8 +80,8 @@ def plan_jobs(
     for source, name in found:
         if extension is not None:
             name = name.with_suffix(extension)
-        elif name.suffix.lower() in JPEG_NAMES and name.suffix.lower() not in EXTENSIONS:
-            name = name.with_suffix(".jpg")
+        elif name.suffix.lower() == ".gif":  # which is read, not written
+            name = name.with_suffix(".png")
         target = output if is_file else output / name
         jobs.append(Job(source, target, None if compare is None else compare / name))
     jobs = list(dict.fromkeys(jobs))
@@ -150,18 +142,13 @@ def _match(path: Path) -> tuple[Path, list[Path], list[Path]]:
 
 def _check_file(output: Path, extension: str | None) -> None:
     """Checks the name of a single result."""
-    suffix = output.suffix.lower()
-    if suffix not in EXTENSIONS:
+    if output.suffix.lower() not in WRITABLE_EXTENSIONS:
         raise InputError(
             f"{output} has the extension '{output.suffix}'; expected one of "
-            f"{' '.join(EXTENSIONS)}, or a slash behind the name of a folder"
+            f"{' '.join(WRITABLE_EXTENSIONS)}, or a slash behind the name of a folder"
         )
-    if extension is not None and _format(suffix) != _format(extension):
+    if extension is not None and check_extension(output) != check_extension(Path(f"x{extension}")):
         raise InputError(f"{output} ends in {output.suffix!r}; expected {extension} as the format")
-
-
-def _format(extension: str) -> str:
-    return _SAME_FORMAT.get(extension.lower(), extension.lower())
 
 
 def _check_outputs(jobs: Sequence[Job]) -> None:

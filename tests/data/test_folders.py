@@ -39,8 +39,8 @@ def test_folders_without_images_are_told_in_one_line(tmp_path):
         folders.find_images(file)
     with pytest.raises(InputError, match=r"/e holds no image; expected files named \.png \.jpg"):
         folders.find_images(touch(tmp_path / "e", ".a.png"))
-    with pytest.raises(InputError, match=r"/e holds no image \(1 file is left out: a\.gif\); exp"):
-        folders.find_images(touch(tmp_path / "e", "a.gif"))
+    with pytest.raises(InputError, match=r"/e holds no image \(1 file is left out: a\.svg\); exp"):
+        folders.find_images(touch(tmp_path / "e", "a.svg"))
 
 
 def test_links_to_images_are_followed_and_links_to_folders_are_not(tmp_path):
@@ -57,21 +57,21 @@ def test_links_to_images_are_followed_and_links_to_folders_are_not(tmp_path):
 
 
 def test_what_is_left_out_is_described_in_one_line(tmp_path):
-    folder = touch(tmp_path, "1.png", "10.gif", "2.heic", ".hidden")
+    folder = touch(tmp_path, "1.png", "10.svg", "2.heic", ".hidden")
     (folder / "broken.png").symlink_to("nowhere")
     (folder / "link").symlink_to(".")
-    touch(folder / "sub", "a.avif", ".hidden")
-    touch(folder / ".hidden_folder", "a.avif")
+    touch(folder / "sub", "a.psd", ".hidden")
+    touch(folder / ".hidden_folder", "a.psd")
     _, left_out = folders.scan_folder(folder, nested=True)
-    assert [path.name for path in left_out] == ["2.heic", "10.gif", "broken.png", "link", "a.avif"]
+    assert [path.name for path in left_out] == ["2.heic", "10.svg", "broken.png", "link", "a.psd"]
     assert folders.describe_left_out(left_out) == (
-        "5 files are left out: 2.heic, 10.gif, broken.png: a broken link, ..."
+        "5 files are left out: 2.heic, 10.svg, broken.png: a broken link, ..."
     )
     assert folders.describe_left_out(left_out[3:]) == (
-        "2 files are left out: link: a link to a folder, a.avif"
+        "2 files are left out: link: a link to a folder, a.psd"
     )
     _, left_out = folders.scan_folder(folder)
-    assert [path.name for path in left_out] == ["2.heic", "10.gif", "broken.png"]
+    assert [path.name for path in left_out] == ["2.heic", "10.svg", "broken.png"]
 
 
 def test_pairs_have_equal_names_in_natural_order(tmp_path):

@@ -90,7 +90,7 @@ def test_unknown_extension_is_refused_before_anything_is_made(tmp_path):
     with pytest.raises(
         InputError,
         match=r"a\.gif has the extension '\.gif'; "
-        r"expected one of \.png \.jpg \.jpeg \.jpe \.jfif \.webp \.bmp \.tif \.tiff \.avif$",
+        r"expected one of \.png \.jpg \.jpeg \.jpe \.jfif \.jif \.webp \.bmp \.tif \.tiff \.avif$",
     ):
         images.write_image(tmp_path / "new" / "a.gif", smooth(4, 4))
     assert list(tmp_path.iterdir()) == []

@@ -60,7 +60,7 @@ def test_pattern_tells_what_it_leaves_out(tmp_path):
 
 def test_folder_tells_what_it_leaves_out(tmp_path):
     images(tmp_path / "in", "1.png", "deep/2.png")
-    for name in ("a.gif", "deep/b.heic", "deep/.c.heic"):
+    for name in ("a.txt", "deep/b.heic", "deep/.c.heic"):
         (tmp_path / "in" / name).touch()
     (tmp_path / "in" / "loop").symlink_to("..")
     (tmp_path / "in" / "self.png").symlink_to("self.png")
@@ -68,17 +68,20 @@ def test_folder_tells_what_it_leaves_out(tmp_path):
     (tmp_path / "out").mkdir()
     jobs, left_out = plan_jobs([tmp_path / "in"], tmp_path / "out")
     assert [job.source.name for job in jobs] == ["1.png", "2.png"]
-    assert [path.name for path in left_out] == ["a.gif", "b.heic", "loop", "self.png"]
+    assert [path.name for path in left_out] == ["a.txt", "b.heic", "loop", "self.png"]
 
 
-@pytest.mark.parametrize("name", ["1.jfif", "1.jpe", "1.JIF"])
-def test_jpeg_of_another_usual_name_becomes_a_jpg(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("1.jfif", "1.jfif"), ("1.jpe", "1.jpe"), ("1.JIF", "1.JIF"), ("1.gif", "1.png")],
+)
+def test_images_of_rare_names_keep_them_if_the_format_can_be_written(tmp_path, name, target):
     images(tmp_path, "1.jpg")
     (tmp_path / "in").mkdir()
     (tmp_path / "1.jpg").rename(tmp_path / "in" / name)
     jobs = jobs_of(tmp_path / "in", output=tmp_path / "out", compare=tmp_path / "both")
     assert jobs == [
-        Job(tmp_path / "in" / name, tmp_path / "out" / "1.jpg", tmp_path / "both" / "1.jpg")
+        Job(tmp_path / "in" / name, tmp_path / "out" / target, tmp_path / "both" / target)
     ]
     (job,) = jobs_of(tmp_path / "in", output=tmp_path / "out", extension=".png")
     assert job.target.name == "1.png"

@@ -185,7 +185,7 @@ def test_comparisons_inside_the_input_are_made_once_and_never_overwritten_unaske
     run, trained, place
 ):
     shutil.copytree(place / "pairs" / "input", place / "album")
-    (place / "album" / "a.gif").touch()
+    (place / "album" / "a.svg").touch()
     own = place / "album" / "cmp" / "1.png"
     write_image(own, np.zeros((4, 4, 3), np.uint8))
     before = own.read_bytes()
@@ -196,7 +196,7 @@ def test_comparisons_inside_the_input_are_made_once_and_never_overwritten_unaske
     assert not (place / "album-out").exists()
     result = run(*arguments, "--resume")
     assert "restored 2 of 2 images" in result.stdout, result.stderr
-    assert "1 file is left out: a.gif\n" in result.stderr
+    assert "1 file is left out: a.svg\n" in result.stderr
     assert own.read_bytes() == before
     assert "2 were there already" in run(*arguments, "--resume").stdout
     assert "restored 2 of 2 images" in run(*arguments, "--overwrite").stdout

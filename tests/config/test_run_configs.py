@@ -138,7 +138,7 @@ def test_data_sets_are_those_that_the_builder_makes(name):
     for source in (data.train, data.validation):
         known, _, split = source.partition(":")
         assert known == "synthetic" or known in DATASETS
-        assert split in ("", *(DATASETS[known].places if known in DATASETS else ()))
+        assert split in ("", *(DATASETS[known].folders if known in DATASETS else ()))
     if data.train != "synthetic":
         assert f"drsformer build-data {data.train} --manual-dir" in docstring(name)
 

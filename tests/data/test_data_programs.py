@@ -137,7 +137,7 @@ def test_patches_grow_over_a_mix_and_each_size_compiles_once(run, built, place):
         environment={**run.environment, "JAX_LOG_COMPILES": "1"},
     )
     assert result.returncode == 0, result.stderr
-    assert "7 pairs to train on" in result.stdout
+    assert "7 training and " in result.stdout
     shapes = re.findall(r"Compiling jit\(step\) .*?uint8\[(\d+),(\d+),", result.stderr)
     assert shapes == [("2", "16"), ("1", "24")]
     assert list(metrics(place / "grown")) == [1, 2, 3, 4, 5]

@@ -17,7 +17,7 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.nn.functional import Params, abstract_params, apply, init_params
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.sharding import make_mesh
-from drsformer_jax.training import checkpoint, placed_state
+from drsformer_jax.training import checkpoint, sharded_state
 from drsformer_jax.training.checkpoint import Run
 from drsformer_jax.weights.convert import params_from_torch, params_to_torch
 from drsformer_jax.weights.tensor_files import read_tensors, write_pth, write_safetensors
@@ -164,7 +164,7 @@ def test_float64_network_restores_in_float64_whatever_was_asked_before(wide, tmp
     image = np.random.default_rng(0).integers(0, 2**16, (64, 64, 3), np.uint16)
     abstract_params(wide[0])  # Outside of x64, which must not be what is cached for inside it.
     with jax.enable_x64(True):
-        exact = apply(*wide, jax.numpy.float32(image[None]) / 65535)[0]
+        exact = apply(*wide, jax.numpy.float64(image[None]) / 65535)[0]
         assert exact.dtype == "float64"
         expected = np.rint(np.clip(np.asarray(exact), 0, 1) * 65535)
     weights.save(tmp_path / "model", *wide)
@@ -216,7 +216,7 @@ def scored_run(network, tmp_path_factory) -> Path:
     """A run of three checkpoints, of which the second has the best score."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = TrainConfig(model=network[0])
-    state = placed_state(config, make_mesh(MeshConfig(data=1)), network[1])
+    state = sharded_state(config, make_mesh(MeshConfig(data=1)), network[1])
     with Run(folder, keep=3) as run:
         run.begin(config, 0)
         for step, psnr in ((1, 20.0), (2, 30.0), (3, 25.0)):

@@ -89,6 +89,7 @@ def test_sound_is_copied_packet_by_packet(tmp_path, clip, suffix):
 
 
 def test_sound_that_goes_on_after_the_last_frame_is_whole(tmp_path, clip, monkeypatch):
+    assert len(video._take(iter(range(10**6)), 4)) == video._MOST_ITEMS, "else memory fills up"
     monkeypatch.setattr(video, "_MOST_ITEMS", 3)
     video.restore_video(clip, tmp_path / "b.mkv", same, batch=5)
     assert packets(tmp_path / "b.mkv", "audio") == packets(clip, "audio")
@@ -145,8 +146,9 @@ def test_times_of_a_variable_rate_are_kept(tmp_path):
     video.restore_video(tmp_path / "b.mkv", tmp_path / "c.mkv", same, batch=5)
     assert times(tmp_path / "c.mkv") == times(tmp_path / "b.mkv")
     np.testing.assert_allclose(read(tmp_path / "c.mkv").mean((1, 2, 3)), LEVELS, atol=2)
-    for name in ("b.mp4", "b.mkv"):
-        assert first(tmp_path / name)["duration"] / 1e6 > expected[-1], "else players drop frames"
+    lasting = [first(tmp_path / name)["duration"] / 1e6 for name in ("b.mp4", "b.mkv")]
+    assert lasting[0] > expected[-1], "else players drop frames"
+    assert lasting[1] == pytest.approx(lasting[0], abs=1e-3)
 
 
 def test_a_clock_that_jumps_back_runs_on(tmp_path):
@@ -164,14 +166,18 @@ def test_a_clock_that_jumps_back_runs_on(tmp_path):
 
 
 def test_titles_languages_chapters_and_attachments_are_kept(tmp_path, clip):
-    chapter = {"id": 1, "start": 100, "end": 300, "time_base": Fraction(1, 1000)}
+    chapters = [
+        {"id": id, "start": start, "end": end, "time_base": Fraction(1, 1000), "metadata": {}}
+        for id, start, end in ((1, 0, 100), (2, 100, 300))
+    ]
+    chapters[1]["metadata"] = {"title": "shower"}
     with av.open(str(clip)) as file, av.open(str(tmp_path / "a.mkv"), "w") as output:
         streams = [output.add_stream_from_template(each, opaque=True) for each in file.streams]
         for stream in streams:
             stream.metadata["language"] = "deu"
         output.add_attachment("font.ttf", "font/ttf", b"curves")
         output.metadata["title"] = "Rain"
-        output.set_chapters([{**chapter, "metadata": {"title": "shower"}}])
+        output.set_chapters(chapters)
         for packet in file.demux():
             if packet.size:
                 packet.stream = streams[packet.stream_index]
@@ -180,7 +186,7 @@ def test_titles_languages_chapters_and_attachments_are_kept(tmp_path, clip):
         _, notes = video.restore_video(tmp_path / "a.mkv", tmp_path / name, same, batch=5)
         with av.open(str(tmp_path / name)) as file:
             assert file.metadata["title"] == "Rain"
-            (found,) = file.chapters()
+            _, found = file.chapters()
             assert found["start"] * found["time_base"] == Fraction(1, 10)
             assert found["metadata"] == {"title": "shower"}
             assert [file.streams[index].language for index in (0, 1)] == ["deu", "deu"]

@@ -23,11 +23,10 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from drsformer_jax.data.locks import locked
 from drsformer_jax.data.pairs import Pair, Pairs, sizes_of
 from drsformer_jax.errors import InputError
-from drsformer_jax.files import check_writable
+from drsformer_jax.files import check_writable, remove_leftovers, replacing
 
 _VERSION = 1
 _WRITER = "group_size:1,uncompressed"
-_TEMPORARY = ".decoded-pairs.tmp"
 _READER = "readahead_buffer_size:0,max_parallelism:0"
 _STRIP = 2**16
 """Greatest size of a record in bytes. Larger ones hold more rows that a crop does not need, and
@@ -59,8 +58,7 @@ def write_raw_records(
         return
     check_writable(path.parent)
     with locked(path.parent, f"write {path}"):
-        for left in path.parent.glob(f".*{_TEMPORARY}"):
-            left.unlink()
+        remove_leftovers(path.parent)
         if path.exists():
             return
         size = _size(pairs)
@@ -70,14 +68,10 @@ def write_raw_records(
                 f"{path} would take {_gib(size)}, {path.parent} has {_gib(free)} free; "
                 "expected a folder with room for all decoded pairs"
             )
-        temporary = path.with_name(f".{path.name}{_TEMPORARY}")
-        try:
+        with replacing(path) as file:
+            temporary = Path(file.name)
             _write(path, temporary, pairs, progress)
             _check_written(path, temporary)
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):  # It would hide what went wrong.
-                temporary.unlink(missing_ok=True)
 
 
 def _write(path: Path, temporary: Path, pairs: Pairs, progress: Callable[[int], object]) -> None:

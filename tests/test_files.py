@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
 import subprocess
 import sys
@@ -70,19 +71,26 @@ def test_what_a_killed_process_left_is_removed(writer, tmp_path):
     assert not (tmp_path / "result").exists()
 
 
+@pytest.mark.parametrize(("owner", "name"), [(Path, "touch"), (fcntl, "flock")])
 def test_file_that_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, owner, name
 ):
-    make, cleaned = Path.touch, []
+    """Another process cleans up after the file is made, or after it is opened to be locked."""
+    do, cleaned = getattr(owner, name), []
 
-    def touch_and_clean(self, **options):
-        make(self, **options)
+    def and_clean(*arguments, **options):
+        if owner is Path:
+            do(*arguments, **options)
         if not cleaned:
-            cleaned.append(self)
+            cleaned.append(True)
             files.remove_leftovers(tmp_path)
+            assert not hidden(tmp_path)
+        if owner is fcntl:
+            do(*arguments, **options)
 
-    monkeypatch.setattr(Path, "touch", touch_and_clean)
+    monkeypatch.setattr(owner, name, and_clean)
     files.write_text(tmp_path / "a", "whole")
+    assert cleaned
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "whole"
 

@@ -72,10 +72,10 @@ def test_what_a_killed_process_left_is_removed(writer, tmp_path):
 
 
 @pytest.mark.parametrize(("owner", "name"), [(Path, "touch"), (fcntl, "flock")])
-def test_file_that_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
+def test_what_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
     tmp_path, monkeypatch, owner, name
 ):
-    """Another process cleans up after the file is made, or after it is opened to be locked."""
+    """Another process cleans up after a file is made, or after a folder is opened to be locked."""
     do, cleaned = getattr(owner, name), []
 
     def and_clean(*arguments, **options):
@@ -89,10 +89,13 @@ def test_file_that_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
             do(*arguments, **options)
 
     monkeypatch.setattr(owner, name, and_clean)
-    files.write_text(tmp_path / "a", "whole")
+    if name == "touch":
+        files.write_text(tmp_path / "a", "whole")
+    else:
+        with files.new_folder(tmp_path / "a") as folder:
+            (folder / "inside").touch()
     assert cleaned
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert (tmp_path / "a").read_text() == "whole"
 
 
 def test_networks_are_loaded_converted_and_scored_without_file_locks(model, tmp_path):

@@ -156,7 +156,9 @@ def test_of_an_animation_the_first_image_is_read(tmp_path):
     frames = [Image.fromarray(noise((6, 6, 3), seed=seed)) for seed in (1, 2)]
     for name, options in (("a.png", {}), ("a.webp", {"lossless": True}), ("a.tif", {})):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
-        np.testing.assert_array_equal(load_image(tmp_path / name).rgb, frames[0])
+        loaded = load_image(tmp_path / name)
+        np.testing.assert_array_equal(loaded.rgb, frames[0])
+        assert loaded.lost == ("only the first of 2 images is kept",)
     deep = noise((2, 6, 6, 3), True)
     tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb")
     np.testing.assert_array_equal(load_image(tmp_path / "a.tif").rgb, deep[0])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from drsformer_jax import locks
 from drsformer_jax.errors import InputError
 
 _SUFFIX = ".temporary"
@@ -123,27 +124,20 @@ def _temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
 def _locked(path: Path) -> Iterator[bool]:
     """Locks a file or a folder, and says whether there are locks here.
 
-    The system drops the lock when the process ends in any way, so unlike a process's number it
-    cannot outlive it, and it holds across containers and machines.
-
     Raises:
         OSError: if another process has locked it, or it is gone.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
+    if not locks.AVAILABLE:
         yield False
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        locked = True
+        found = True
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # Some file systems have no locks.
-            locked = False
-        yield locked
+            locks.lock(descriptor)
+        except locks.NoLocksError:
+            found = False
+        yield found
     finally:
         os.close(descriptor)
 

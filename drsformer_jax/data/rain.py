@@ -30,12 +30,12 @@ from drsformer_jax.data import layouts
 from drsformer_jax.data.datasets import in_threads, pixel_digest
 from drsformer_jax.data.folders import check_sizes
 from drsformer_jax.data.layouts import RawPair
-from drsformer_jax.data.locks import locked
 from drsformer_jax.data.pairs import Pair, check_two_files
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import check_writable
 from drsformer_jax.images.pixels import decode_image, encode_image, image_file, read_image
+from drsformer_jax.locks import locked
 
 _VERSION = "1.0.0"
 _Examples = Iterator[tuple[int, dict[str, Any]]]

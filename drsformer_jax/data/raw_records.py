@@ -20,10 +20,10 @@ from typing import Any, cast
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from drsformer_jax.data.locks import locked
 from drsformer_jax.data.pairs import Pair, Pairs, sizes_of
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import check_writable, remove_leftovers, replacing
+from drsformer_jax.locks import locked
 
 _VERSION = 1
 _WRITER = "group_size:1,uncompressed"

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
+from drsformer_jax import locks
 from drsformer_jax.config import ModelConfig, TrainConfig
 from drsformer_jax.config.file import from_dict, read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
@@ -277,25 +277,19 @@ class _Best(policies.PreservationPolicy):
 
 def _locked(folder: Path) -> int:
     """Opens a file that keeps a run to one training program until it is closed."""
-    try:
-        import fcntl
-    except ImportError:
-        raise InputError(
-            f"{sys.platform} has no file locks (fcntl), which training needs; expected Linux, "
-            "macOS, or WSL on Windows"
-        ) from None
+    locks.check_available("training")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / _LOCK, os.O_WRONLY | os.O_CREAT)
+    descriptor = os.open(folder / _LOCK, os.O_WRONLY | os.O_CREAT)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locks.lock(descriptor)
     except BlockingIOError:
-        os.close(lock)
+        os.close(descriptor)
         raise InputError(
             f"{folder} is being trained by another process; expected another --workdir, or its end"
         ) from None
-    except OSError:
-        pass  # Some file systems have no locks.
-    return lock
+    except locks.NoLocksError:
+        pass  # Training alone needs none.
+    return descriptor
 
 
 def _read_scores(path: Path) -> dict[int, dict[str, Any]]:

@@ -134,11 +134,11 @@ def test_batches_equal_those_of_the_source(path):
 
 
 def test_a_crop_reads_no_more_than_its_strips(path, monkeypatch):
-    places = []
-    record = RawRecords.record
-    monkeypatch.setattr(RawRecords, "record", lambda self, k: places.append(k) or record(self, k))
-    image = RawRecords(path)[2]["rainy"]  # of 321 rows, 45 a strip; two pairs of 1 and 2 before
-    places.clear()
+    records, places = RawRecords(path), []
+    image = records[2]["rainy"]  # of 321 rows, 45 a strip; two pairs of 1 and 2 before
+    record = records.record
+    # Not of the class: batches of another test may still be read ahead.
+    monkeypatch.setattr(records, "record", lambda k: places.append(k) or record(k))
     image[100:228, 10:138]
     assert places == [6 + 2, 6 + 3, 6 + 4, 6 + 5]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rain_sets import write_pairs, write_splits
 
-from drsformer_jax.data.locks import locked
 from drsformer_jax.data.verification import verify
 from drsformer_jax.errors import InputError
+from drsformer_jax.locks import locked
 
 NAMES = ["1.png", "2.png", "3.png", "4.png"]
 CACHE = """

@@ -121,11 +121,25 @@ class OpenedImage(NamedTuple):
             mode = {1: "L", 3: "RGB", 4: "RGBA"}[self.channels]
             values = np.asarray(self.source.convert(mode)).reshape(self.height, self.width, -1)
         values = values[..., : self.channels]
+        if self.channels > self.colors and self.tags.get(_EXTRA, (0, 0))[1] == _MULTIPLIED:
+            values = _rounded_division(values)
         if self.format.name == "AVIF" and values.dtype == np.uint16:
             values = values | values >> self.source.get("bits-per-sample")  # else white is less
         if self.orientation in UPRIGHT:
             values = UPRIGHT[self.orientation](values)
         return np.require(values, requirements=["C", "W"])
+
+
+def _rounded_division(values: np.ndarray) -> np.ndarray:
+    """Rounds to nearest where libvips, dividing colors by alpha in float32, rounds down."""
+    white, wide = np.iinfo(values.dtype).max, values.astype(np.int64)
+    colors, alpha = wide[..., :-1], wide[..., -1:]
+    divisor = np.maximum(alpha, 1)
+    stored = -(-colors * alpha // white)  # what the file has, or one more
+    again = stored.astype(np.float32) * (np.float32(white) / divisor.astype(np.float32))
+    stored -= again >= colors + 1
+    rounded = (stored * white + divisor // 2) // divisor
+    return np.concatenate([rounded, alpha], -1).astype(values.dtype)
 
 
 @contextlib.contextmanager
@@ -141,19 +155,17 @@ def in_one_line(name: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (pyvips.Error, OSError, _UnreadableError, UnicodeDecodeError) as error:
-        # The last is what pyvips raises if libvips' message quotes letters of the file.
+        # The last is what pyvips raises if a message of libvips quotes letters of the file.
         raise InputError(
             f"{name} is no image that can be read ({_reason(error)}); expected {_READABLE}"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = [line.strip() for line in str(error).splitlines()]
-    empty = re.compile("^$|^unable to|: bad seek|load error$|codec can't decode")
-    told = [line for line in lines if not empty.search(line)]
-    return told[0] if told else "it is damaged or cut short"
+    # libvips has one list of messages for all threads, so another image's could be told here.
+    if isinstance(error, (pyvips.Error, UnicodeDecodeError)):
+        return "it is damaged, cut short or of a kind that libvips cannot read"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def open_image(file: BinaryIO) -> OpenedImage:
@@ -313,6 +325,8 @@ def _exif_in_text(text: bytes) -> bytes:
 
 _PLANAR, _EXTRA, _STRIPS, _TILES = 284, 338, 273, 324
 _ROWS, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
+_MULTIPLIED = 1
+"""What `_EXTRA` has of alpha that colors are multiplied by."""
 _LETTERS = {3: "H", 4: "L", 16: "Q"}
 Tags = dict[int, tuple[int, int]]
 """Of a TIFF file: how many values each tag has, and the first if it stands in the directory."""

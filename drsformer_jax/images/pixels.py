@@ -213,7 +213,9 @@ def _encode(
         save = getattr(image, f"{format.codec}save_buffer")
         return save(keep="|".join([*keep, "other"]), **options)
     except pyvips.Error as error:
-        raise InputError(f"{path} cannot be written ({' '.join(str(error).split())})") from error
+        raise InputError(
+            f"{path} cannot be encoded as {format.name}; expected another format such as PNG"
+        ) from error
 
 
 _TYPES: dict[type, Any] = {bytes: pyvips.GValue.blob_type, str: pyvips.GValue.gstr_type}

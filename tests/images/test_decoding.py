@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import pyvips
@@ -195,14 +196,15 @@ def test_png_of_a_damaged_head_prints_nothing(place, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-SAMPLING = ["4:4:4", "4:2:2", "4:2:0"]
+SAMPLING = ["444", "422", "420", "440", "411"]
 
 
 @pytest.mark.parametrize("sampling", SAMPLING)
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (33, 47), (64, 80), (131, 129)])
 @pytest.mark.parametrize("quality", [30, 95])
 def test_jpeg_is_decoded_in_every_sampling(sampling, size, quality):
-    assert_as_pillow(saved(scene(*size), "JPEG", quality=quality, subsampling=sampling))
+    content = imagecodecs.jpeg8_encode(scene(*size), level=quality, subsampling=sampling)
+    assert_as_pillow(content)
 
 
 @pytest.mark.parametrize(

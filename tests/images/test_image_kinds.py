@@ -106,17 +106,29 @@ def test_tiff_files_of_every_layout_are_read(tmp_path, channels, deep, options):
     assert loaded.lost == ("EXIF is dropped",)
 
 
-def test_tiff_of_16_bits_with_white_at_zero_and_with_multiplied_alpha(tmp_path):
+def test_tiff_of_16_bits_with_white_at_zero(tmp_path):
     gray = noise((5, 7), True)
     tifffile.imwrite(tmp_path / "a.tif", gray, photometric="miniswhite")
     np.testing.assert_array_equal(load_image(tmp_path / "a.tif").rgb[..., 1], 65535 - gray)
-    rgb, alpha = noise((64, 64, 3), True), noise((64, 64, 1), True, 1)
-    stored = np.dstack([np.round(rgb * (alpha / 65535)).astype(np.uint16), alpha])
-    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colors_that_a_tiff_has_multiplied_by_alpha_are_divided_and_rounded(
+    tmp_path, deep, channels
+):
+    colors, alpha = noise((256, 256, channels), deep), noise((256, 256, 1), deep, 1)
+    white = np.iinfo(alpha.dtype).max
+    stored = np.dstack([np.round(colors * (alpha / white)).astype(alpha.dtype), alpha])
+    photometric = "rgb" if channels == 3 else "minisblack"
+    tifffile.imwrite(
+        tmp_path / "a.tif", stored, photometric=photometric, extrasamples=["assocalpha"]
+    )
     loaded = load_image(tmp_path / "a.tif")
     np.testing.assert_array_equal(loaded.alpha, alpha[..., 0])
-    error = np.abs(loaded.rgb.astype(float) - rgb)
-    assert (error <= 0.5 * 65535 / np.maximum(alpha, 1) + 1.01).all()  # libvips rounds down
+    # Half a step of what is stored, and half a step of the result.
+    error = np.abs(loaded.rgb.astype(float) - colors)[alpha[..., 0] > 0]
+    assert (error <= 0.5 * white / alpha[alpha > 0][:, None] + 0.51).all()
 
 
 def test_a_tiff_channel_that_is_not_said_to_be_alpha_is_left_out(tmp_path):
@@ -228,8 +240,8 @@ def bomb(tags: dict[int, tuple[int, int]]) -> bytes:
     ("changed", "reason"),
     [
         ({0x0100: (4, 100_000), 0x0101: (4, 100_000)}, "100000x100000 exceeds the limit of"),
-        ({0x0115: (3, 60_000)}, "samples out of range"),
-        ({0x0115: (3, 0)}, 'Bad value 0 for "SamplesPerPixel" tag'),
+        ({0x0115: (3, 60_000)}, "it is damaged"),
+        ({0x0115: (3, 0)}, "it is damaged"),
         ({0x0100: (4, 0)}, "Cannot handle zero|no image"),
         ({0x0111: (4, 2**31)}, "no image"),
     ],
@@ -254,7 +266,7 @@ PLANES = {0x0106: (3, 2), 0x0115: (3, 3), 0x011C: (3, 2)}
     [
         (ONE_STRIP, (7, 3000), "it has 1 of its 600 strips or tiles"),
         (ONE_STRIP, (7, 6), "it has 1 of its 2 strips or tiles"),
-        (ONE_STRIP | {0x0116: (4, 0)}, (7, 5), "Bad value 0 for .RowsPerStrip. tag"),
+        (ONE_STRIP | {0x0116: (4, 0)}, (7, 5), "it is damaged"),
         (ONE_STRIP | PLANES, (7, 5), "it has 1 of its 3 strips or tiles"),
         (ONE_TILE, (16, 17), "it has 1 of its 2 strips or tiles"),
         (ONE_TILE, (17, 16), "it has 1 of its 2 strips or tiles"),

@@ -195,6 +195,24 @@ def test_damaged_pixels_are_refused(tmp_path):
         images.read_image(path)
 
 
+def test_the_reason_of_a_damaged_image_is_the_same_in_every_thread(tmp_path):
+    contents = [encoded(noise(60, 60), name) for name in ("PNG", "JPEG", "TIFF")]
+    for index, content in enumerate(contents):
+        (tmp_path / f"{index}").write_bytes(content)
+        (tmp_path / f"{index}cut").write_bytes(content[: len(content) // 2])
+
+    def reason(number: int) -> str | None:
+        path = tmp_path / f"{number % 3}{'cut' * (number % 2)}"
+        try:
+            images.read_image(path)
+        except InputError as error:
+            return str(error).replace(str(path), "x")
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len({*pool.map(reason, range(600))}) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -5,6 +5,11 @@ Or, for images that any program made: python eval.py --restored DIR --target DIR
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback on Ctrl-C during the imports.
+
 import csv
 import dataclasses
 import functools

@@ -133,7 +133,7 @@ def derain(checkpoint: Path, folder: Path) -> Attempt:
     """Runs the command as users do, but with a compile cache of its own."""
     results = folder / "results"
     shutil.rmtree(results, ignore_errors=True)
-    command = [sys.executable, "-m", "drsformer_jax.cli", "derain", folder / "rainy", results]
+    command = [sys.executable, "-m", "drsformer_jax", "derain", folder / "rainy", results]
     start, first = time.perf_counter(), None
     with subprocess.Popen(
         [*command, "--checkpoint", checkpoint],

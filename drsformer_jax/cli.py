@@ -45,18 +45,18 @@ class Derain:
     paths: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT [INPUT ...] OUTPUT")
     ]
-    """Images (PNG, JPEG, WebP, BMP, TIFF), folders with subfolders, or patterns such as
-    'photos/**/*.jpg'; last the folder where the results go under the same names. Or one image or
+    """Images (PNG, JPEG, WebP, BMP, TIFF, AVIF, GIF), folders with subfolders, or patterns such as
+    'images/**/*.jpg'; last the folder where the results go under the same names. Or one image or
     video, and the file for the result. OUTPUT is a folder if it exists as one, ends in a slash or
     has no extension."""
     checkpoint: Path
     """A training run, a converted folder, or an official .pth or .safetensors file."""
     step: int | None = None
     """Checkpoint of a training run; default: the best one."""
-    format: Literal["png", "jpg", "webp", "bmp", "tif"] | None = None
+    format: Literal["png", "jpg", "webp", "bmp", "tif", "avif"] | None = None
     """Format of the results; default: that of each image."""
     quality: int | None = None
-    """Quality of JPEG and lossy WebP, 1 to 100; default: JPEG 95 and lossless WebP."""
+    """Quality of JPEG, AVIF and lossy WebP, 1 to 100; default: JPEG 95, AVIF 90, lossless WebP."""
     crf: int | None = None
     """Constant rate factor of a video, 0 to 51 (.webm to 63), less is better; default: 16 (.webm
     18)."""
@@ -385,7 +385,3 @@ def main() -> None:
     application.command(name="show-data")(ShowData)
     with one_line_errors():
         parse(application.cli, prog="drsformer").run()
-
-
-if __name__ == "__main__":
-    main()

@@ -38,6 +38,11 @@ def noise(shape: tuple[int, ...], deep: bool = False, seed: int = 0) -> np.ndarr
     return np.random.default_rng(seed).integers(0, 65536 if deep else 256, shape, dtype=dtype)
 
 
+def smooth(h: int, w: int) -> np.ndarray:
+    y, x = np.mgrid[:h, :w]
+    return np.stack([255 * y / h, 255 * x / w, 255 * (x + y) / (h + w)], -1).astype(np.uint8)
+
+
 def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(
         ">I", zlib.crc32(name + content)
@@ -69,6 +74,13 @@ def camera(block: bytes | Image.Exif) -> tuple[str, int, dict, dict, dict]:
     taken = {k: v for k, v in exif.get_ifd(0x8769).items() if k != 0xA005}
     related = exif.get_ifd(0xA005) if 0xA005 in exif.get_ifd(0x8769) else {}
     return exif[0x010F], exif[0x0112], taken, related, exif.get_ifd(0x8825)
+
+
+def saved(pixels: np.ndarray, format_name: str, **options: object) -> bytes:
+    """An image file by Pillow."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format_name, **options)
+    return stream.getvalue()
 
 
 def encoded(

@@ -44,7 +44,7 @@ class Programs:
         self._programs = {
             "train": [str(ROOT / "train.py")],
             "eval": [str(ROOT / "eval.py")],
-            "drsformer": ["-m", "drsformer_jax.cli"],
+            "drsformer": ["-m", "drsformer_jax"],
         }
 
     def start(self, program, *arguments, environment=None, **options):

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,22 @@ with one_line_errors():
         print("lost")
     time.sleep(600)
 """
+
+
+@pytest.mark.parametrize("program", [["train.py"], ["eval.py"], ["-m", "drsformer_jax"]])
+def test_an_interrupt_during_the_imports_prints_no_traceback(program, tmp_path):
+    (tmp_path / "jax.py").write_text("print(flush=True)\n__import__('time').sleep(600)")
+    with subprocess.Popen(
+        [sys.executable, *program],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=100)
+    assert (process.returncode, errors) == (-signal.SIGINT, b"")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

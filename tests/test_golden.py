@@ -44,7 +44,7 @@ def test_official_file_is_converted_there_and_back(preset, shared, official_shap
     torch.save({"params": tensors}, tmp_path / "official.pth")
 
     def convert(*arguments: object) -> str:
-        command = [sys.executable, "-m", "drsformer_jax.cli", "convert", *map(str, arguments)]
+        command = [sys.executable, "-m", "drsformer_jax", "convert", *map(str, arguments)]
         return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
 
     said = convert(tmp_path / "official.pth", tmp_path / "model")

@@ -11,12 +11,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
 
+from drsformer_jax.data.pairs import map_in_threads
 from drsformer_jax.data.sheets import contact_sheet
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.image import LoadedImage, load_image, save_image
@@ -94,11 +95,11 @@ def restore_files(
     before = Counter(restorer.programs)
     todo = [job for job in jobs if not (resume and os.path.exists(job.target))]
     files = _Files(restorer, resume, quality, background)
+    sizes = _read_sizes(jobs if todo else [])
+    restorer.plan(sizes.values())
+    batches = _batches(todo, sizes, restorer, batch)
     with ThreadPoolExecutor(workers) as pool:
         try:
-            sizes = _read_sizes(jobs if todo else [], pool)
-            restorer.plan(sizes.values())
-            batches = _batches(todo, sizes, restorer, batch)
             running = [pool.submit(files.restore, each) for each in batches]
             outcomes = (outcome for future in running for outcome in future.result())
             done = _report(outcomes, len(todo), alone=len(jobs) == 1)
@@ -181,7 +182,7 @@ class _Files:
         return _Outcome(job, math.prod(restored.shape[:2]), notes)
 
 
-def _read_sizes(jobs: Sequence[Job], pool: Executor) -> dict[Job, Size]:
+def _read_sizes(jobs: Sequence[Job]) -> dict[Job, Size]:
     """(height, width) of each image; without those whose size cannot be read.
 
     A file that cannot be read is reported when its turn comes; some heads say nothing that can be
@@ -194,10 +195,8 @@ def _read_sizes(jobs: Sequence[Job], pool: Executor) -> dict[Job, Size]:
         except InputError:
             return None
 
-    sizes = tqdm(
-        pool.map(read, jobs), "reading sizes", len(jobs), unit="image", leave=False, disable=None
-    )
-    return {job: size for job, size in zip(jobs, sizes, strict=True) if size is not None}
+    sizes = zip(jobs, map_in_threads(read, jobs, "image sizes"), strict=True)
+    return {job: size for job, size in sizes if size is not None}
 
 
 def _batches(

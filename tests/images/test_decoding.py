@@ -15,7 +15,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import pyvips
-from image_files import SRGB, UPRIGHT, chunk, noise, phone
+from image_files import SRGB, UPRIGHT, chunk, noise, phone, saved
 from PIL import Image, ImageOps
 
 from drsformer_jax.errors import InputError
@@ -33,12 +33,6 @@ def scene(height: int, width: int, seed: int = 0) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     slopes = np.stack([2 * x + y, 3 * y - x, x * y // 50], -1)
     return ((slopes + noise((height, width, 3), seed=seed) % 5) % 256).astype(np.uint8)
-
-
-def saved(pixels: np.ndarray, format_name: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format_name, **options)
-    return stream.getvalue()
 
 
 def pillow(content: bytes) -> np.ndarray:

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
-import io
 import os
 import re
 import resource
 import stat
 import struct
-import subprocess
-import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import noise, saved, smooth
 from PIL import Image, JpegImagePlugin
 
 from drsformer_jax.data.folders import find_images
@@ -23,21 +21,6 @@ from drsformer_jax.images.image import LoadedImage, save_image
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF"]
 LOSSLESS = [".png", ".webp", ".bmp", ".tif", ".tiff"]
-
-
-def noise(h: int, w: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
-
-
-def smooth(h: int, w: int) -> np.ndarray:
-    y, x = np.mgrid[:h, :w]
-    return np.stack([255 * y / h, 255 * x / w, 255 * (x + y) / (h + w)], -1).astype(np.uint8)
-
-
-def encoded(image: np.ndarray, format_name: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, format_name, **options)
-    return stream.getvalue()
 
 
 def refused(path: Path, reason: str) -> str:
@@ -56,7 +39,7 @@ def images_equal(a: Path, b: Path) -> None:
 @pytest.mark.parametrize("extension", LOSSLESS)
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (1, 50)])
 def test_lossless_formats_return_every_pixel(tmp_path, extension, size):
-    image = noise(*size)
+    image = noise((*size, 3))
     images.write_image(tmp_path / f"a{extension}", image)
     read = images.read_image(str(tmp_path / f"a{extension}"))
     np.testing.assert_array_equal(read, image)
@@ -79,9 +62,9 @@ def test_the_extension_chooses_the_format(tmp_path, extension, format_name):
 
 
 def test_jpeg_is_written_at_quality_95_without_chroma_subsampling(tmp_path):
-    images.write_image(tmp_path / "a.jpg", noise(64, 64))
+    images.write_image(tmp_path / "a.jpg", noise((64, 64, 3)))
     (tmp_path / "b.jpg").write_bytes(
-        encoded(noise(64, 64), "JPEG", quality=95, subsampling="4:4:4")
+        saved(noise((64, 64, 3)), "JPEG", quality=95, subsampling="4:4:4")
     )
     images_equal(tmp_path / "a.jpg", tmp_path / "b.jpg")
 
@@ -127,7 +110,7 @@ def test_failing_halfway_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(error):
-        images.write_image(path, noise(8, 8))
+        images.write_image(path, noise((8, 8, 3)))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -136,16 +119,16 @@ def test_failing_halfway_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
 @pytest.mark.parametrize("size", [(9, 9), (200, 300)])
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, extension, size):
     path = tmp_path / f"a{extension}"
-    images.write_image(path, noise(*size))
+    images.write_image(path, noise((*size, 3)))
     whole = path.stat().st_size
     path.unlink()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (whole - 1, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            images.write_image(path, noise(*size))
+            images.write_image(path, noise((*size, 3)))
         with pytest.raises(OSError, match="File too large") as error:
-            save_image(path, LoadedImage(noise(*size)))
+            save_image(path, LoadedImage(noise((*size, 3))))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert error.value.filename == str(path)
@@ -170,7 +153,7 @@ def test_an_unfinished_file_is_no_image_of_the_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a"])
 def test_format_is_told_by_content_whatever_the_name(tmp_path, format_name, name):
     path = tmp_path / name
-    path.write_bytes(encoded(smooth(40, 30), format_name))
+    path.write_bytes(saved(smooth(40, 30), format_name))
     read = images.read_image(path)
     assert read.shape == (40, 30, 3)
     assert np.abs(read.astype(int) - smooth(40, 30)).max() <= 24
@@ -179,7 +162,7 @@ def test_format_is_told_by_content_whatever_the_name(tmp_path, format_name, name
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9])
 def test_truncated_files_are_refused(tmp_path, format_name, share):
-    data = encoded(noise(200, 200), format_name)
+    data = saved(noise((200, 200, 3)), format_name)
     path = tmp_path / "cut.png"
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(InputError, match=refused(path, ".+")):
@@ -187,7 +170,7 @@ def test_truncated_files_are_refused(tmp_path, format_name, share):
 
 
 def test_damaged_pixels_are_refused(tmp_path):
-    data = bytearray(encoded(noise(64, 64), "PNG"))
+    data = bytearray(saved(noise((64, 64, 3)), "PNG"))
     data[len(data) // 2] ^= 0xFF
     path = tmp_path / "a.png"
     path.write_bytes(data)
@@ -196,7 +179,7 @@ def test_damaged_pixels_are_refused(tmp_path):
 
 
 def test_the_reason_of_a_damaged_image_is_the_same_in_every_thread(tmp_path):
-    contents = [encoded(noise(60, 60), name) for name in ("PNG", "JPEG", "TIFF")]
+    contents = [saved(noise((60, 60, 3)), name) for name in ("PNG", "JPEG", "TIFF")]
     for index, content in enumerate(contents):
         (tmp_path / f"{index}").write_bytes(content)
         (tmp_path / f"{index}cut").write_bytes(content[: len(content) // 2])
@@ -218,7 +201,7 @@ def test_the_reason_of_a_damaged_image_is_the_same_in_every_thread(tmp_path):
     [
         (b"", "the file is empty"),
         (b"notes, not an image", "its content is of another format"),
-        (encoded(smooth(8, 8), "PPM"), "its content is of another format"),
+        (saved(smooth(8, 8), "PPM"), "its content is of another format"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), ".+"),
         (b"BM" + bytes(100), ".+"),
         (b"RIFF\x10\n\0\0WEBP" + bytes(100), ".+"),
@@ -272,157 +255,8 @@ def test_several_threads_read_the_same(tmp_path, format_name):
     paths = []
     for seed in range(8):
         paths.append(tmp_path / f"{seed}.png")
-        paths[-1].write_bytes(encoded(noise(64, 64, seed), format_name))
+        paths[-1].write_bytes(saved(noise((64, 64, 3), seed=seed), format_name))
     expected = [images.read_image(path) for path in paths]
     with ThreadPoolExecutor(8) as pool:
         for got, want in zip(pool.map(images.read_image, paths * 8), expected * 8, strict=True):
             np.testing.assert_array_equal(got, want)
-
-
-ORIENTED = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a),
-}
-
-
-@pytest.mark.parametrize("orientation", ORIENTED)
-@pytest.mark.parametrize(
-    ("format_name", "options"),
-    [
-        ("PNG", {}),
-        ("WEBP", {"lossless": True}),
-        ("TIFF", {}),
-        ("TIFF", {"compression": "tiff_deflate"}),
-    ],
-)
-def test_exif_orientation_is_applied_once(tmp_path, orientation, format_name, options):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / "a"
-    path.write_bytes(encoded(noise(5, 8), format_name, exif=exif, **options))
-    np.testing.assert_array_equal(images.read_image(path), ORIENTED[orientation](noise(5, 8)))
-
-
-@pytest.mark.parametrize("orientation", ORIENTED)
-@pytest.mark.parametrize("mode", ["L", "RGBA"])
-def test_uncompressed_gray_and_rgba_tiff_images_are_turned_too(tmp_path, orientation, mode):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = Image.fromarray(noise(5, 8)).convert(mode)
-    image.save(tmp_path / "a.tif", exif=exif)
-    np.testing.assert_array_equal(
-        images.read_image(tmp_path / "a.tif"),
-        ORIENTED[orientation](np.array(image.convert("RGB"))),
-    )
-
-
-def test_impossible_exif_orientation_is_ignored(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 9
-    (tmp_path / "a.png").write_bytes(encoded(noise(5, 8), "PNG", exif=exif))
-    np.testing.assert_array_equal(images.read_image(tmp_path / "a.png"), noise(5, 8))
-
-
-def test_a_phone_jpeg_is_turned_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = tmp_path / "a.jpg"
-    path.write_bytes(encoded(smooth(40, 64), "JPEG", quality=95, exif=exif))
-    read = images.read_image(path)
-    assert read.shape == (64, 40, 3)
-    assert np.abs(read.astype(int) - np.rot90(smooth(40, 64), -1)).mean() < 2
-
-
-def test_broken_camera_data_neither_spoils_nor_warns(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 1
-    exif[0x010F] = "a maker's name of some length"
-    path = tmp_path / "a.jpg"
-    path.write_bytes(encoded(smooth(8, 8), "JPEG", exif=exif.tobytes()[:-20]))
-    (tmp_path / "b.jpg").write_bytes(encoded(smooth(8, 8), "JPEG", exif=b"Exif\0\0nonsense"))
-    program = (
-        "import sys; from drsformer_jax.images.pixels import read_image\n"
-        "for path in sys.argv[1:]: print(read_image(path).shape)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program, path, tmp_path / "b.jpg"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert (run.stdout, run.stderr) == ("(8, 8, 3)\n(8, 8, 3)\n", "")
-
-
-@pytest.mark.parametrize("format_name", ["PNG", "TIFF"])
-def test_16_bit_gray_is_scaled_and_rounded(tmp_path, format_name):
-    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    path = tmp_path / "a"
-    path.write_bytes(encoded(values, format_name))
-    expected = np.round(values / 65535 * 255).astype(np.uint8)
-    np.testing.assert_array_equal(images.read_image(path), np.stack([expected] * 3, -1))
-
-
-def test_16_bits_of_any_shape_become_the_nearest_8_bits():
-    values = np.arange(65536, dtype=np.uint16)
-    expected = np.round(values / 65535 * 255).astype(np.uint8)
-    for shape in ((65536,), (64, 1024), (64, 256, 4)):
-        rounded = images.to_8_bits(values.reshape(shape))
-        np.testing.assert_array_equal(rounded, expected.reshape(shape), strict=True)
-
-
-def test_32_bit_images_are_refused(tmp_path):
-    path = tmp_path / "a.tif"
-    path.write_bytes(encoded(np.ones((3, 3), np.float32), "TIFF"))
-    with pytest.raises(InputError, match=r"32 bits a channel, whose white is unknown; use 8 or 16"):
-        images.read_image(path)
-
-
-def test_8_bit_gray_bilevel_and_cmyk_become_rgb(tmp_path):
-    gray = noise(6, 7)[..., 0]
-    (tmp_path / "gray.png").write_bytes(encoded(gray, "PNG"))
-    np.testing.assert_array_equal(
-        images.read_image(tmp_path / "gray.png"), np.stack([gray] * 3, -1)
-    )
-    Image.fromarray(gray > 127).save(tmp_path / "bilevel.png")
-    np.testing.assert_array_equal(
-        images.read_image(tmp_path / "bilevel.png"), np.stack([255 * (gray > 127)] * 3, -1)
-    )
-    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "cmyk.tif")
-    assert images.read_image(tmp_path / "cmyk.tif")[0, 0].tolist() == [255, 0, 0]
-
-
-def test_palette_colors_are_looked_up(tmp_path):
-    image = Image.new("P", (3, 1))
-    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    image.putdata([2, 0, 1])
-    image.save(tmp_path / "plain.png")
-    image.save(tmp_path / "clear.png", transparency=b"\x00\xff\xff")
-    colors = [[70, 80, 90], [10, 20, 30], [40, 50, 60]]
-    assert images.read_image(tmp_path / "plain.png")[0].tolist() == colors
-    colors[1] = [255, 255, 255]
-    assert images.read_image(tmp_path / "clear.png")[0].tolist() == colors
-
-
-@pytest.mark.parametrize("format_name", ["PNG", "WEBP", "TIFF"])
-def test_transparent_images_are_laid_on_white(tmp_path, format_name):
-    rgba = np.zeros((1, 3, 4), np.uint8)
-    rgba[0, :, :3] = (100, 0, 200)
-    rgba[0, :, 3] = (255, 0, 51)
-    path = tmp_path / "a"
-    options = {"lossless": True} if format_name == "WEBP" else {}
-    path.write_bytes(encoded(rgba, format_name, **options))
-    expected = [[100, 0, 200], [255, 255, 255], [224, 204, 244]]
-    assert images.read_image(path)[0].tolist() == expected
-
-
-def test_an_animation_gives_its_first_image(tmp_path):
-    frames = [Image.fromarray(noise(6, 6, seed)) for seed in (1, 2)]
-    for name, options in (("a.png", {}), ("a.webp", {"lossless": True}), ("a.tif", {})):
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
-        np.testing.assert_array_equal(images.read_image(tmp_path / name), noise(6, 6, 1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import os
 import re
@@ -25,7 +24,6 @@ from drsformer_jax.report.curves import curve
 from drsformer_jax.report.page import Example, write_report
 from drsformer_jax.scoring.complexity import parameters
 from drsformer_jax.scoring.evaluation import Scores
-from drsformer_jax.training.reporting import read_metrics
 
 CONFIG = TrainConfig(model=SMALL, data=DataConfig(global_batch=7), steps=200)
 HOSTILE = "<script>alert('1')</script>\"&\udce4{title}.png"
@@ -393,21 +391,6 @@ def test_page_is_the_same_whatever_the_user_has_set_and_drawing_is_quiet(tmp_pat
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert (tmp_path / "there.html").read_text() == write(tmp_path / "here.html")
-
-
-def test_metrics_of_older_runs_have_todays_names(tmp_path):
-    line = {"step": 1, "pictures_per_second": 8.0, "input_wait": 0.25}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    now = {"step": 1, "images_per_second": 8.0, "data_wait": 0.25}
-    assert read_metrics(tmp_path / "metrics.jsonl") == [now]
-
-
-def test_metrics_are_read_without_the_half_line_of_a_killed_run(tmp_path):
-    lines = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 3, "lo')
-    assert read_metrics(tmp_path / "metrics.jsonl") == lines
-    assert read_metrics(tmp_path / "none.jsonl") == []
 
 
 def test_template_and_style_are_part_of_a_wheel():

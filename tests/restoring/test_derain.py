@@ -49,7 +49,7 @@ def test_twenty_sizes_take_three_programs(network, tmp_path):
 
 
 KINDS = st.sampled_from(["L", "LA", "RGB", "RGBA", "P", "1", "deep", "deep gray"])
-FORMATS = st.sampled_from([".png", ".jpg", ".webp", ".bmp", ".tif"])
+FORMATS = st.sampled_from([".png", ".jpg", ".webp", ".bmp", ".tif", ".avif"])
 SIDES = st.integers(1, 16)  # Four sizes when padded, so that little is compiled.
 
 

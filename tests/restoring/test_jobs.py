@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 
+from drsformer_jax.cli import Derain
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.formats import FORMATS
 from drsformer_jax.images.pixels import write_image
 from drsformer_jax.restoring.jobs import Job, plan_jobs
 
@@ -197,3 +199,9 @@ def test_impossible_places_are_told_in_one_line(tmp_path, inputs, output, flags,
     with pytest.raises(InputError, match=message) as error:
         plan_jobs([tmp_path / each for each in inputs], tmp_path / output, **flags)
     assert "\n" not in str(error.value)
+
+
+def test_every_format_that_can_be_written_can_be_asked_for():
+    written = {format.extensions[0] for format in FORMATS if format.options is not None}
+    (choices, _) = get_args(get_type_hints(Derain)["format"])
+    assert {f".{name}" for name in get_args(choices)} == written

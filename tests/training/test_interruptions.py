@@ -10,7 +10,6 @@ import time
 
 import jax
 import numpy as np
-import psutil
 import pytest
 
 from drsformer_jax.config import MeshConfig
@@ -158,16 +157,6 @@ def test_second_ctrl_c_interrupts_the_save_and_the_run_resumes(run, place):
     assert (process.returncode, errors) == (130, "interrupted\n")
     result = run(*train, "--steps", 1)
     assert (result.returncode, result.stderr) == (0, "")
-
-
-def test_interrupt_during_the_imports_prints_no_traceback(run):
-    with run.start("train", "--help") as process:
-        found = psutil.Process(process.pid)
-        wait_for(process, lambda: any("jaxlib" in each.path for each in found.memory_maps()))
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=100)
-    assert process.returncode == -signal.SIGINT
-    assert errors == ""
 
 
 def test_run_killed_during_a_save_ends_bit_for_bit_like_the_straight_one(run, straight, place):

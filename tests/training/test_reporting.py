@@ -18,7 +18,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from drsformer_jax.training import reporting
-from drsformer_jax.training.reporting import MetricsWriter, Progress
+from drsformer_jax.training.reporting import MetricsWriter, Progress, read_metrics
 
 VALUES = {"loss": 0.25, "learning_rate": 3e-4}
 
@@ -246,3 +246,18 @@ def test_a_writer_starts_no_thread(tmp_path):
     with MetricsWriter(tmp_path, 0) as writer:
         writer.scalars(1, {"loss": 1.0})
         assert threading.active_count() == before
+
+
+def test_metrics_of_older_runs_have_todays_names(tmp_path):
+    line = {"step": 1, "pictures_per_second": 8.0, "input_wait": 0.25}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    now = {"step": 1, "images_per_second": 8.0, "data_wait": 0.25}
+    assert read_metrics(tmp_path / "metrics.jsonl") == [now]
+
+
+def test_metrics_are_read_without_the_half_line_of_a_killed_run(tmp_path):
+    lines = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 3, "lo')
+    assert read_metrics(tmp_path / "metrics.jsonl") == lines
+    assert read_metrics(tmp_path / "none.jsonl") == []

@@ -296,7 +296,7 @@ def shared_device() -> jax.Device:
 
 
 def surroundings() -> str:
-    """The machine, and what decides on the pace of PyTorch."""
+    """The machine, and what PyTorch's speed depends on."""
     if torch is None:
         return machine(shared_device())
     threads = f"PyTorch {torch.__version__} with {torch.get_num_threads()} threads"

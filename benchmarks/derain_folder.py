@@ -56,7 +56,7 @@ class Attempt(NamedTuple):
 def main() -> None:
     """Prints what the two processes take, and the share of it that is no computing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, help="any network (tiny, with drawn weights)")
+    parser.add_argument("--checkpoint", type=Path, help="default: tiny, untrained")
     parser.add_argument("--runs", type=int, default=3, help="of both processes (default 3)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
@@ -148,12 +148,12 @@ def derain(checkpoint: Path, folder: Path) -> Attempt:
                 first = time.perf_counter() - start
             time.sleep(0.02)
         spent = time.perf_counter() - start
-        told = re.search(r"restored (\d+) .*sizes compiled: (\d+)", process.stdout.read())
-    if process.returncode or first is None or not told or int(told[1]) != IMAGES:
+        found = re.search(r"restored (\d+) .*sizes compiled: (\d+)", process.stdout.read())
+    if process.returncode or first is None or not found or int(found[1]) != IMAGES:
         raise InputError(
             f"drsformer derain ended with status {process.returncode}; expected {IMAGES} results"
         )
-    return Attempt(int(told[2]), spent, first)
+    return Attempt(int(found[2]), spent, first)
 
 
 def compute(restorer: Restorer, folder: Path) -> float:

@@ -7,7 +7,7 @@ of that analysis (an arithmetic operation for each element; bytes of what an ins
 writes, of a fusion only what enters and leaves it, of a slice only the slice). With loops counted
 once the two agree within some percent, which `cost_once` is there to show.
 
-Only the program itself tells the truth: stages that are compiled alone fuse, and lie in memory, in
+Only the whole program is exact: stages that are compiled alone fuse, and are laid out in memory, in
 other ways than in the whole.
 """
 

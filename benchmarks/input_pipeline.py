@@ -35,7 +35,7 @@ DECODING = 70
 DECODED = 900
 """The same for pairs that were decoded once."""
 RAIN = 256
-"""Side in pixels of the crops that synthetic rain is drawn on."""
+"""Side in pixels of the crops that synthetic rain is rendered on."""
 DRAWN = 12
 """Pairs of that size a second that we aim at, for every kind of rain."""
 
@@ -149,7 +149,7 @@ def all_ways(data: Path, folder: Path, cores: int, photographs: str) -> dict[str
             crop_size=RAIN,
             global_batch=BATCH,
         )
-        ways[f"rain drawn on {RAIN}x{RAIN}, {kind}"] = pipeline(rain)
+        ways[f"rain rendered on {RAIN}x{RAIN}, {kind}"] = pipeline(rain)
     if cores > 1:
         workers = dataclasses.replace(dataset, workers=cores)
         ways[f"dataset, decoded each time, {cores} workers"] = pipeline(workers)

@@ -50,7 +50,7 @@ WINDOW = 512
 """Most pixels of a side of validation photographs and real images."""
 _SEED = 0
 _MEMORY = 2**30
-"""Bytes of images that are kept of each set; others are read or drawn again for each system."""
+"""Bytes of images of each dataset that are kept; others are read or rendered for each system."""
 _ON_SHEET = 2
 """Pairs of each set."""
 _REAL_ON_SHEET = 8
@@ -91,7 +91,7 @@ class Row:
 
 
 def main() -> None:
-    """Prints the table; draws and writes what is asked for."""
+    """Prints the table, and writes the files that flags ask for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

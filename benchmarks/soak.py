@@ -38,7 +38,7 @@ from drsformer_jax.training.reporting import read_metrics
 
 ROOT = Path(__file__).parents[1]
 LEARNED = re.compile("step|loss|grad_norm|learning_rate|nonfinite_steps|validation/.*")
-"""Metrics that must be equal; pace and memory are never the same twice."""
+"""Metrics that must be equal; throughput and memory never are."""
 TOLD = re.compile(r"^step (\d+)/", re.MULTILINE)
 BEGUN = re.compile(r"^steps (\d+) to ", re.MULTILINE)
 LAST_STOP = 0.8  # Of the steps; a later stop might come after the end.
@@ -120,7 +120,7 @@ def write_pairs(folder: Path) -> None:
 
 
 class Attempt:
-    """A training process, which begins a run or goes on with one; ended with the block.
+    """A training process, which starts or resumes a run; ended with the block.
 
     Args:
         run: folder of the run; `pairs` beside it is scored on.
@@ -140,14 +140,14 @@ class Attempt:
             )
         self._since = time.monotonic()
 
-    def told(self) -> int:
-        """The last step that it has told the loss of; 0 before any."""
+    def logged(self) -> int:
+        """The last step whose loss it has logged; 0 before any."""
         return max(map(int, TOLD.findall(self._log.read_text())), default=0)
 
     def wait(self, step: int, seconds: float) -> None:
-        """Waits until it has told a step, for so many seconds at most, or until it has ended."""
+        """Waits until it has logged a step, for so many seconds at most, or until it has ended."""
         end = self._since + seconds
-        while self._process.poll() is None and self.told() < step and time.monotonic() < end:
+        while self._process.poll() is None and self.logged() < step and time.monotonic() < end:
             time.sleep(0.05)
 
     def end(self, status: int, by: signal.Signals | None = None) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class Attempt:
 
         Returns:
             The exit status, the seconds that it took, and the steps that it began from (None if it
-            was stopped before) and told last.
+            was stopped before) and logged last.
 
         Raises:
             InputError: if it had ended before the signal, or ends with another exit status.
@@ -167,7 +167,7 @@ class Attempt:
             found = self._process.wait(None if by is None else PATIENCE)
         except subprocess.TimeoutExpired:
             raise InputError(
-                f"training goes on {PATIENCE} s after {by} ({self._log}); expected an end"
+                f"training runs on {PATIENCE} s after {by} ({self._log}); expected an end"
             ) from None
         text = self._log.read_text()
         if early or found != status:
@@ -181,7 +181,7 @@ class Attempt:
             "status": found,
             "seconds": time.monotonic() - self._since,
             "from": int(begun[1]) if begun else None,
-            "told": self.told(),
+            "logged": self.logged(),
         }
 
     def __enter__(self) -> Attempt:
@@ -193,7 +193,7 @@ class Attempt:
 
 
 def flags(run: Path, steps: int) -> list[str]:
-    """What train.py is told: small crops, so that a step takes a moment, and frequent saving."""
+    """The flags of train.py: small crops, so that a step takes a moment, and frequent saving."""
     chosen = {
         "config": ROOT / "configs" / "quickstart.py",
         "workdir": run,
@@ -249,16 +249,16 @@ def train_with_stops(
     signals = [(signal.SIGTERM, signal.SIGKILL)[number % 2] for number in range(count)]
     chance.shuffle(signals)
     rows = []
-    print(f"\n{'stop':>4} {'by':8} {'after':>8} {'from step':>10} {'told step':>10} {'status':>7}")
+    print(f"\n{'stop':>4} {'by':8} {'after':>8} {'from step':>10} {'logged':>10} {'status':>7}")
     for number, (step, by) in enumerate(zip(steps, signals, strict=True), 1):
         kill = by == signal.SIGKILL
         with Attempt(run, arguments.steps, run.parent / f"stopped_{number:02}.txt") as attempt:
             attempt.wait(step, chance.uniform(0, 2 * seconds / (count + 1)) if kill else math.inf)
             time.sleep(chance.uniform(0, 1))
             row = {"by": by.name, **attempt.end(-by if kill else 0, by)}
-        told = ["-" if row[name] is None else row[name] for name in ("from", "told")]
+        steps = ["-" if row[name] is None else row[name] for name in ("from", "logged")]
         print(
-            f"{number:4} {by.name:8} {row['seconds']:6.1f} s {told[0]:>10} {told[1]:>10} "
+            f"{number:4} {by.name:8} {row['seconds']:6.1f} s {steps[0]:>10} {steps[1]:>10} "
             f"{row['status']:7}",
             flush=True,
         )

@@ -9,7 +9,7 @@
 
 It needs `pip install "jax[tpu]"`, no TPU. Figures of memory and bytes are the compiler's and repeat
 exactly; seconds depend on the machine. Only one such program can run at a time (libtpu holds a
-lock). Loops are multiplied out by `hlo_cost`; "once" is what `cost_analysis` tells, which counts
+lock). Loops are multiplied out by `hlo_cost`; "once" is what `cost_analysis` returns, which counts
 them once, over what `hlo_cost` counts in that way, for FLOPs and bytes: 1 where the rules agree.
 "HBM" bytes leave out what the compiler keeps in the core's own memory; "est. ms" are its estimated
 cycles at the chip's 1.5 GHz, which no chip has confirmed.

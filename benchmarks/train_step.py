@@ -87,7 +87,7 @@ def measure(arguments: argparse.Namespace) -> None:
     peak = peak_flops(jax.devices()[:1])
     for (preset, crop, batch, dtype, remat, unroll), spent in times.items():
         _, compile_seconds, mib = made[preset, crop, batch, dtype, remat, unroll]
-        pace = training_operations(PRESETS[preset], batch, crop) / spent
+        speed = training_operations(PRESETS[preset], batch, crop) / spent
         table.add(
             preset=preset,
             crop=crop,
@@ -99,8 +99,8 @@ def measure(arguments: argparse.Namespace) -> None:
             ms=1e3 * spent,
             crops_per_s=batch / spent,
             temporaries_mib=mib,
-            gflop_per_s=pace / 1e9,
-            of_peak=pace / peak if peak else None,
+            gflop_per_s=speed / 1e9,
+            of_peak=speed / peak if peak else None,
         )
     table.write(arguments.json)
 
@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace) -> None:
 def prepared(
     model: ModelConfig, crop: int, batch: int
 ) -> tuple[Callable[[], object], float, float]:
-    """A step that goes on from the last one, its seconds of compilation, and its MiB."""
+    """A step that continues from the last one, its seconds of compilation, and its MiB."""
     config = TrainConfig(
         model=model,
         data=DataConfig(crop_size=crop, global_batch=batch),

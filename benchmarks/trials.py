@@ -2,9 +2,9 @@
 
 python benchmarks/trials.py --seconds 480 [--arms gdfn msfn] [flags of train.py]
 
-Each arm takes as many steps of `configs/pretrained.py` as fit into the seconds at the pace measured
-before, so that other work during the training counts for none; its learning rate stays constant,
-and the average of its parameters is scored. An arm that is finished is not trained again.
+Each arm takes as many steps of `configs/pretrained.py` as fit into the seconds at the speed that is
+measured before, so that other work during the training does not count. Its learning rate stays
+constant, and the average of its parameters is scored. An arm that is finished is not trained again.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def compare(arguments: argparse.Namespace, flags: Sequence[str]) -> None:
         model, folder = ARMS[arm], arguments.workdir / arm
         plan = folder / "trial.json"
         if not plan.exists():
-            write_text(plan, json.dumps({"seconds_a_step": pace(model)}))
+            write_text(plan, json.dumps({"seconds_a_step": seconds_a_step(model)}))
         spent = json.loads(plan.read_text())["seconds_a_step"]
         steps = max(1, round(arguments.seconds / spent))
         score = trained(model, steps, folder, flags)
@@ -97,7 +97,7 @@ def compare(arguments: argparse.Namespace, flags: Sequence[str]) -> None:
     table.write(arguments.json)
 
 
-def pace(model: ModelConfig) -> float:
+def seconds_a_step(model: ModelConfig) -> float:
     """Seconds of a training step as the recipe takes it."""
     _, side, batch = load_config(CONFIG).data.stages()[0]
     step, _, _ = prepared(model, side, batch)
@@ -114,7 +114,7 @@ def trained(model: ModelConfig, steps: int, folder: Path, flags: Sequence[str]) 
     """
     command = [sys.executable, str(ROOT / "train.py"), *options(model, steps, folder), *flags]
     if subprocess.run(command).returncode:
-        raise InputError(f"training of {folder.name} failed, as told above; expected it to end")
+        raise InputError(f"training of {folder.name} failed, as reported above; expected it to end")
     scores: dict[str, float] = {}
     for values in read_metrics(folder / "metrics.jsonl"):
         scores |= {key.rpartition("/")[2]: values[key] for key in values if "validation/" in key}

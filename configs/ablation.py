@@ -144,7 +144,7 @@ def run_arm(arm: str, workdir: Path, config: Path, flags: Sequence[str]) -> Resu
             (
                 workdir / "settings.json"
             ).unlink()  # Nothing was trained by them, such as wrong flags.
-        sys.exit(f"error: the arm {arm} ended with status {process.returncode}, as told above")
+        sys.exit(f"error: the arm {arm} ended with status {process.returncode}, as reported above")
     if done := result(workdir / arm):
         return done
     sys.exit(f"error: the arm {arm} was stopped before its last step; the same command continues")

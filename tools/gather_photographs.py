@@ -195,7 +195,7 @@ def _groups(photographs: list[Photograph], *columns: str) -> list[list[Photograp
 
 @contextlib.contextmanager
 def _noting(wrong: list[str], lost: list[Photograph]) -> Iterator[None]:
-    """Makes a line of an error, so that the work goes on with what the error does not concern."""
+    """Turns an error into a line, so that the rest is still gathered."""
     try:
         yield
     except InputError as error:
@@ -203,7 +203,7 @@ def _noting(wrong: list[str], lost: list[Photograph]) -> Iterator[None]:
 
 
 def _write(one: Photograph, original: bytes, out: Path) -> bool:
-    """Writes a photograph; tells whether that was needed."""
+    """Writes a photograph; returns whether that was needed."""
     found = hashlib.sha256(original).hexdigest()
     if found != one.sha256:
         place = f"{one.package}: {one.container} {one.member}".rstrip()
@@ -289,7 +289,7 @@ def _run(folder: Path, *command: str) -> str:
     except FileNotFoundError:
         raise InputError(f"{command[0]} is not installed; expected a Debian machine") from None
     except subprocess.CalledProcessError as error:
-        last = next(reversed(error.stderr.strip().splitlines()), "no reason told")
+        last = next(reversed(error.stderr.strip().splitlines()), "no reason given")
         raise InputError(f"{' '.join(command)} failed ({last}); expected success") from error
 
 
@@ -311,7 +311,7 @@ def main() -> None:
         for line in wrong:
             print(f"error: {line}".replace("\n", "\\n"), file=sys.stderr)
         if wrong:
-            raise InputError(f"errors told above: {len(wrong)}; expected none")
+            raise InputError(f"errors reported above: {len(wrong)}; expected none")
 
 
 if __name__ == "__main__":

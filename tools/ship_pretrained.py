@@ -34,15 +34,16 @@ _DTYPE = "float16"
 _CARD = """# The built-in network
 
 {parameters:,} parameters, trained by `configs/pretrained.py` for {steps:,} steps,
-{crops:,} crops in all, {hours:.1f} hours{after}. No network was trained or selected by an
-image of a benchmark: its rain is synthetic, drawn on {train} photographs, and {validation} others
-are for validation. The ranges of light and heavy rain were set near the statistics of the pairs
-of Rain100L and Rain200H that are scored below. Weights are stored in {dtype}, and were scored so.
+{crops:,} crops in all, {hours:.1f} hours{after}. The learning rate decays in the last
+{decay:,} steps. No network was trained or selected by an image of a benchmark: its rain is
+synthetic, rendered on {train} photographs, and {validation} others are for validation. The ranges
+of light and heavy rain were set near the statistics of the pairs of Rain100L and Rain200H that
+are scored below. Weights are stored in {dtype}, and were scored so.
 
 ## Scores
 
 {scores}
-How the network is made, and how the training goes on: `docs/pretrained.md`.
+How the network is trained: `docs/pretrained.md`.
 
 ## Photographs
 
@@ -69,7 +70,7 @@ def ship(run: Path, step: int | None, source: str, data: list[str], out: Path) -
 
     Args:
         run: the training run.
-        step: its checkpoint; the best one where it is not given.
+        step: its checkpoint; default: the best one.
         source: folder of the photographs.
         data: sets of pairs to score on, as `benchmarks/pretrained.py` takes them.
         out: the folder.
@@ -114,7 +115,7 @@ def ship(run: Path, step: int | None, source: str, data: list[str], out: Path) -
 
 
 def check_training(run: Path, config: TrainConfig, source: str, listed: list[Photograph]) -> None:
-    """Refuses a run that was trained on something else than the photographs of the list.
+    """Rejects a run that was trained on something else than the photographs of the list.
 
     Raises:
         InputError: if it was, or the photographs in `source` are others.
@@ -144,7 +145,7 @@ def scored(folder: Path, source: str, data: list[str]) -> str:
         sets = ["--data", *data] if data else []
         command = [sys.executable, program, "--checkpoint", str(folder), "--photographs", source]
         if subprocess.run([*command, *sets, "--markdown", str(table)]).returncode:
-            raise InputError("scoring failed, as told above; expected it to end")
+            raise InputError("scoring failed, as reported above; expected it to end")
         return table.read_text().replace(str(folder), "the built-in network")
 
 
@@ -161,6 +162,7 @@ def card(run: Path, step: int, config: TrainConfig, scores: str, listed: list[Ph
         parameters=parameters(config.model),
         steps=step,
         crops=crops,
+        decay=max(0, step - config.optim.constant_steps),
         hours=hours(run, step, config),
         after=" after those of the weights that it began with" if config.init_from else "",
         train=splits.count("train"),
@@ -172,7 +174,7 @@ def card(run: Path, step: int, config: TrainConfig, scores: str, listed: list[Ph
 
 
 def hours(run: Path, step: int, config: TrainConfig) -> float:
-    """Hours of training until a step, by the pace in the metrics, those of stops left out."""
+    """Hours of training until a step, by the throughput in the metrics; pauses do not count."""
     # Of a step that was taken twice the last counts.
     logged = {
         values["step"]: values["images_per_second"]

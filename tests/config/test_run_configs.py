@@ -291,7 +291,7 @@ def score(metrics: Path) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--data.train", "broken"), "the arm fn ended with status 1, as told above"),
+        (("--data.train", "broken"), "the arm fn ended with status 1, as reported above"),
         (("--config", "nowhere.py"), r"--config nowhere\.py is no file; expected one such"),
         (("--model.attention=dense",), "--model.attention=dense is what the arms differ in"),
         (("--model.feed_forward", "fn"), "--model.feed_forward is what the arms differ in"),

@@ -117,7 +117,7 @@ def test_program_tells_what_is_wrong_and_goes_on(packages, tmp_path):
     found = hashlib.sha256(LARGE).hexdigest()
     assert ran.stderr.splitlines() == [
         f"error: made-up: usr/two.edj has the SHA-256 {found}; expected {'0' * 64} (lost: two)",
-        "error: errors told above: 1; expected none",
+        "error: errors reported above: 1; expected none",
     ]
     assert names(tmp_path / "out/train") == {"plain.png"}
 

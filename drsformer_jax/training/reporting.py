@@ -5,22 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import socket
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import image as image_summary
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from drsformer_jax.files import write_text
 from drsformer_jax.training.hardware import memory_mib
+
+if TYPE_CHECKING:
+    from drsformer_jax.training.tensorboard import EventFile
 
 _LONG_WAIT = 0.1  # A smaller share of the time is not worth a look.
 
@@ -48,61 +45,36 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, start: int, enabled: bool = True) -> None:
         self._path = folder / "metrics.jsonl"
-        self._enabled = enabled
-        self._board: RecordWriter | None = None
+        self._board: EventFile | None = None
         if not enabled:
             return
         kept = [line for line in read_metrics(self._path) if line["step"] <= start]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        # Slow to import, and most programs write none.
+        from drsformer_jax.training.tensorboard import EventFile
+
         board = folder / "tensorboard"
         board.mkdir(exist_ok=True)
-        # tensorboardX's SummaryWriter has a thread. A full disk ends that with a traceback, and
-        # then the run waits for it forever. RecordWriter writes synchronously.
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-        self._board = RecordWriter(str(board / name))
-        # TensorBoard hides the steps of earlier files from such an event on.
-        mark = SessionLog(status=SessionLog.START)
-        self._add(Event(file_version="brain.Event:2"), Event(step=start + 1, session_log=mark))
+        self._board = EventFile(board, start)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the metrics of a step; for TensorBoard without infinite ones and NaN."""
-        if not self._enabled:
-            return
         numbers = finite(values)
-        _append(self._path, json.dumps({"step": step, **numbers}) + "\n")
-        shown = [scalar(name, value) for name, value in numbers.items() if value is not None]
-        self._add(*(Event(step=step, summary=summary) for summary in shown))
+        if self._board is not None:
+            _append(self._path, json.dumps({"step": step, **numbers}) + "\n")
+            self._board.scalars(step, {n: v for n, v in numbers.items() if v is not None})
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes an image, uint8 (h, w, 3), for TensorBoard."""
         if self._board is not None:
-            self._add(Event(step=step, summary=image_summary(name, image, dataformats="HWC")))
-
-    def _add(self, *events: Event) -> None:
-        """Writes events for TensorBoard; a failure is the last of them."""
-        if self._board is None:
-            return
-        try:
-            for event in events:
-                event.wall_time = time.time()
-                self._board.write(event.SerializeToString())
-            self._board.flush()
-        except OSError as error:
-            warnings.warn(f"no more is written for TensorBoard ({error.strerror})", stacklevel=3)
-            self._close_board()
-
-    def _close_board(self) -> None:
-        if self._board is not None:
-            # `_add` has flushed every event, or failed.
-            with contextlib.suppress(OSError):
-                self._board.close()
-            self._board = None
+            self._board.image(step, name, image)
 
     def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._close_board()
+        if self._board is not None:
+            self._board.close()
 
 
 class Progress:

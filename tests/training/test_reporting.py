@@ -6,8 +6,11 @@ import contextlib
 import io
 import json
 import logging
+import os
 import resource
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,3 +264,22 @@ def test_metrics_are_read_without_the_half_line_of_a_killed_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 3, "lo')
     assert read_metrics(tmp_path / "metrics.jsonl") == lines
     assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_programs_and_tensorboard_files_need_no_pytorch_even_where_it_is_installed(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
+    program = (
+        "import sys, pathlib, train, eval, drsformer_jax.cli\n"
+        "from drsformer_jax.training.reporting import MetricsWriter\n"
+        "with MetricsWriter(pathlib.Path(sys.argv[1]), 0) as writer: writer.scalars(1, {'a': 2})\n"
+        "assert 'torch' not in sys.modules"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    ended = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1

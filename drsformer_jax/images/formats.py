@@ -29,10 +29,14 @@ MAX_PIXELS = 2**27
 
 
 class Format(NamedTuple):
-    """How files of one format are recognized, opened and written.
+    """How files of one format are recognized, opened and written, and what they can hold.
 
-    `codec` begins the names of libvips' operations; `options` are those of its writer, None where
-    it does not write.
+    Attributes:
+        codec: begins the names of libvips' operations; Pillow's format if it is empty.
+        options: of libvips' writer; None if the format is only read.
+        lossy: what a quality changes of them; None if the format has none.
+        bits: most bits a channel that are written.
+        exif_resolution: whether the resolution is written into EXIF.
     """
 
     name: str
@@ -41,23 +45,61 @@ class Format(NamedTuple):
     extensions: tuple[str, ...]
     options: dict[str, Any] | None
     largest_side: int = 2**31 - 1
+    lossy: dict[str, Any] | None = None
+    bits: int = 8
+    alpha: bool = True
+    exif_resolution: bool = False
 
 
-def _format(name: str, signature: bytes, codec: str, names: str, *more: Any) -> Format:
-    return Format(name, re.compile(signature, re.DOTALL), codec, tuple(names.split()), *more)
+def _signature(pattern: bytes) -> re.Pattern[bytes]:
+    return re.compile(pattern, re.DOTALL)
 
 
-_JPEG = {"Q": 95, "subsample_mode": "off"}
-_AVIF = {"Q": 90, "subsample_mode": "off", "compression": "av1", "effort": 2}
 FORMATS = (
-    # Level 2 takes as long as level 1 and makes files a third smaller; level 6 gains 1 % more.
-    _format("PNG", rb"\x89PNG\r\n\x1a\n", "png", ".png", {"compression": 2, "filter": "up"}),
-    _format("JPEG", rb"\xff\xd8\xff", "jpeg", ".jpg .jpeg .jpe .jfif .jif", _JPEG, 65_500),
-    _format("WebP", rb"RIFF....WEBP", "webp", ".webp", {"lossless": True, "exact": True}, 16_383),
-    _format("BMP", rb"BM", "", ".bmp", {}),
-    _format("TIFF", rb"II[*+]\0|MM\0[*+]", "tiff", ".tif .tiff", {}),
-    _format("AVIF", rb"....ftyp(avi|mif1|msf1|hei|hev)", "heif", ".avif", _AVIF, 16_384),
-    _format("GIF", rb"GIF8[79]a", "gif", ".gif", None),
+    Format(
+        "PNG",
+        _signature(rb"\x89PNG\r\n\x1a\n"),
+        "png",
+        (".png",),
+        # Level 2 takes as long as level 1 and makes files a third smaller; level 6 gains 1 % more.
+        {"compression": 2, "filter": "up"},
+        bits=16,
+    ),
+    Format(
+        "JPEG",
+        _signature(rb"\xff\xd8\xff"),
+        "jpeg",
+        (".jpg", ".jpeg", ".jpe", ".jfif", ".jif"),
+        {"Q": 95, "subsample_mode": "off"},
+        largest_side=65_500,
+        lossy={},
+        alpha=False,
+        exif_resolution=True,
+    ),
+    Format(
+        "WebP",
+        _signature(rb"RIFF....WEBP"),
+        "webp",
+        (".webp",),
+        {"lossless": True, "exact": True},
+        largest_side=16_383,
+        lossy={"lossless": False},
+        exif_resolution=True,
+    ),
+    Format("BMP", _signature(rb"BM"), "", (".bmp",), {}, alpha=False),
+    Format("TIFF", _signature(rb"II[*+]\0|MM\0[*+]"), "tiff", (".tif", ".tiff"), {}, bits=16),
+    Format(
+        "AVIF",
+        _signature(rb"....ftyp(avi|mif1|msf1|hei|hev)"),
+        "heif",
+        (".avif",),
+        {"Q": 90, "subsample_mode": "off", "compression": "av1", "effort": 2},
+        largest_side=16_384,
+        lossy={},
+        bits=12,
+        exif_resolution=True,
+    ),
+    Format("GIF", _signature(rb"GIF8[79]a"), "gif", (".gif",), None),
 )
 EXTENSIONS = tuple(each for format in FORMATS for each in format.extensions)
 """What the names of images end in, in lower case."""
@@ -65,7 +107,7 @@ WRITABLE_EXTENSIONS = tuple(
     each for format in FORMATS if format.options is not None for each in format.extensions
 )
 """Those of the formats that can be written."""
-_READABLE = "PNG, JPEG, WebP, BMP, TIFF, AVIF or GIF"
+_READABLE = ", ".join(format.name for format in FORMATS[:-1]) + f" or {FORMATS[-1].name}"
 
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda values: values[:, ::-1],

@@ -21,6 +21,7 @@ from drsformer_jax.images.formats import (
     TEXTS,
     XMP_KEY,
     XMP_ORIENTATION,
+    Format,
     OpenedImage,
     check_extension,
     image_file,
@@ -123,8 +124,9 @@ def save_image(
         OSError: if the file system fails.
     """
     path = Path(path)
-    name = check_extension(path).name
-    values, notes = _values_for(name, image, background)
+    format = check_extension(path)
+    name = format.name
+    values, notes = _values_for(format, image, background)
     metadata = dict(image.metadata)
     if not _profile_fits(metadata.get("icc-profile-data"), image.gray and name != "WebP"):
         metadata.pop("icc-profile-data", None)
@@ -146,19 +148,18 @@ def save_image(
 
 
 def _values_for(
-    name: str, image: LoadedImage, background: tuple[int, int, int]
+    format: Format, image: LoadedImage, background: tuple[int, int, int]
 ) -> tuple[np.ndarray, list[str]]:
     """What to write: (h, w) or (h, w, 2 to 4); and what of it is lost."""
     notes = []
     colors, alpha, paper = image.rgb, image.alpha, np.array([[background]], np.uint8)
     if image.gray:
         colors, paper = _luma(colors), _luma(paper)
-    if colors.dtype == np.uint16 and name == "AVIF":
-        notes.append("16 bits become 12")
-    elif colors.dtype == np.uint16 and name not in ("PNG", "TIFF"):
-        colors, alpha = to_8_bits(colors), None if alpha is None else to_8_bits(alpha)
-        notes.append("16 bits become 8")
-    if alpha is not None and name in ("JPEG", "BMP"):
+    if colors.dtype == np.uint16 and format.bits < 16:
+        notes.append(f"16 bits become {format.bits}")
+        if format.bits == 8:
+            colors, alpha = to_8_bits(colors), None if alpha is None else to_8_bits(alpha)
+    if alpha is not None and not format.alpha:
         if alpha.min() < 255:
             color = "white" if background == (255, 255, 255) else f"the color {background}"
             notes.append(f"transparency is laid on {color}")
@@ -241,8 +242,8 @@ def _read_metadata(opened: OpenedImage, content: bytes) -> tuple[dict[str, Any],
         lost.append("the ICC profile is dropped")
     if "xmp-data" in metadata:
         metadata["xmp-data"] = XMP_ORIENTATION.sub(rb"\g<1>1", metadata["xmp-data"])
-    if opened.format.name in ("WebP", "AVIF"):
-        metadata |= {"xres": _exif_resolution(image, "X"), "yres": _exif_resolution(image, "Y")}
+    if opened.format.exif_resolution:
+        metadata |= {f"{axis}res": _exif_resolution(image, axis) for axis in "xy"}
     if round(metadata["xres"] * 25.4, 1) in (25.4, 72):  # as libvips has it where there is none
         del metadata["xres"], metadata["yres"]
     if opened.format.name == "JPEG":
@@ -290,13 +291,15 @@ def _without_thumbnail(block: bytes) -> bytes:
 
 
 def _exif_resolution(image: Any, axis: str) -> float:
-    """Pixels a millimeter; 1 if there are none."""
+    """Pixels a millimeter along x or y, which libvips has of JPEG alone."""
     try:
-        numerator, denominator = image.get(f"exif-ifd0-{axis}Resolution").split()[0].split("/")
+        numerator, denominator = (
+            image.get(f"exif-ifd0-{axis.upper()}Resolution").split()[0].split("/")
+        )
         unit = image.get("exif-ifd0-ResolutionUnit")[0]
         return int(numerator) / int(denominator) / (10 if unit == "3" else 25.4)
     except (pyvips.Error, ValueError, ZeroDivisionError):
-        return 1.0
+        return float(image.get(f"{axis}res"))
 
 
 def _lost_of_jpeg(content: bytes) -> list[str]:

@@ -183,8 +183,8 @@ def encode(
         Image.fromarray(values).save(stream, format.name, **dpi)
         return stream.getvalue()
     options = dict(format.options or {})
-    if quality is not None and format.codec in ("jpeg", "webp", "heif"):
-        options |= {"Q": quality} | ({"lossless": False} if format.codec == "webp" else {})
+    if quality is not None and format.lossy is not None:
+        options |= {"Q": quality, **format.lossy}
     if "subsample_mode" in options and subsampling == "4:2:0":
         options["subsample_mode"] = "on"
     return _encode(path, values, format, options, metadata)
@@ -208,8 +208,8 @@ def _encode(
                 image.set_type(_TYPES[type(value)], name, value)
         image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # after EXIF, which has another
         keep = [flag for flag in ("exif", "icc", "iptc", "xmp") if any(flag in n for n in metadata)]
-        if resolution and format.name in ("JPEG", "WebP", "AVIF"):
-            keep.append("exif")  # which alone holds it; libvips makes one
+        if resolution and format.exif_resolution:
+            keep.append("exif")  # libvips makes one
         save = getattr(image, f"{format.codec}save_buffer")
         return save(keep="|".join([*keep, "other"]), **options)
     except pyvips.Error as error:

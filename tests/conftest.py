@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,11 +93,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(place: Path) -> Programs:
+def run(place: Path) -> Iterator[Programs]:
     """Runs a program in that folder."""
     from programs import Programs
 
-    return Programs(place)
+    with contextlib.closing(Programs(place)) as programs:
+        yield programs
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
 """train.py, eval.py and drsformer as users run them: real processes."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +24,27 @@ def get_config():
         optim=OptimConfig(learning_rate=1e-3, constant_steps=2, cosine_steps=2),
         steps=4, log_every=1, eval_every=4, checkpoint_every=2, protocol="rain200_spa",
     )
+"""
+
+
+FORKS = """
+import json, os, sys
+import eval, train
+from drsformer_jax import cli
+
+mains = {"train": train.main, "eval": eval.main, "drsformer": cli.main}
+for line in sys.stdin:
+    program, *arguments, environment = json.loads(line)
+    child = os.fork()
+    if not child:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(os.path.join(sys.argv[1], name), os.O_RDWR | os.O_CREAT), number)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = [program, *arguments]
+        mains[program]()
+        break  # And ends as any program does.
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -46,6 +70,7 @@ class Programs:
             "eval": [str(ROOT / "eval.py")],
             "drsformer": ["-m", "drsformer_jax"],
         }
+        self._forks = None
 
     def start(self, program, *arguments, environment=None, **options):
         command = [sys.executable, *self._programs[program], *map(str, arguments)]
@@ -56,6 +81,30 @@ class Programs:
         with self.start(program, *arguments, environment=environment) as process:
             output, errors = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    def forked(self, program, *arguments, environment=None):
+        """As `run`, in a fork of a process that has imported all programs: seconds less each.
+
+        For programs that end before they compute; threads do not outlive a fork.
+        """
+        if self._forks is None:
+            self._outputs = Path(tempfile.mkdtemp())
+            command = [sys.executable, "-W", "ignore", "-c", FORKS, self._outputs]
+            pipes = {**self._options, "stdin": subprocess.PIPE, "stderr": None}
+            self._forks = subprocess.Popen(command, env=self.environment, **pipes)
+        line = [program, *map(str, arguments), environment or self.environment]
+        print(json.dumps(line), file=self._forks.stdin, flush=True)
+        status = int(self._forks.stdout.readline())
+        texts = []
+        for name in ("out", "err"):
+            texts.append((self._outputs / name).read_text())
+            (self._outputs / name).unlink()
+        return subprocess.CompletedProcess(line[:-1], status, *texts)
+
+    def close(self):
+        if self._forks is not None:
+            self._forks.communicate()
+            shutil.rmtree(self._outputs)
 
 
 def refused(result, message):

@@ -245,7 +245,7 @@ def test_wrong_input_gives_one_line(run, trained, place, command, message):
         "    return TrainConfig(data=DataConfig(sources=(('gs://bucket/x', 1.0),)))\n"
     )
     environment = {**run.environment, "HOME": "/home/of/me"}
-    refused(run(*shlex.split(command), environment=environment), message)
+    refused(run.forked(*shlex.split(command), environment=environment), message)
     assert not (place / "unmade").exists()
     assert not (place / "out").exists()
 

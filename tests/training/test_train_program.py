@@ -167,6 +167,6 @@ def test_throughput_and_memory_are_recorded(trained):
     ],
 )
 def test_wrong_flags_give_one_line_and_no_checkpoint(run, place, flags, message):
-    result = run("train", "--config", "config.py", "--workdir", "refused", *flags.split())
+    result = run.forked("train", "--config", "config.py", "--workdir", "refused", *flags.split())
     refused(result, message)
     assert not list((place / "refused").glob("checkpoints/[0-9]*"))

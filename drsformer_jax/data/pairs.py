@@ -20,8 +20,9 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 _ATTEMPTS = 100
+_THREADS = 8
 _CHUNK = 64
-"""Calls of one task of a thread: where each is quick, tasks of one call would take longer."""
+"""Most calls of one task of a thread: many are quick, and tasks of one call would take longer."""
 
 
 class Pair(TypedDict):
@@ -73,15 +74,16 @@ def map_in_threads(function: Callable[[U], T], items: Sequence[U], title: str) -
     Yields:
         The results in the order of the items; raises what the function raises first in that order.
     """
+    chunk = max(1, min(_CHUNK, len(items) // _THREADS))
 
     def call(start: int) -> list[T]:
-        return [function(item) for item in items[start : start + _CHUNK]]
+        return [function(item) for item in items[start : start + chunk]]
 
     with (
-        ThreadPoolExecutor() as pool,
+        ThreadPoolExecutor(_THREADS) as pool,
         tqdm(desc=title, total=len(items), delay=1, disable=None) as bar,
     ):
-        for results in pool.map(call, range(0, len(items), _CHUNK)):
+        for results in pool.map(call, range(0, len(items), chunk)):
             yield from results
             bar.update(len(results))
 

@@ -85,7 +85,7 @@ class Derain:
     """Skip images whose results exist."""
 
     def run(self) -> None:
-        """Restores the images; one that cannot be read is reported and the rest goes on.
+        """Restores the images; one that cannot be read is reported and the others are restored.
 
         Raises:
             InputError: if a flag, a folder, the image or the checkpoint is wrong, or images

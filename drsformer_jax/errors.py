@@ -24,7 +24,7 @@ def reason(error: BaseException) -> str:
 
 
 def check_device(devices: Callable[[], object]) -> None:
-    """Rejects a JAX that finds none of the devices it is told to use.
+    """Rejects a JAX that finds none of the requested devices.
 
     Args:
         devices: `jax.devices`, which initializes JAX's backends.

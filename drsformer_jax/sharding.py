@@ -3,7 +3,7 @@
 The mesh has three axes. A batch is sharded over `data` and `fsdp`. Parameters and optimizer state
 are sharded over `fsdp` between steps and gathered within one (as in "ZeRO: Memory Optimizations
 Toward Training Trillion Parameter Models", SC 2020). The rows of each image are sharded over
-`rows`. The result is the same on every mesh, up to the order of sums.
+`rows`. The result is the same on every mesh, up to floating-point summation order.
 """
 
 from __future__ import annotations

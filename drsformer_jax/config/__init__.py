@@ -1,4 +1,4 @@
-"""Every setting of the project, as frozen dataclasses that refuse impossible values.
+"""Every setting of the project, as frozen dataclasses that reject impossible values.
 
 Sizes are in pixels, times in optimizer steps. This part needs the standard library alone.
 """

@@ -17,7 +17,7 @@ _NAMED = 3
 
 
 def find_images(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:
-    """Lists a folder's image files, told by their extension, with 2.png before 10.png.
+    """Lists a folder's image files, recognized by their extension, with 2.png before 10.png.
 
     Hidden files and folders are left out, and so are subfolders unless `nested` is set. Links to
     files are followed, links to folders are not.

@@ -204,7 +204,7 @@ def in_one_line(name: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    # libvips has one list of messages for all threads, so another image's could be told here.
+    # libvips has one list of messages for all threads, so another image's could be reported here.
     if isinstance(error, (pyvips.Error, UnicodeDecodeError)):
         return "it is damaged, cut short or of a kind that libvips cannot read"
     return getattr(error, "strerror", None) or str(error)

@@ -193,7 +193,7 @@ _NAMES = {
     "image-description": "the image description is dropped",
     "xres": "the resolution is dropped",
 }
-"""What is kept of metadata by libvips' names, and what is told where a format cannot hold it."""
+"""What is kept of metadata by libvips' names, and the note where a format cannot hold it."""
 _REWRITTEN = {
     *(b"IHDR", b"PLTE", b"tRNS", b"IEND", b"bKGD", b"hIST", b"sBIT", b"sPLT", b"tIME"),
     *(b"acTL", b"fcTL", b"fdAT", b"eXIf", b"iCCP", b"pHYs"),
@@ -214,7 +214,7 @@ _OF_ANY_EXIF = {
     *("XResolution", "YResolution", "ResolutionUnit"),
     *("ExifVersion", "FlashpixVersion", "ColorSpace"),
 }
-"""What libvips tells of every EXIF block, even of one that it cannot understand."""
+"""What libvips reports of every EXIF block, even of one that it cannot parse."""
 _IPTC = 33723
 _GEO = {33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113}
 _CAMERA = {271, 272, 306, 315, 33432, 34665, 34853, 18246, 18249, *range(40091, 40096)}
@@ -230,8 +230,8 @@ def _read_metadata(opened: OpenedImage, content: bytes) -> tuple[dict[str, Any],
         return ({"xres": dpi[0] / 25.4, "yres": dpi[1] / 25.4} if dpi else {}), lost
     image, fields = opened.source, opened.source.get_fields()
     metadata = {name: image.get(name) for name in (*_NAMES, "yres") if name in fields}
-    told = {name[10:] for name in fields if name.startswith("exif-ifd")} - _OF_ANY_EXIF
-    if "exif-data" in metadata and not told:
+    parsed = {name[10:] for name in fields if name.startswith("exif-ifd")} - _OF_ANY_EXIF
+    if "exif-data" in metadata and not parsed:
         del metadata["exif-data"]
         lost.append("EXIF that cannot be understood is dropped")
     if "exif-data" in metadata:
@@ -328,8 +328,8 @@ def _not_kept(source: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
             chunks = {n: chunk for n, chunk in chunks.items() if n not in (b"gAMA", b"cHRM")}
         chunks.pop(b"sRGB", None)
         if names := chunks.keys() - set(TEXTS):
-            told = " ".join(sorted(name.decode("latin-1") for name in names))
-            notes.append(f"the PNG chunks {told} are dropped")
+            dropped = " ".join(sorted(name.decode("latin-1") for name in names))
+            notes.append(f"the PNG chunks {dropped} are dropped")
         if chunks.keys() & set(TEXTS):
             notes.append("PNG text is dropped")
     return notes

@@ -54,7 +54,7 @@ VIDEO_EXTENSIONS = (
 
 _CONTAINER_DATA = {"major_brand", "minor_version", "compatible_brands", "encoder"}
 _MOST_ITEMS = 1000
-"""Packets that are in memory together where sound goes on without frames."""
+"""Packets that are in memory together while audio continues without frames."""
 
 
 def is_video(path: Path) -> bool:
@@ -65,7 +65,7 @@ def is_video(path: Path) -> bool:
         image_size(path)
         return False
     with contextlib.suppress(InputError), opened(path) as container:
-        # libav reads images too, even broken ones, but tells no duration of them.
+        # libav reads images too, even broken ones, but gives no duration of them.
         if container.duration is not None and videos_of(container):
             return True
     return path.suffix.lower() in VIDEO_EXTENSIONS

@@ -33,7 +33,7 @@ class Image(NamedTuple):
 
 
 def import_av() -> Any:
-    """Imports PyAV, or raises an InputError that tells how to install it."""
+    """Imports PyAV, or raises an InputError that says how to install it."""
     try:
         import av
     except ImportError as error:
@@ -46,7 +46,7 @@ def import_av() -> Any:
 
 @contextlib.contextmanager
 def opened(source: Path) -> Iterator[Any]:
-    """Opens a container by its content: libav is told no name, which it might take for a URL.
+    """Opens a container by its content: libav gets no name, which it might take for a URL.
 
     Raises:
         InputError: if PyAV is missing or libav cannot read the file.
@@ -74,11 +74,11 @@ class Reader:
     """Reads frames, and the packets of all other streams, in the order of the file.
 
     Attributes:
-        look: what an encoder is told of the first frame: size upright, shape of the pixels, and
+        look: what an encoder needs of the first frame: size upright, shape of the pixels, and
             color tags by their numbers in ITU-T H.273.
         bits: bits a channel.
         items: the frames and packets.
-        total: the number of frames, where the file tells it.
+        total: the number of frames, if the file has it.
         notes: lines, and the numbers that belong in them.
     """
 

@@ -25,7 +25,7 @@ def biased(y: Float[Array, "*b o"], affine: Affine) -> Float[Array, "*b o"]:
 def precision_of(x: Array) -> jax.lax.Precision:
     """How to multiply: in float32 where the network is float32.
 
-    TPUs and GPUs multiply float32 with fewer bits unless told otherwise.
+    TPUs and GPUs multiply float32 with fewer bits by default.
     """
     bfloat16 = x.dtype == jnp.bfloat16
     return jax.lax.Precision.DEFAULT if bfloat16 else jax.lax.Precision.HIGHEST

@@ -74,7 +74,7 @@ def restore_files(
     quality: int | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> Summary:
-    """Restores images; one that fails is reported on stderr and the rest goes on.
+    """Restores images; one that fails is reported on stderr and the others are restored.
 
     Args:
         jobs: what to restore; all sizes together decide on the buckets.

@@ -1,7 +1,7 @@
 """What Orbax and TensorStore log or say in a way that a program's user should not see.
 
 All of it was seen with orbax-checkpoint 0.12 and tensorstore 0.1.8x; no public option changes it.
-With another version, `tests/training/test_full_disk.py` tells whether it is still needed.
+With another version, `tests/training/test_full_disk.py` shows whether it is still needed.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ _EXPECTED = "expected a .pth of torch.save or a .safetensors file"
 
 
 def read_tensors(path: Path) -> dict[Any, Any]:
-    """Reads a `.pth` or a `.safetensors`, told by content.
+    """Reads a `.pth` or a `.safetensors`, recognized by content.
 
     Nothing in the file is executed; memory and time are bounded by its length.
 

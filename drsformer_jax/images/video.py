@@ -99,7 +99,7 @@ def restore_video(
         batch: frames a call of `restore`.
         quality: the encoder's constant rate factor, lower is better; default: 16, for VP9 18.
         progress: is called after each batch with the number of frames restored and, where the file
-            tells it, of all.
+            has it, of all.
 
     Returns:
         The number of frames, and lines about what could not be read or kept.

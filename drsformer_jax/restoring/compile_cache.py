@@ -14,7 +14,7 @@ MAX_BYTES = 2**31
 
 
 def use_compile_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX is configured with another one.
+    """Keeps compiled programs in the user's cache folder, unless JAX has another one.
 
     The folder is kept below `MAX_BYTES`: programs that were not used for the longest time are
     deleted first. `JAX_COMPILATION_CACHE_MAX_SIZE` sets another limit in bytes, -1 for none.

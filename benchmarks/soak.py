@@ -39,7 +39,7 @@ from drsformer_jax.training.reporting import read_metrics
 ROOT = Path(__file__).parents[1]
 LEARNED = re.compile("step|loss|grad_norm|learning_rate|nonfinite_steps|validation/.*")
 """Metrics that must be equal; throughput and memory never are."""
-TOLD = re.compile(r"^step (\d+)/", re.MULTILINE)
+LOGGED = re.compile(r"^step (\d+)/", re.MULTILINE)
 BEGUN = re.compile(r"^steps (\d+) to ", re.MULTILINE)
 LAST_STOP = 0.8  # Of the steps; a later stop might come after the end.
 SETTLED = 1000  # Steps; the first quarter of fewer does not fill the pools of the allocators.
@@ -142,7 +142,7 @@ class Attempt:
 
     def logged(self) -> int:
         """The last step whose loss it has logged; 0 before any."""
-        return max(map(int, TOLD.findall(self._log.read_text())), default=0)
+        return max(map(int, LOGGED.findall(self._log.read_text())), default=0)
 
     def wait(self, step: int, seconds: float) -> None:
         """Waits until it has logged a step, for so many seconds at most, or until it has ended."""
@@ -256,9 +256,9 @@ def train_with_stops(
             attempt.wait(step, chance.uniform(0, 2 * seconds / (count + 1)) if kill else math.inf)
             time.sleep(chance.uniform(0, 1))
             row = {"by": by.name, **attempt.end(-by if kill else 0, by)}
-        steps = ["-" if row[name] is None else row[name] for name in ("from", "logged")]
+        shown = ["-" if row[name] is None else row[name] for name in ("from", "logged")]
         print(
-            f"{number:4} {by.name:8} {row['seconds']:6.1f} s {steps[0]:>10} {steps[1]:>10} "
+            f"{number:4} {by.name:8} {row['seconds']:6.1f} s {shown[0]:>10} {shown[1]:>10} "
             f"{row['status']:7}",
             flush=True,
         )

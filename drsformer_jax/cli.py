@@ -385,3 +385,7 @@ def main() -> None:
     application.command(name="show-data")(ShowData)
     with one_line_errors():
         parse(application.cli, prog="drsformer").run()
+
+
+if __name__ == "__main__":
+    main()

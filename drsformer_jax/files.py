@@ -132,12 +132,14 @@ def _locked(path: Path) -> Iterator[bool]:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        found = True
+        has_locks = True
         try:
             locks.lock(descriptor)
-        except locks.NoLocksError:
-            found = False
-        yield found
+        except BlockingIOError:
+            raise
+        except OSError:  # Some file systems have no locks.
+            has_locks = False
+        yield has_locks
     finally:
         os.close(descriptor)
 

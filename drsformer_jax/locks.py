@@ -20,10 +20,6 @@ else:
 _NONE_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
-class NoLocksError(Exception):
-    """A file system has no locks; the text is the system's."""
-
-
 def check_available(task: str) -> None:
     """Raises an InputError if the system has no file locks, which the task needs."""
     if not AVAILABLE:
@@ -41,15 +37,9 @@ def lock(descriptor: int, *, wait: bool = False) -> None:
 
     Raises:
         BlockingIOError: if another process has locked it, and `wait` is false.
-        NoLocksError: if its file system has no locks.
-        OSError: if the file system fails.
+        OSError: if its file system has no locks, which each says in its own words, or fails.
     """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NONE_HERE:
-            raise NoLocksError(error.strerror) from error
-        raise
+    fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager
@@ -82,9 +72,11 @@ def locked(folder: Path, task: str, *, wait: bool = True) -> Iterator[None]:
                     ) from None
                 print(f"waiting to {task}: another process writes there", file=sys.stderr)
                 lock(file.fileno(), wait=True)
-        except NoLocksError as error:
+        except OSError as error:
+            if error.errno not in _NONE_HERE:
+                raise
             raise InputError(
-                f"{folder} cannot be locked ({error}); expected a folder on a file system with "
-                "locks"
+                f"{folder} cannot be locked ({error.strerror}); expected a folder on a file "
+                "system with locks"
             ) from error
         yield

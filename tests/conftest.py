@@ -104,7 +104,6 @@ def run(place: Path) -> Iterator[Programs]:
 @pytest.fixture(scope="session")
 def trained(run: Programs, place: Path) -> tuple[Path, str]:
     """The folder of a run that was trained with that configuration, and what was printed."""
-    command = ("train", "--config", "config.py", "--workdir", "run")
-    result = run(*command, environment=run.environment)
+    result = run("train", "--config", "config.py", "--workdir", "run")
     assert result.returncode == 0, result.stderr
     return place / "run", result.stdout + result.stderr

@@ -32,17 +32,21 @@ def get_config():
 
 
 FORKS = """
-import json, os, sys
+import json, os, signal, sys, warnings
 import eval, train
 from drsformer_jax import cli
 
 mains = {"train": train.main, "eval": eval.main, "drsformer": cli.main}
 for line in sys.stdin:
     program, *arguments, environment = json.loads(line)
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of threads that importing has started.
+        child = os.fork()
     if not child:
+        signal.alarm(300)
         for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(os.path.join(sys.argv[1], name), os.O_RDWR | os.O_CREAT), number)
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+            os.dup2(os.open(os.path.join(sys.argv[1], name), flags), number)
         os.environ.clear()
         os.environ.update(environment)
         sys.argv = [program, *arguments]
@@ -82,8 +86,6 @@ class Programs:
         return subprocess.Popen(command, env=environment or self.environment, **options)
 
     def __call__(self, program, *arguments, environment=None):
-        if environment is None and "--data.workers" not in arguments:
-            return self.forked(program, *arguments)
         with self.start(program, *arguments, environment=environment) as process:
             output, errors = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
@@ -95,17 +97,18 @@ class Programs:
         """
         if self._forks is None:
             self._outputs = Path(tempfile.mkdtemp())
-            command = [sys.executable, "-W", "ignore", "-c", FORKS, self._outputs]
+            command = [sys.executable, "-c", FORKS, self._outputs]
             pipes = {**self._options, "stdin": subprocess.PIPE, "stderr": None}
             self._forks = subprocess.Popen(command, env=self.environment, **pipes)
         line = [program, *map(str, arguments), environment or self.environment]
         print(json.dumps(line), file=self._forks.stdin, flush=True)
-        status = int(self._forks.stdout.readline())
+        status = self._forks.stdout.readline()
+        assert status, "the process that forks has ended"
         texts = []
         for name in ("out", "err"):
             texts.append((self._outputs / name).read_text())
             (self._outputs / name).unlink()
-        return subprocess.CompletedProcess(line[:-1], status, *texts)
+        return subprocess.CompletedProcess(line[:-1], int(status), *texts)
 
     def close(self):
         if self._forks is not None:

@@ -35,9 +35,12 @@ def test_an_interrupt_during_the_imports_prints_no_traceback(program, tmp_path):
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     ) as process:
-        process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=100)
+        try:
+            process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=100)
+        finally:
+            process.kill()
     assert (process.returncode, errors) == (-signal.SIGINT, b"")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from drsformer_jax import files
+from drsformer_jax.training.checkpoint import Run
 
 WRITER = """
 import sys
@@ -96,6 +99,20 @@ def test_what_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
             (folder / "inside").touch()
     assert cleaned
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.EBADF, errno.ENOLCK, errno.EINVAL])
+def test_file_systems_without_locks_are_written_whatever_they_say(tmp_path, monkeypatch, number):
+    def flock(descriptor, flags):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    files.write_text(tmp_path / "a", "whole")
+    with files.new_folder(tmp_path / "b") as folder:
+        (folder / "inside").touch()
+    with Run(tmp_path / "run", keep=1):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "run"}
 
 
 def test_networks_are_loaded_converted_and_scored_without_file_locks(model, tmp_path):

@@ -34,11 +34,11 @@ _DTYPE = "float16"
 _CARD = """# The built-in network
 
 {parameters:,} parameters, trained by `configs/pretrained.py` for {steps:,} steps,
-{crops:,} crops in all, {hours:.1f} hours{after}. The learning rate decays in the last
-{decay:,} steps. No network was trained or selected by an image of a benchmark: its rain is
-synthetic, rendered on {train} photographs, and {validation} others are for validation. The ranges
-of light and heavy rain were set near the statistics of the pairs of Rain100L and Rain200H that
-are scored below. Weights are stored in {dtype}, and were scored so.
+{crops:,} crops in all, {hours:.1f} hours{after}. {decay}No network
+was trained or selected by an image of a benchmark: its rain is synthetic, rendered on {train}
+photographs, and {validation} others are for validation. The ranges of light and heavy rain were
+set near the statistics of the pairs of Rain100L and Rain200H that are scored below.
+Weights are stored in {dtype}, and were scored so.
 
 ## Scores
 
@@ -152,6 +152,7 @@ def scored(folder: Path, source: str, data: list[str]) -> str:
 def card(run: Path, step: int, config: TrainConfig, scores: str, listed: list[Photograph]) -> str:
     """The text of the model card."""
     splits = [photograph.split for photograph in listed]
+    decay = step - config.optim.constant_steps
     stages = config.data.stages()
     ends = [begin for begin, _, _ in stages[1:]] + [step]
     crops = sum(
@@ -162,7 +163,7 @@ def card(run: Path, step: int, config: TrainConfig, scores: str, listed: list[Ph
         parameters=parameters(config.model),
         steps=step,
         crops=crops,
-        decay=max(0, step - config.optim.constant_steps),
+        decay=f"The learning rate decays in the last {decay:,} steps. " if decay > 0 else "",
         hours=hours(run, step, config),
         after=" after those of the weights that it began with" if config.init_from else "",
         train=splits.count("train"),

@@ -163,5 +163,5 @@ PRESETS: Mapping[str, ModelConfig] = {
 
 `drsformer` is the network of Rain200H, DID-Data and DDN-Data, `drsformer_no_mefc` that of Rain200L
 and SPA-Data. `tiny` has the gated feed-forward network because MSFN has 7 times its depthwise
-multiplications, and a CPU trains it at a third of the pace.
+multiplications, and a CPU needs three times as long for a step with it.
 """

@@ -74,7 +74,7 @@ def map_in_threads(function: Callable[[U], T], items: Sequence[U], title: str) -
     Yields:
         The results in the order of the items; raises what the function raises first in that order.
     """
-    chunk = max(1, min(_CHUNK, len(items) // _THREADS))
+    chunk = max(1, min(_CHUNK, len(items) // (4 * _THREADS)))
 
     def call(start: int) -> list[T]:
         return [function(item) for item in items[start : start + chunk]]

@@ -32,11 +32,16 @@ class Format(NamedTuple):
     """How files of one format are recognized, opened and written, and what they can hold.
 
     Attributes:
-        codec: begins the names of libvips' operations; Pillow's format if it is empty.
+        name: of the format, also Pillow's.
+        signature: what a file of it begins with.
+        codec: begins the names of libvips' operations; Pillow is used if it is empty.
+        extensions: of files, in lower case; the first one is the usual one.
         options: of libvips' writer; None if the format is only read.
-        lossy: what a quality changes of them; None if the format has none.
+        largest_side: in pixels.
+        quality_options: options that change when a quality is given; None if it has no quality.
         bits: most bits a channel that are written.
-        exif_resolution: whether the resolution is written into EXIF.
+        alpha: whether it can hold alpha.
+        exif_resolution: whether the resolution is in EXIF.
     """
 
     name: str
@@ -45,7 +50,7 @@ class Format(NamedTuple):
     extensions: tuple[str, ...]
     options: dict[str, Any] | None
     largest_side: int = 2**31 - 1
-    lossy: dict[str, Any] | None = None
+    quality_options: dict[str, Any] | None = None
     bits: int = 8
     alpha: bool = True
     exif_resolution: bool = False
@@ -72,7 +77,7 @@ FORMATS = (
         (".jpg", ".jpeg", ".jpe", ".jfif", ".jif"),
         {"Q": 95, "subsample_mode": "off"},
         largest_side=65_500,
-        lossy={},
+        quality_options={},
         alpha=False,
         exif_resolution=True,
     ),
@@ -83,7 +88,7 @@ FORMATS = (
         (".webp",),
         {"lossless": True, "exact": True},
         largest_side=16_383,
-        lossy={"lossless": False},
+        quality_options={"lossless": False},
         exif_resolution=True,
     ),
     Format("BMP", _signature(rb"BM"), "", (".bmp",), {}, alpha=False),
@@ -95,7 +100,7 @@ FORMATS = (
         (".avif",),
         {"Q": 90, "subsample_mode": "off", "compression": "av1", "effort": 2},
         largest_side=16_384,
-        lossy={},
+        quality_options={},
         bits=12,
         exif_resolution=True,
     ),
@@ -163,8 +168,8 @@ class OpenedImage(NamedTuple):
             mode = {1: "L", 3: "RGB", 4: "RGBA"}[self.channels]
             values = np.asarray(self.source.convert(mode)).reshape(self.height, self.width, -1)
         values = values[..., : self.channels]
-        if self.channels > self.colors and self.tags.get(_EXTRA, (0, 0))[1] == _MULTIPLIED:
-            values = _rounded_division(values)
+        if self.channels > self.colors and self.tags.get(_EXTRA) == (1, _ASSOCIATED):
+            values = _round_unpremultiplied(values)
         if self.format.name == "AVIF" and values.dtype == np.uint16:
             values = values | values >> self.source.get("bits-per-sample")  # else white is less
         if self.orientation in UPRIGHT:
@@ -172,16 +177,21 @@ class OpenedImage(NamedTuple):
         return np.require(values, requirements=["C", "W"])
 
 
-def _rounded_division(values: np.ndarray) -> np.ndarray:
+def _round_unpremultiplied(values: np.ndarray) -> np.ndarray:
     """Rounds to nearest where libvips, dividing colors by alpha in float32, rounds down."""
-    white, wide = np.iinfo(values.dtype).max, values.astype(np.int64)
-    colors, alpha = wide[..., :-1], wide[..., -1:]
-    divisor = np.maximum(alpha, 1)
-    stored = -(-colors * alpha // white)  # what the file has, or one more
-    again = stored.astype(np.float32) * (np.float32(white) / divisor.astype(np.float32))
-    stored -= again >= colors + 1
-    rounded = (stored * white + divisor // 2) // divisor
-    return np.concatenate([rounded, alpha], -1).astype(values.dtype)
+    white = np.uint32(np.iinfo(values.dtype).max)  # Its square and itself fit into 32 bits.
+    result = np.empty_like(values)
+    rows = max(1, 2**16 // values.shape[1])
+    for start in range(0, len(values), rows):
+        strip = values[start : start + rows].astype(np.uint32)
+        colors, alpha = strip[..., :-1], strip[..., -1:]
+        divisor = np.maximum(alpha, 1)
+        stored = (colors * alpha + (white - 1)) // white  # what the file has, or one more
+        divided = stored.astype(np.float32) * (np.float32(white) / divisor.astype(np.float32))
+        stored -= divided >= colors + 1
+        result[start : start + rows, :, :-1] = (stored * white + divisor // 2) // divisor
+        result[start : start + rows, :, -1:] = alpha
+    return result
 
 
 @contextlib.contextmanager
@@ -259,6 +269,8 @@ def _checked(
         raise _UnreadableError(f"it has {image.bands} channels of {image.interpretation}")
     if tags:
         _check_covered(image, tags)
+    if colors == 4 and bits == 16 and tags.get(_EXTRA, (0, 0))[1] == _ASSOCIATED:
+        raise _UnreadableError("its 16-bit CMYK is multiplied by alpha")  # libvips divides wrongly
     has_alpha = image.bands > colors and tags.get(_EXTRA, (1, 2))[1] in (1, 2)
     orientation = image.get("orientation") if "orientation" in fields else 0
     if orientation not in range(1, 9) and "xmp-data" in fields and format.name != "AVIF":
@@ -367,8 +379,8 @@ def _exif_in_text(text: bytes) -> bytes:
 
 _PLANAR, _EXTRA, _STRIPS, _TILES = 284, 338, 273, 324
 _ROWS, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
-_MULTIPLIED = 1
-"""What `_EXTRA` has of alpha that colors are multiplied by."""
+_ASSOCIATED = 1
+"""Of `_EXTRA`: alpha that colors are multiplied by."""
 _LETTERS = {3: "H", 4: "L", 16: "Q"}
 Tags = dict[int, tuple[int, int]]
 """Of a TIFF file: how many values each tag has, and the first if it stands in the directory."""

@@ -152,9 +152,9 @@ def _values_for(
 ) -> tuple[np.ndarray, list[str]]:
     """What to write: (h, w) or (h, w, 2 to 4); and what of it is lost."""
     notes = []
-    colors, alpha, paper = image.rgb, image.alpha, np.array([[background]], np.uint8)
+    colors, alpha, backdrop = image.rgb, image.alpha, np.array([[background]], np.uint8)
     if image.gray:
-        colors, paper = _luma(colors), _luma(paper)
+        colors, backdrop = _luma(colors), _luma(backdrop)
     if colors.dtype == np.uint16 and format.bits < 16:
         notes.append(f"16 bits become {format.bits}")
         if format.bits == 8:
@@ -163,7 +163,7 @@ def _values_for(
         if alpha.min() < 255:
             color = "white" if background == (255, 255, 255) else f"the color {background}"
             notes.append(f"transparency is laid on {color}")
-            colors = composite(colors, alpha, paper)
+            colors = composite(colors, alpha, backdrop)
     elif alpha is not None:
         colors = np.dstack([colors, alpha])
     return (colors[..., 0] if colors.shape[2] == 1 else colors), notes
@@ -226,8 +226,8 @@ def _read_metadata(opened: OpenedImage, content: bytes) -> tuple[dict[str, Any],
     if opened.frames > 1:
         lost.append(f"only the first of {opened.frames} images is kept")
     if not opened.format.codec:
-        dpi = opened.source.info.get("dpi")
-        return ({"xres": dpi[0] / 25.4, "yres": dpi[1] / 25.4} if dpi else {}), lost
+        dpi = opened.source.info.get("dpi", (72, 72))
+        return _resolution(dpi[0] / 25.4, dpi[1] / 25.4, lost), lost
     image, fields = opened.source, opened.source.get_fields()
     metadata = {name: image.get(name) for name in (*_NAMES, "yres") if name in fields}
     parsed = {name[10:] for name in fields if name.startswith("exif-ifd")} - _OF_ANY_EXIF
@@ -242,10 +242,10 @@ def _read_metadata(opened: OpenedImage, content: bytes) -> tuple[dict[str, Any],
         lost.append("the ICC profile is dropped")
     if "xmp-data" in metadata:
         metadata["xmp-data"] = XMP_ORIENTATION.sub(rb"\g<1>1", metadata["xmp-data"])
+    resolution = metadata.pop("xres"), metadata.pop("yres")
     if opened.format.exif_resolution:
-        metadata |= {f"{axis}res": _exif_resolution(image, axis) for axis in "xy"}
-    if round(metadata["xres"] * 25.4, 1) in (25.4, 72):  # as libvips has it where there is none
-        del metadata["xres"], metadata["yres"]
+        resolution = _exif_resolution(image, "x"), _exif_resolution(image, "y")
+    metadata |= _resolution(*resolution, lost)
     if opened.format.name == "JPEG":
         lost += _lost_of_jpeg(content)
     tags = opened.tags.keys() - _STRUCTURE
@@ -290,6 +290,16 @@ def _without_thumbnail(block: bytes) -> bytes:
     return b"Exif\0\0" + block[:end] + bytes(4) + block[end + 4 :]
 
 
+def _resolution(x: float, y: float, lost: list[str]) -> dict[str, float]:
+    """What of pixels a millimeter is kept."""
+    if round(x * 25.4, 1) in (25.4, 72):  # as libvips has it where there is none
+        return {}
+    if not all(0.01 <= value <= 10_000 for value in (x, y)):
+        lost.append(_NAMES["xres"])
+        return {}
+    return {"xres": x, "yres": y}
+
+
 def _exif_resolution(image: Any, axis: str) -> float:
     """Pixels a millimeter along x or y, which libvips has of JPEG alone."""
     try:
@@ -297,6 +307,8 @@ def _exif_resolution(image: Any, axis: str) -> float:
             image.get(f"exif-ifd0-{axis.upper()}Resolution").split()[0].split("/")
         )
         unit = image.get("exif-ifd0-ResolutionUnit")[0]
+        if unit == "1":  # The shape of pixels alone.
+            return 1.0
         return int(numerator) / int(denominator) / (10 if unit == "3" else 25.4)
     except (pyvips.Error, ValueError, ZeroDivisionError):
         return float(image.get(f"{axis}res"))

@@ -183,8 +183,8 @@ def encode(
         Image.fromarray(values).save(stream, format.name, **dpi)
         return stream.getvalue()
     options = dict(format.options or {})
-    if quality is not None and format.lossy is not None:
-        options |= {"Q": quality, **format.lossy}
+    if quality is not None and format.quality_options is not None:
+        options |= {"Q": quality, **format.quality_options}
     if "subsample_mode" in options and subsampling == "4:2:0":
         options["subsample_mode"] = "on"
     return _encode(path, values, format, options, metadata)
@@ -212,9 +212,9 @@ def _encode(
             keep.append("exif")  # libvips makes one
         save = getattr(image, f"{format.codec}save_buffer")
         return save(keep="|".join([*keep, "other"]), **options)
-    except pyvips.Error as error:
+    except (pyvips.Error, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} cannot be encoded as {format.name}; expected another format such as PNG"
+            f"{path} cannot be encoded as {format.name}; expected another format"
         ) from error
 
 

@@ -84,7 +84,7 @@ def restore_files(
         batch: images of a bucket that are computed together, as far as there are as many and
             memory goes.
         resume: skip images whose result exists, and keep comparisons that exist.
-        quality: of JPEG and lossy WebP, 1 to 100.
+        quality: of JPEG, AVIF and lossy WebP, 1 to 100.
         background: color under transparent images where the format has no transparency.
 
     Raises:
@@ -122,7 +122,7 @@ class _Files:
     Args:
         restorer: the network; one thread at a time computes.
         resume: whether to keep comparisons that exist.
-        quality: of JPEG and lossy WebP.
+        quality: of JPEG, AVIF and lossy WebP.
         background: color under transparent images.
     """
 

@@ -15,7 +15,8 @@ import numpy as np
 
 @contextlib.contextmanager
 def _without_torch() -> Iterator[None]:
-    # tensorboardX imports PyTorch where it is installed, which takes longer than all else here.
+    # tensorboardX imports PyTorch where it is installed, which takes longer than all else here. In
+    # this process it then knows no tensors of PyTorch, also where a user's code writes with it.
     if "torch" in sys.modules:
         yield
         return
@@ -74,5 +75,5 @@ class EventFile:
                 self._writer.write(event.SerializeToString())
             self._writer.flush()
         except OSError as error:
+            self.close()  # First, since a warning may be made an error.
             warnings.warn(f"no more is written for TensorBoard ({error.strerror})", stacklevel=4)
-            self.close()

@@ -117,7 +117,7 @@ def test_tiff_of_16_bits_with_white_at_zero(tmp_path):
 def test_colors_that_a_tiff_has_multiplied_by_alpha_are_divided_and_rounded(
     tmp_path, deep, channels
 ):
-    colors, alpha = noise((256, 256, channels), deep), noise((256, 256, 1), deep, 1)
+    colors, alpha = noise((300, 256, channels), deep), noise((300, 256, 1), deep, 1)
     white = np.iinfo(alpha.dtype).max
     stored = np.dstack([np.round(colors * (alpha / white)).astype(alpha.dtype), alpha])
     photometric = "rgb" if channels == 3 else "minisblack"
@@ -129,6 +129,14 @@ def test_colors_that_a_tiff_has_multiplied_by_alpha_are_divided_and_rounded(
     # Half a step of what is stored, and half a step of the result.
     error = np.abs(loaded.rgb.astype(float) - colors)[alpha[..., 0] > 0]
     assert (error <= 0.5 * white / alpha[alpha > 0][:, None] + 0.51).all()
+
+
+def test_tiff_of_16_bits_cmyk_multiplied_by_alpha_is_refused(tmp_path):
+    pixels = noise((4, 4, 5), True)
+    options = {"photometric": "separated", "extrasamples": ["assocalpha"]}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, planarconfig="contig", **options)
+    with pytest.raises(InputError, match="its 16-bit CMYK is multiplied by alpha"):
+        load_image(tmp_path / "a.tif")
 
 
 def test_a_tiff_channel_that_is_not_said_to_be_alpha_is_left_out(tmp_path):

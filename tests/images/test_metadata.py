@@ -20,8 +20,9 @@ from image_files import (
     metadata,
     noise,
     phone,
+    saved,
 )
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from PIL.ExifTags import IFD
 
 from drsformer_jax.images.image import LoadedImage, load_image, save_image
@@ -360,3 +361,21 @@ def test_tags_of_geotiff_and_others_that_tiff_holds_are_told(tmp_path):
     with tifffile.TiffFile(tmp_path / "b.tif") as file:
         assert file.pages[0].description == "Rain"
     assert save_image(tmp_path / "b.png", loaded) == ["the image description is dropped", *lost]
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "notes"),
+    [(1, 1, ()), (300, 1, ()), (2**32 - 1, 2, ("the resolution is dropped",))],
+)
+@pytest.mark.parametrize("format_name", ["JPEG", "WEBP"])
+def test_a_resolution_that_is_none_is_not_kept(tmp_path, format_name, number, unit, notes):
+    exif = Image.Exif()
+    exif[0x011A] = exif[0x011B] = TiffImagePlugin.IFDRational(number, 1)
+    exif[0x0128], exif[0x010F] = unit, "Maker"
+    path = tmp_path / "a"
+    path.write_bytes(saved(noise((5, 7, 3)), format_name, exif=exif))
+    loaded = load_image(path)
+    assert "xres" not in loaded.metadata
+    assert loaded.lost == notes
+    for name in ("b.bmp", "b.png", "b.jpg"):
+        save_image(tmp_path / name, loaded)

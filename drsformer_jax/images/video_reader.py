@@ -52,11 +52,13 @@ def opened(source: Path) -> Iterator[Any]:
         InputError: if PyAV is missing or libav cannot read the file.
     """
     av = import_av()
+    # PyAV 19 has no such option, and hands metadata that is not UTF-8 on as it is.
+    options = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(source, "rb", buffering=0))
             file.name = ""
-            container = stack.enter_context(av.open(file, "r", metadata_errors="replace"))
+            container = stack.enter_context(av.open(file, "r", **options))
         except (OSError, av.FFmpegError) as error:
             raise InputError(
                 f"{source} is no video that can be read ({error.strerror}); expected one"
@@ -157,7 +159,11 @@ class Reader:
         across, turn, back, down = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
         kinds: dict[str, Any] = {}
         with contextlib.suppress(ValueError):  # data of a kind that is new to PyAV
-            kinds = {data.type.name: data for data in frame.side_data}
+            # By number: iteration gives values in PyAV 18, and keys in PyAV 19.
+            count = len(frame.side_data)
+            kinds = {
+                data.type.name: data for data in map(frame.side_data.__getitem__, range(count))
+            }
         if "DISPLAYMATRIX" in kinds:  # It mirrors too, which an angle cannot.
             across, turn, _, back, down = np.frombuffer(kinds["DISPLAYMATRIX"], np.int32)[:5]
         turned = abs(turn) > abs(across)

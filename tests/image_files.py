@@ -9,9 +9,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import pyvips
 import tifffile
 from PIL import Image, ImageCms
+
+from drsformer_jax.images.vips import pyvips
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GRAY = SRGB[:16] + b"GRAY" + SRGB[20:]

@@ -16,13 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import pyvips
 from PIL import BmpImagePlugin
 
 from drsformer_jax.errors import InputError
-
-pyvips.cache_set_max(0)  # Else it keeps decoded images, and files as they were.
-pyvips.concurrency_set(1)  # Callers decode in threads and processes of their own.
+from drsformer_jax.images.vips import pyvips
 
 MAX_PIXELS = 2**27
 """Larger images are rejected: 134 million pixels take 384 MiB, and cameras seldom have more."""

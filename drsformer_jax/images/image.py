@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyvips
 
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_bytes
@@ -31,6 +30,7 @@ from drsformer_jax.images.formats import (
     tiff_tags,
 )
 from drsformer_jax.images.pixels import composite, encode, to_8_bits, to_rgb
+from drsformer_jax.images.vips import pyvips
 
 _MOST_EXIF = 65_533
 """What JPEG's marker holds at most, in bytes; libexif keeps no more in other formats either."""

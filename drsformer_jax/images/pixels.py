@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyvips
 from PIL import Image
 
 from drsformer_jax.errors import InputError
@@ -24,6 +23,7 @@ from drsformer_jax.images.formats import (
     in_one_line,
     open_image,
 )
+from drsformer_jax.images.vips import pyvips
 
 __all__ = [
     "EXTENSIONS",

@@ -14,7 +14,6 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-import pyvips
 from image_files import SRGB, UPRIGHT, chunk, noise, phone, saved
 from PIL import Image, ImageOps
 
@@ -22,6 +21,7 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.images import formats
 from drsformer_jax.images import pixels as images
 from drsformer_jax.images.image import load_image
+from drsformer_jax.images.vips import pyvips
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

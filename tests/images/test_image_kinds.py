@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import re
 import struct
 import zlib
@@ -220,7 +221,9 @@ def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, extension, deep
 
 
 @pytest.mark.parametrize("title", ["rain", "Zoë"])
-def test_a_profile_that_libpng_warns_of_prints_nothing(tmp_path, capfd, title):
+def test_a_profile_that_libpng_warns_of_prints_and_logs_nothing(tmp_path, capfd, caplog, title):
+    """Nor runs Python code in a thread of libvips, as logging would."""
+    caplog.set_level(logging.WARNING)
     broken = SRGB[:68] + bytes(12) + SRGB[80:]  # its illuminant
     data = encoded(noise((5, 7, 3)), ".png")
     part = chunk(b"iCCP", title.encode("latin-1") + b"\0\0" + zlib.compress(broken))
@@ -228,6 +231,7 @@ def test_a_profile_that_libpng_warns_of_prints_nothing(tmp_path, capfd, title):
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), noise((5, 7, 3)))
     assert image_size(tmp_path / "a.png") == (5, 7)
     load_image(tmp_path / "a.png")
+    assert caplog.records == []
     assert capfd.readouterr() == ("", "")
 
 

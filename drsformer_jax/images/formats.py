@@ -10,7 +10,6 @@ import io
 import os
 import re
 import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import BmpImagePlugin
 
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.png import read_at, read_png
 from drsformer_jax.images.vips import pyvips
 
 MAX_PIXELS = 2**27
@@ -237,7 +237,7 @@ def open_image(file: BinaryIO) -> OpenedImage:
         return _open_bmp(file, format)
     chunks: tuple[tuple[bytes, bytes], ...] = ()
     if format.name == "PNG":
-        content, chunks = _read_png(file)
+        content, chunks = read_png(file)
         file = io.BytesIO(content)
     options: dict[str, Any] = {"fail_on": "error"}
     if isinstance(file, io.BytesIO):
@@ -305,75 +305,6 @@ def _open_bmp(file: BinaryIO, format: Format) -> OpenedImage:
     return OpenedImage(format, image, image.width, image.height, colors, channels, 1)
 
 
-TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-XMP_KEY, EXIF_KEY = b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"
-_EMPTY = b"\0\0\0\0IDAT\x35\xaf\x06\x1e"
-
-
-def png_chunk(name: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG file: length, name, data, checksum."""
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def _read_png(file: BinaryIO) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
-    """Gives what libvips is to read, and all chunks but the pixels.
-
-    Of a file that is not in memory the pixels are left out. libvips reads no chunk behind the
-    pixels, where ExifTool writes XMP. Texts are kept from it since it changes their letters, and so
-    are names of profiles that are not ASCII, which pyvips cannot decode in libvips' warnings.
-    """
-    chunks, pixels, at, odd = [], [], 8, False
-    while len(head := _read_at(file, at, 8)) == 8:
-        length, name = struct.unpack(">I4s", head)
-        end = at + 12 + length
-        if name == b"IDAT":
-            pixels += [at, end]
-        else:
-            chunk = _read_at(file, at, end - at)
-            title, _, profile = chunk[8:-4].partition(b"\0")
-            if name == b"iCCP" and not title.isascii():
-                chunk, odd = png_chunk(name, b"profile\0" + profile), True
-            odd |= name in TEXTS or (bool(pixels) and name != b"IEND")
-            chunks.append((name, chunk))
-        at = end
-        if name == b"IEND":
-            break
-    if isinstance(file, io.BytesIO) and not odd:
-        return file.getvalue(), tuple(chunks)
-    names = {name for name, _ in chunks}
-    parts = [_read_at(file, 0, 8)]
-    for name, chunk in chunks:
-        if name not in (*TEXTS, b"IEND") or chunk[8:].startswith(XMP_KEY):
-            parts.append(chunk)
-        elif b"eXIf" not in names and (block := _exif_in_text(chunk[8:-4])):
-            parts.append(png_chunk(b"eXIf", block))
-    if isinstance(file, io.BytesIO) and pixels:
-        parts.append(file.getvalue()[pixels[0] : pixels[-1]])
-    else:
-        parts.append(_EMPTY)
-    parts += [chunk for name, chunk in chunks if name == b"IEND"]
-    return b"".join(parts), tuple(chunks)
-
-
-def _read_at(file: BinaryIO, at: int, count: int) -> bytes:
-    file.seek(at)
-    return file.read(count)
-
-
-def _exif_in_text(text: bytes) -> bytes:
-    # How ImageMagick wrote it before PNG had a chunk for it: a name, a length and hexadecimal
-    # digits, each on a line of its own.
-    if not text.startswith(EXIF_KEY):
-        return b""
-    value = text.removeprefix(EXIF_KEY)
-    try:
-        if value.startswith(b"\0"):
-            value = zlib.decompressobj().decompress(value[1:], 2**20)
-        return bytes.fromhex("".join(value.decode("ascii").split("\n")[3:]))[6:]
-    except (ValueError, zlib.error):
-        return b""
-
-
 _PLANAR, _EXTRA, _STRIPS, _TILES = 284, 338, 273, 324
 _ROWS, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
 _ASSOCIATED = 1
@@ -385,7 +316,7 @@ Tags = dict[int, tuple[int, int]]
 
 def tiff_tags(file: BinaryIO) -> Tags:
     """Reads the first directory of a TIFF file, or of an EXIF block, which has its structure."""
-    head = _read_at(file, 0, 16)
+    head = read_at(file, 0, 16)
     order, wide = ("<" if head[:2] == b"II" else ">"), head[2:4] in (b"+\0", b"\0+")
     count, number = ("Q", "Q") if wide else ("H", "L")
     row = struct.Struct(f"{order}HH{number}8s" if wide else f"{order}HH{number}4s")
@@ -393,8 +324,8 @@ def tiff_tags(file: BinaryIO) -> Tags:
     try:
         (at,) = struct.unpack_from(order + number, head, 8 if wide else 4)
         start = struct.calcsize(count)
-        (rows,) = struct.unpack(order + count, _read_at(file, at, start))
-        directory = _read_at(file, at + start, min(rows, 2**16) * row.size)
+        (rows,) = struct.unpack(order + count, read_at(file, at, start))
+        directory = read_at(file, at + start, min(rows, 2**16) * row.size)
         for tag, kind, values, cell in row.iter_unpack(directory):
             tags[tag] = values, struct.unpack_from(order + _LETTERS.get(kind, "B"), cell)[0]
     except struct.error:

@@ -16,9 +16,6 @@ import numpy as np
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_bytes
 from drsformer_jax.images.formats import (
-    EXIF_KEY,
-    TEXTS,
-    XMP_KEY,
     XMP_ORIENTATION,
     Format,
     OpenedImage,
@@ -26,10 +23,10 @@ from drsformer_jax.images.formats import (
     image_file,
     in_one_line,
     open_image,
-    png_chunk,
     tiff_tags,
 )
 from drsformer_jax.images.pixels import composite, encode, to_8_bits, to_rgb
+from drsformer_jax.images.png import EXIF_KEY, TEXTS, XMP_KEY, png_chunk
 from drsformer_jax.images.vips import pyvips
 
 _MOST_EXIF = 65_533

@@ -21,8 +21,7 @@ def read_png(file: BinaryIO) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     """Gives what libvips is to read, and all chunks but the pixels.
 
     Of a file that is not in memory the pixels are left out. libvips reads no chunk behind the
-    pixels, where ExifTool writes XMP. Texts are kept from it since it changes their letters, and so
-    are names of profiles that are not ASCII, which pyvips cannot decode in libvips' warnings.
+    pixels, where ExifTool writes XMP. Texts are kept from it since it changes their letters.
     """
     chunks, pixels, at, odd = [], [], 8, False
     while len(head := read_at(file, at, 8)) == 8:
@@ -32,9 +31,6 @@ def read_png(file: BinaryIO) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
             pixels += [at, end]
         else:
             chunk = read_at(file, at, end - at)
-            title, _, profile = chunk[8:-4].partition(b"\0")
-            if name == b"iCCP" and not title.isascii():
-                chunk, odd = png_chunk(name, b"profile\0" + profile), True
             odd |= name in TEXTS or (bool(pixels) and name != b"IEND")
             chunks.append((name, chunk))
         at = end

@@ -86,14 +86,18 @@ class Programs:
         return subprocess.Popen(command, env=environment or self.environment, **options)
 
     def __call__(self, program, *arguments, environment=None):
+        """Runs a program to its end: in its own process if it has an environment of its own."""
+        if environment is None:
+            return self.forked(program, *arguments)
         with self.start(program, *arguments, environment=environment) as process:
             output, errors = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def forked(self, program, *arguments, environment=None):
-        """As `run`, in a fork of a process that has imported all programs: seconds less each.
+        """Runs it in a fork of a process that has imported all programs: seconds less each.
 
-        For programs that end before they compute; threads do not outlive a fork.
+        That process computes nothing and so has no threads, which do not outlive a fork. What is
+        read from the environment while importing is the same for all.
         """
         if self._forks is None:
             self._outputs = Path(tempfile.mkdtemp())

@@ -147,6 +147,8 @@ def _depthwise(
     )
 
 
+# Compiled functions inside others are traced once a shape, and XLA puts them where they are called.
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def _correlate(padded: Array, kernel: Array, dilation: int, shape: tuple[int, ...]) -> Array:
     """The sum of shifted images."""
     accumulator = _accumulator(padded)
@@ -171,6 +173,7 @@ def _taps(size: int, dilation: int) -> list[tuple[int, int]]:
     return [(top, left) for top in offsets for left in offsets]
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _pad(parts: list[Array], size: int, dilation: int, implementation: str | None = None) -> Array:
     """Joins the parts along their channels and puts zeros around them."""
     halo = dilation * (size // 2)
@@ -221,6 +224,7 @@ def _backward(
     return jnp.split(x_grad, list(ends)[:-1], axis=-1), kernel_grad.astype(kernel.dtype)
 
 
+@functools.partial(jax.jit, static_argnames=("size", "dilation"))
 def _kernel_grad_by_tap(padded: Array, grad: Array, *, size: int, dilation: int) -> Array:
     """One fused reduction a tap: no temporaries, for hardware that reduces in parallel."""
     _, height, width, channels = grad.shape
@@ -236,6 +240,7 @@ def _kernel_grad_by_tap(padded: Array, grad: Array, *, size: int, dilation: int)
     return jnp.stack(taps).reshape(size, size, channels)
 
 
+@functools.partial(jax.jit, static_argnames=("size", "dilation"))
 def _kernel_grad_by_conv(padded: Array, grad: Array, *, size: int, dilation: int) -> Array:
     """A convolution over pixels: `grad` is its kernel, and its output has a pixel for each tap."""
     channels = grad.shape[-1]
@@ -252,6 +257,7 @@ def _kernel_grad_by_conv(padded: Array, grad: Array, *, size: int, dilation: int
     return out[0]
 
 
+@functools.partial(jax.jit, static_argnames=("size", "dilation"))
 def _kernel_grad_by_pixel(padded: Array, grad: Array, *, size: int, dilation: int) -> Array:
     """One pass over the pixels that adds window times gradient; the sums stay in a CPU's cache."""
     batch, height, width, channels = grad.shape

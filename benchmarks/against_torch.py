@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden"
 NETWORKS = ("drsformer", "drsformer_no_mefc")
 DTYPES = ("float32", "bfloat16")
-WAYS = ("eager", "channels last", "compiled", "compiled channels last")
+MODES = ("eager", "channels last", "compiled", "compiled channels last")
 CLOSE = {"float32": 5e-3, "bfloat16": 5e-2}
 """Relative L2 between ours and PyTorch's: the choice of scores is discontinuous, and rounding
 decides on the place of close ones. On the default image ours is within 5e-8 of the result in
@@ -60,7 +60,7 @@ Key = tuple[str, str]
 
 
 class Program(NamedTuple):
-    """One way to compute."""
+    """One program to time."""
 
     run: Callable[[], Any]
     """Ends when the result is there."""
@@ -69,7 +69,7 @@ class Program(NamedTuple):
 
 
 def main() -> None:
-    """Prints milliseconds of each way, and ours over it."""
+    """Prints milliseconds of each program, and ours over it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=NETWORKS, default=NETWORKS[0], help="(%(default)s)")
     parser.add_argument(
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="images (default 1)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="(all)")
     parser.add_argument(
-        "--ways", nargs="+", choices=WAYS, default=WAYS, help="of PyTorch, such as 'eager' (all)"
+        "--modes", nargs="+", choices=MODES, default=MODES, help="of PyTorch, such as 'eager' (all)"
     )
     parser.add_argument("--train", action="store_true", help="the gradient of the L1 loss")
     parser.add_argument("--runs", type=int, default=5, help="of each, in turn (default 5)")
@@ -174,9 +174,11 @@ def all_programs(arguments: argparse.Namespace) -> dict[Key, Program]:
         print("PyTorch is not installed: ours alone")
         return programs
     weights = params_to_torch(params, config)
-    for way, dtype in itertools.product(arguments.ways, arguments.dtypes):
+    for mode, dtype in itertools.product(arguments.modes, arguments.dtypes):
         model = torch_network(config, weights)
-        programs[f"PyTorch {way}", dtype] = torch_program(model, way, dtype, pair, arguments.train)
+        programs[f"PyTorch {mode}", dtype] = torch_program(
+            model, mode, dtype, pair, arguments.train
+        )
     return programs
 
 
@@ -247,17 +249,17 @@ def torch_network(config: ModelConfig, weights: dict[str, np.ndarray]) -> DRSfor
 
 
 def torch_program(
-    model: DRSformer, way: str, dtype: str, pair: tuple[np.ndarray, np.ndarray], train: bool
+    model: DRSformer, mode: str, dtype: str, pair: tuple[np.ndarray, np.ndarray], train: bool
 ) -> Program:
     """The network of PyTorch: as it is, or with what its users do for speed."""
     kind = "cpu" if shared_device().platform == "cpu" else "cuda"
-    layout = torch.channels_last if "channels last" in way else torch.contiguous_format
+    layout = torch.channels_last if "channels last" in mode else torch.contiguous_format
     rainy, clean = (
         torch.from_numpy(each).permute(0, 3, 1, 2).to(kind).contiguous(memory_format=layout)
         for each in pair
     )
     model = model.to(kind, memory_format=layout)
-    network = torch.compile(model) if "compiled" in way else model
+    network = torch.compile(model) if "compiled" in mode else model
     autocast = torch.autocast(kind, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def forward() -> torch.Tensor:

@@ -57,7 +57,7 @@ def ratios_to_torch() -> list[Row]:
     row: dict[str, Any] = {"key": "ratio_to_torch"}
     for preset in NETWORKS:
         network = ("--preset", preset, "--size", SIZE)
-        found = figures("against_torch.py", *network, "--dtypes", "float32", "--ways", "eager")[-1]
+        found = figures("against_torch.py", *network, "--dtypes", "float32", "--modes", "eager")[-1]
         if "failed" in found:
             raise InputError(f"{found['program']} failed ({found['failed']}); expected its time")
         row[f"{preset} {SIZE}"] = found["ours_float32_over_it"]

@@ -38,30 +38,30 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Restores all images each way."""
+    """Restores all images by each variant."""
     config, params = weights.load(arguments.checkpoint)
     config = dataclasses.replace(config, dtype="float32")
     halved = dataclasses.replace(config, dtype="bfloat16")
     pairs = [read_pair(rainy, clean) for _, rainy, clean in find_pairs(arguments.data)]
     sizes = [rainy.shape[:2] for rainy, _ in pairs]
-    ways = {
+    variants = {
         "whole": Restorer(config, params, tile=0),
         "whole, bfloat16": Restorer(halved, params, tile=0),
         "buckets of the ladder": Restorer(config, params, tile=0),
     }
-    for way in ("whole", "whole, bfloat16"):
-        ways[way].plan(sizes)
-    ways |= {
+    for variant in ("whole", "whole, bfloat16"):
+        variants[variant].plan(sizes)
+    variants |= {
         f"tiles {side}, overlap {overlap}": Restorer(config, params, tile=side, overlap=overlap)
         for side, overlap in TILES
     }
-    whole = [ways["whole"](rainy) for rainy, _ in pairs]
+    whole = [variants["whole"](rainy) for rainy, _ in pairs]
     scores = [psnr(ours, clean, PROTOCOL) for ours, (_, clean) in zip(whole, pairs, strict=True)]
     table = Table(
         f"{len(pairs)} images, luma PSNR in dB by {PROTOCOL}: to the clean image and what that "
         "changes, and to the whole images' results (mean and worst of those that differ)",
         {
-            "way": "<24",
+            "variant": "<24",
             "to_clean": "8.3f",
             "change": "+8.4f",
             "to_whole": "8.2f",
@@ -69,7 +69,7 @@ def compare(arguments: argparse.Namespace) -> None:
             "equal": "6d",
         },
     )
-    for name, restorer in ways.items():
+    for name, restorer in variants.items():
         found = [restorer(rainy) for rainy, _ in pairs]
         near = [psnr(*both, PROTOCOL) for both in zip(found, whole, strict=True)]
         to_clean = [
@@ -77,7 +77,7 @@ def compare(arguments: argparse.Namespace) -> None:
         ]
         finite = [value for value in near if math.isfinite(value)]
         table.add(
-            way=name,
+            variant=name,
             to_clean=statistics.mean(to_clean),
             change=statistics.mean(to_clean) - statistics.mean(scores),
             to_whole=statistics.mean(finite) if finite else None,

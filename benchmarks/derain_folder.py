@@ -39,7 +39,7 @@ LARGEST = (768, 1024)
 SMALLEST = (192, 256)
 MOST_PROGRAMS = 3
 SOON = 10
-"""Seconds to the first image of the second process that we aim at, for `tiny` on a CPU."""
+"""Target for the first image of the second process: seconds, for `tiny` on a CPU."""
 
 
 class Attempt(NamedTuple):
@@ -106,7 +106,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             not_computing=1 - alone / spent,
         )
     print(
-        f"aims: {MOST_PROGRAMS} sizes compiled at most; the second process's first image within "
+        f"targets: {MOST_PROGRAMS} sizes compiled at most; the second process's first image within "
         f"{SOON} s, for the tiny network on a CPU"
     )
     table.write(arguments.json)

@@ -1,4 +1,4 @@
-"""How fast pairs are read, decoded, cropped and put into batches, each way against decoding alone.
+"""How fast pairs are read, decoded, cropped and put into batches, against decoding alone.
 
 python benchmarks/input_pipeline.py --data DIR [--cores 1] [--json input_pipeline.json]
 """
@@ -31,24 +31,24 @@ from drsformer_jax.images.pixels import decode_image
 BATCH = 8
 CROP = 128
 DECODING = 70
-"""Pairs of PNG images of 481x321 a second that we aim at, on one core."""
+"""Target: pairs of PNG images of 481x321 a second, on one core."""
 DECODED = 900
 """The same for pairs that were decoded once."""
 RAIN = 256
 """Side in pixels of the crops that synthetic rain is rendered on."""
 DRAWN = 12
-"""Pairs of that size a second that we aim at, for every kind of rain."""
+"""Target: pairs of that size a second, for every kind of rain."""
 
 
 def main() -> None:
-    """Prints pairs per second of each way, and their ratio to decoding by Pillow alone."""
+    """Prints pairs per second of each variant, and their ratio to decoding by Pillow alone."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of input/ and target/")
     parser.add_argument("--photographs", default="skimage", help="for rain (%(default)s)")
     parser.add_argument("--pairs", type=int, default=400, help="as many at least (default 400)")
     parser.add_argument("--cores", type=int, default=1, help="processor cores to use (default 1)")
     parser.add_argument("--seconds", type=float, default=2, help="of a run (default 2)")
-    parser.add_argument("--runs", type=int, default=5, help="runs of each way (default 5)")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each variant (default 5)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     with one_line_errors():
@@ -56,24 +56,24 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Lets all ways take turns."""
+    """Lets all variants take turns."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     with tempfile.TemporaryDirectory() as folder:
         data = repeated(arguments.data, arguments.pairs, Path(folder) / "pairs")
-        ways = all_ways(data, Path(folder), arguments.cores, arguments.photographs)
-        for way in ways.values():  # Compiled, read from the disk and cached.
-            next(way)
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for _, (name, way) in itertools.product(range(arguments.runs), ways.items()):
-            rates[name].append(rate(way, arguments.seconds))
+        variants = all_variants(data, Path(folder), arguments.cores, arguments.photographs)
+        for variant in variants.values():  # Compiled, read from the disk and cached.
+            next(variant)
+        rates: dict[str, list[float]] = {name: [] for name in variants}
+        for _, (name, variant) in itertools.product(range(arguments.runs), variants.items()):
+            rates[name].append(rate(variant, arguments.seconds))
     table = Table(
         f"{len(find_pairs(arguments.data))} pairs again and again up to {arguments.pairs}, "
         f"{arguments.cores} cores, crops of {CROP}x{CROP} in batches of "
         f"{BATCH}; median of {arguments.runs} runs of {arguments.seconds:g} s in turn",
         {
-            "way": "<44",
+            "variant": "<44",
             "pairs_per_s": "9.1f",
-            "aim": "5d",
+            "target": "5d",
             "ms_a_pair": "10.2f",
             "over_pillow": "11.2f",
         },
@@ -82,9 +82,9 @@ def measure(arguments: argparse.Namespace) -> None:
     for name, found in rates.items():
         middle = statistics.median(found)
         table.add(
-            way=name,
+            variant=name,
             pairs_per_s=middle,
-            aim=aim(name),
+            target=target(name),
             ms_a_pair=1000 / middle,
             over_pillow=middle / limit,
             all=found,
@@ -92,13 +92,13 @@ def measure(arguments: argparse.Namespace) -> None:
     table.write(arguments.json)
 
 
-def aim(way: str) -> int | None:
-    """Pairs a second that a way to make batches should reach."""
-    if "alone" in way:
+def target(variant: str) -> int | None:
+    """Pairs a second that a variant to make batches should reach."""
+    if "alone" in variant:
         return None
-    if "rain" in way:
+    if "rain" in variant:
         return DRAWN
-    return DECODED if "decoded once" in way else DECODING
+    return DECODED if "decoded once" in variant else DECODING
 
 
 def repeated(data: Path, count: int, folder: Path) -> Path:
@@ -116,7 +116,9 @@ def repeated(data: Path, count: int, folder: Path) -> Path:
     return folder
 
 
-def all_ways(data: Path, folder: Path, cores: int, photographs: str) -> dict[str, Iterator[int]]:
+def all_variants(
+    data: Path, folder: Path, cores: int, photographs: str
+) -> dict[str, Iterator[int]]:
     """Endless iterators, each of which gives how many pairs it made in a step."""
     contents = [(rainy.read_bytes(), clean.read_bytes()) for _, rainy, clean in find_pairs(data)]
     build("paired_folder", data, folder)
@@ -128,7 +130,7 @@ def all_ways(data: Path, folder: Path, cores: int, photographs: str) -> dict[str
         cache_mib=0,
     )
     dataset = dataclasses.replace(files, train="paired_folder")
-    ways = {
+    variants = {
         "decoding alone, Pillow": decoding(contents, pillow),
         "decoding alone": decoding(contents, lambda content: decode_image(content, "")),
         "files, decoded each time": pipeline(files),
@@ -149,11 +151,11 @@ def all_ways(data: Path, folder: Path, cores: int, photographs: str) -> dict[str
             crop_size=RAIN,
             global_batch=BATCH,
         )
-        ways[f"rain rendered on {RAIN}x{RAIN}, {kind}"] = pipeline(rain)
+        variants[f"rain rendered on {RAIN}x{RAIN}, {kind}"] = pipeline(rain)
     if cores > 1:
         workers = dataclasses.replace(dataset, workers=cores)
-        ways[f"dataset, decoded each time, {cores} workers"] = pipeline(workers)
-    return ways
+        variants[f"dataset, decoded each time, {cores} workers"] = pipeline(workers)
+    return variants
 
 
 def pillow(content: bytes) -> np.ndarray:
@@ -181,11 +183,11 @@ def pipeline(config: DataConfig) -> Iterator[int]:
         yield len(batch["name"])
 
 
-def rate(way: Iterator[int], seconds: float) -> float:
+def rate(variant: Iterator[int], seconds: float) -> float:
     """Pairs per second over a while."""
     made, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
-        made += next(way)
+        made += next(variant)
     return made / spent
 
 

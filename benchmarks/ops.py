@@ -37,7 +37,7 @@ from drsformer_jax.ops.mixed_scale import mixed_scale
 from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights
 from drsformer_jax.ops.pixels import pixel_shuffle, pixel_unshuffle
 
-Way = Callable[..., jax.Array]
+Variant = Callable[..., jax.Array]
 LEVELS = ((64, 192), (256, 48), (256, 96), (128, 96), (32, 384))
 """Side and channels of the network's levels for an image of 256x256; the first is the default."""
 EXPANSION = 2.66
@@ -120,9 +120,9 @@ def plain_step(x: jax.Array, gates: jax.Array, step: Step) -> jax.Array:
 
 
 def cases(
-    draw: Way, dtype: str, side: int, channels: int, every: bool
+    draw: Variant, dtype: str, side: int, channels: int, every: bool
 ) -> Iterator[tuple[str, dict, tuple]]:
-    """The name of an operation, its ways by name, and their arguments, at one level's shape.
+    """The name of an operation, its variants by name, and their arguments, at one level's shape.
 
     Images are of `dtype`, parameters and scores of float32, as in the network.
     """
@@ -133,48 +133,48 @@ def cases(
     if every:
         kernels += [(1, 1), (7, 1), (3, 2), (5, 2), (7, 2)]
     for size, dilation in kernels:
-        ways: dict[str, Way] = {
+        variants: dict[str, Variant] = {
             name: functools.partial(depthwise_conv, dilation=dilation, implementation=name)
             for name in conv_names
         }
-        ways["plain"] = lambda x, k, d=dilation: plain_conv(x, k[:, :, None], d)
-        yield f"depthwise {size}x{size}/{dilation}", ways, (wide, draw(size, size, 2 * hidden))
+        variants["plain"] = lambda x, k, d=dilation: plain_conv(x, k[:, :, None], d)
+        yield f"depthwise {size}x{size}/{dilation}", variants, (wide, draw(size, size, 2 * hidden))
     for size in (3, 5):
-        ways = {
+        variants = {
             name: lambda a, b, k, name=name: grouped_conv([a], [b], k, name) for name in conv_names
         }
         arguments = (wide[..., :hidden], wide[..., hidden:], draw(size, size, 2, hidden))
-        yield f"grouped {size}x{size}", {**ways, "plain": plain_pairs}, arguments
+        yield f"grouped {size}x{size}", {**variants, "plain": plain_pairs}, arguments
     shapes = ((channels, 2 * hidden), (3, 3, 2 * hidden), (5, 5, 2 * hidden))
     shapes += ((3, 3, 2, hidden), (5, 5, 2, hidden), (2 * hidden, channels))
     weights = MixedScaleWeights(*(Affine(draw(*shape), None) for shape in shapes))
-    ways = {
+    variants = {
         name: functools.partial(mixed_scale, implementation=name) for name in ("whole", "strips")
     }
-    yield "mixed_scale", {**ways, "plain": plain_mixed_scale}, (x, weights)
+    yield "mixed_scale", {**variants, "plain": plain_mixed_scale}, (x, weights)
     yield "average_pool", {"single": average_pool, "plain": plain_pool}, (x,)
     definition, empty = nnx.split(Step(channels, ModelConfig()))
     params = jax.tree.map(lambda leaf: draw(*leaf.shape), empty)
-    ways = {
+    variants = {
         "single": lambda x, gates, params: nnx.merge(definition, params)(x, gates, AT_ONCE),
         "plain": lambda x, gates, params: plain_step(x, gates, nnx.merge(definition, params)),
     }
-    yield "expert_step", ways, (jnp.abs(x), jnp.full((1, EXPERTS), 1 / EXPERTS), params)
-    ways = {"own gradient": linear, "plain": lambda x, k: x @ k.astype(x.dtype)}
-    yield "linear", ways, (x, draw(channels, 2 * hidden))
+    yield "expert_step", variants, (jnp.abs(x), jnp.full((1, EXPERTS), 1 / EXPERTS), params)
+    variants = {"own gradient": linear, "plain": lambda x, k: x @ k.astype(x.dtype)}
+    yield "linear", variants, (x, draw(channels, 2 * hidden))
     heads = channels // 48
     both = (
         Affine(draw(*shape), None) for shape in ((channels, 2 * channels), (3, 3, 2 * channels))
     )
-    ways = {
+    variants = {
         name: functools.partial(query_key_sums, heads=heads, implementation=name)
         for name in ("whole", "strips")
     }
-    ways["plain"] = functools.partial(plain_sums, heads=heads)
-    yield "query_key_sums", ways, (x, QueryKeyWeights(*both))
+    variants["plain"] = functools.partial(plain_sums, heads=heads)
+    yield "query_key_sums", variants, (x, QueryKeyWeights(*both))
     pixels = draw(1, side * side, heads, 48).astype(dtype)
-    ways = {"single": lambda q, k, t: channel_scores(channel_sums(q, k), t)}
-    yield "channel_scores", ways, (pixels, pixels[:, ::-1], draw(heads))
+    variants = {"single": lambda q, k, t: channel_scores(channel_sums(q, k), t)}
+    yield "channel_scores", variants, (pixels, pixels[:, ::-1], draw(heads))
     softmax = functools.partial(sparse_softmax, top_k=(24, 32, 36, 38))
     one = {"single": lambda scores, weights: softmax(scores, weights=weights)}
     yield "sparse_softmax", one, (draw(1, heads, 48, 48), draw(4))
@@ -182,11 +182,11 @@ def cases(
         yield move.__name__, {"single": move}, (x,)
 
 
-def gradients(way: Way, count: int) -> Way:
+def gradients(variant: Variant, count: int) -> Variant:
     """Gradients to all arguments, of a loss that is not linear."""
 
     def loss(*arguments: jax.Array) -> jax.Array:
-        leaves = jax.tree.leaves(way(*arguments))
+        leaves = jax.tree.leaves(variant(*arguments))
         return sum(jnp.sin(leaf.astype(jnp.float32)).sum() for leaf in leaves)
 
     return jax.grad(loss, argnums=tuple(range(count)))
@@ -233,22 +233,23 @@ def main() -> None:
     print(title)
     rows = []
     for side, channels in LEVELS if options.all else LEVELS[:1]:
-        for name, ways, inputs in cases(draw, options.dtype, side, channels, options.all):
+        for name, variants, inputs in cases(draw, options.dtype, side, channels, options.all):
             if options.only not in name:
                 continue
             if options.without_plain:
-                ways.pop("plain", None)
-            back = {way: gradients(run, len(inputs)) for way, run in ways.items()}
-            for what, programs in (("forward", ways), ("gradient", back)):
+                variants.pop("plain", None)
+            back = {variant: gradients(run, len(inputs)) for variant, run in variants.items()}
+            for what, programs in (("forward", variants), ("gradient", back)):
                 ready_programs = {
-                    way: ready(compiled(jax.jit(run), *inputs)[0], *inputs)
-                    for way, run in programs.items()
+                    variant: ready(compiled(jax.jit(run), *inputs)[0], *inputs)
+                    for variant, run in programs.items()
                 }
                 found, once = times(ready_programs, options.runs)
                 row = {"operation": name, "what": what, "side": side, "channels": channels}
                 rows.append({**row, "milliseconds": found, "once": once})
                 text = "  ".join(
-                    f"{way} {spent:.1f}{' (once)' * (way in once)}" for way, spent in found.items()
+                    f"{variant} {spent:.1f}{' (once)' * (variant in once)}"
+                    for variant, spent in found.items()
                 )
                 print(f"{side:4}x{channels:<4} {name:16} {what:9} {text}", flush=True)
     if options.json:

@@ -180,7 +180,7 @@ def tiff_metadata(path: Path) -> tuple[bytes | None, Image.Exif]:
     return exif.get(0x8773), exif
 
 
-def refused(path: Path) -> str:
+def rejected(path: Path) -> str:
     return (
         rf"^{re.escape(str(path))} is no image that can be read \(.+\); "
         "expected PNG, JPEG, WebP, BMP, TIFF, AVIF or GIF$"

@@ -120,7 +120,7 @@ class Programs:
             shutil.rmtree(self._outputs)
 
 
-def refused(result, message):
+def rejected(result, message):
     """Asserts that a program ended with one clear line."""
     assert result.returncode not in (0, None)
     assert "Traceback" not in result.stderr

@@ -89,11 +89,11 @@ def end_of(path, **environment):
 def test_configuration_that_fails_is_named_with_its_line(tmp_path, text, line, kind):
     path = tmp_path / "my.py"
     path.write_text(text)
-    told = end_of(path)
-    assert told.startswith(f"error: {path}:{line} fails ({kind}")
-    assert told.count("\n") == 1
+    printed = end_of(path)
+    assert printed.startswith(f"error: {path}:{line} fails ({kind}")
+    assert printed.count("\n") == 1
     traced = end_of(path, DRSFORMER_DEBUG="1")
-    assert traced.endswith(told)
+    assert traced.endswith(printed)
     assert "Traceback (most recent call last)" in traced
     assert f'File "{path}", line {line}' in traced
-    assert end_of(path, DRSFORMER_DEBUG="0") == told
+    assert end_of(path, DRSFORMER_DEBUG="0") == printed

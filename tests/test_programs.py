@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from programs import refused
+from programs import rejected
 
 import drsformer_jax
 from drsformer_jax import metrics, weights
@@ -76,7 +76,7 @@ def test_damaged_checkpoint_gives_one_line(run, trained, place):
         if path.is_file() and "params" in path.parts:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     result = run("drsformer", "derain", "pairs/input", "never", "--checkpoint", "damaged")
-    refused(result, r"checkpoint 4 of .*damaged cannot be read")
+    rejected(result, r"checkpoint 4 of .*damaged cannot be read")
     assert not (place / "never").exists()
 
 
@@ -123,8 +123,8 @@ def test_run_becomes_an_official_file_and_a_model_folder_and_both_restore_alike(
     images = [read_image(place / f"{name}.png") for name in "abc"]
     np.testing.assert_array_equal(images[1], images[0])
     np.testing.assert_array_equal(images[2], images[0])
-    refused(run("drsformer", "convert", "net.pth", "model"), "model is there already")
-    refused(run("drsformer", "convert", "net.pth", "x.pth"), r"'\.pth'; expected --to-torch")
+    rejected(run("drsformer", "convert", "net.pth", "model"), "model is there already")
+    rejected(run("drsformer", "convert", "net.pth", "x.pth"), r"'\.pth'; expected --to-torch")
     assert run("drsformer", "convert", "net.pth", "half", "--dtype", "float16").returncode == 0
     sizes = [(place / name / "params.safetensors").stat().st_size for name in ("half", "model")]
     assert sizes[0] < 0.6 * sizes[1]
@@ -146,11 +146,11 @@ def test_compiled_programs_are_kept_in_the_users_cache_folder(run, trained, plac
         assert len(kept) == 1
 
 
-def test_another_architecture_is_refused_by_naming_what_differs(run, trained):
+def test_another_architecture_is_rejected_by_naming_what_differs(run, trained):
     result = run(
         "train", "--config", "config.py", "--workdir", trained[0], "--model.feed-forward", "gdfn"
     )
-    refused(result, r"another architecture: feed_forward fn \(here gdfn\)")
+    rejected(result, r"another architecture: feed_forward fn \(here gdfn\)")
 
 
 def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
@@ -158,7 +158,7 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
         *("train", "--config", "config.py", "--workdir", "diverged"),
         *("--optim.learning-rate", "1e30", "--optim.clip-norm", "1e30"),
     )
-    refused(result, r"the loss of step 2 is (nan|inf); the batch was [01]\.png.*; expected")
+    rejected(result, r"the loss of step 2 is (nan|inf); the batch was [01]\.png.*; expected")
     assert not list((place / "diverged" / "checkpoints").glob("[0-9]*"))
 
 
@@ -245,7 +245,7 @@ def test_wrong_input_gives_one_line(run, trained, place, command, message):
         "    return TrainConfig(data=DataConfig(sources=(('gs://bucket/x', 1.0),)))\n"
     )
     environment = {**run.environment, "HOME": "/home/of/me"}
-    refused(run.forked(*shlex.split(command), environment=environment), message)
+    rejected(run.forked(*shlex.split(command), environment=environment), message)
     assert not (place / "unmade").exists()
     assert not (place / "out").exists()
 

@@ -50,21 +50,21 @@ def test_programs_take_turns_and_the_first_does_not_count(monkeypatch):
 
 
 def test_table_shows_what_it_writes(tmp_path, capsys):
-    table = timing.Table("a title", {"way": "<6", "pairs_per_s": "8.1f", "aim": "4d"})
-    table.add(way="one", pairs_per_s=12.345, aim=None, all=[1, 2])
-    table.add(way="long name", pairs_per_s=1.0, aim=70)
+    table = timing.Table("a title", {"variant": "<6", "pairs_per_s": "8.1f", "target": "4d"})
+    table.add(variant="one", pairs_per_s=12.345, target=None, all=[1, 2])
+    table.add(variant="long name", pairs_per_s=1.0, target=70)
     assert capsys.readouterr().out.splitlines() == [
         "a title",
-        "way      pairs/s   aim",
-        "one         12.3     -",
-        "long name       1.0    70",
+        "variant   pairs/s  target",
+        "one          12.3       -",
+        "long name       1.0      70",
     ]
     table.write(tmp_path / "figures.json")
     assert json.loads((tmp_path / "figures.json").read_text()) == {
         "title": "a title",
         "rows": [
-            {"way": "one", "pairs_per_s": 12.345, "aim": None, "all": [1, 2]},
-            {"way": "long name", "pairs_per_s": 1.0, "aim": 70},
+            {"variant": "one", "pairs_per_s": 12.345, "target": None, "all": [1, 2]},
+            {"variant": "long name", "pairs_per_s": 1.0, "target": 70},
         ],
     }
 
@@ -119,7 +119,7 @@ def test_each_bound_that_is_exceeded_is_a_line_and_the_check_fails(bounds, capsy
     ]
 
 
-def test_chips_that_compute_more_than_fewer_of_them_do_are_told():
+def test_chips_that_compute_more_than_fewer_of_them_do_are_reported():
     def row(key, **fields):
         work = dict.fromkeys(("what", "height", "width", "preset", "dtype", "strips"))
         return {"key": key, "batch": 4, **work, **fields}
@@ -146,7 +146,7 @@ def test_chips_that_compute_more_than_fewer_of_them_do_are_told():
         "train_step",
     ],
 )
-def test_program_tells_its_flags(program, monkeypatch, capsys):
+def test_program_shows_its_flags(program, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{program}.py", "--help"])
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(program).main()

@@ -67,7 +67,7 @@ def test_each_trip_of_a_loop_is_counted():
     assert hlo_cost.loops(PROGRAM) == [hlo_cost.Loop("jit(f)/stage/while", 6, once)]
 
 
-def test_a_loop_without_clear_end_is_refused():
+def test_a_loop_without_clear_end_is_rejected():
     with pytest.raises(ValueError, match="trips of loop are not clear"):
         hlo_cost.cost(PROGRAM.replace("constant(6)", "parameter(1)"))
 

@@ -251,7 +251,7 @@ def test_wrong_input_ends_with_one_line(folder, monkeypatch, arguments, message)
     assert "\n" not in text
 
 
-def test_program_tells_its_flags(monkeypatch, capsys):
+def test_program_shows_its_flags(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pretrained.py", "--help"])
     with pytest.raises(SystemExit, match="0"):
         pretrained.main()

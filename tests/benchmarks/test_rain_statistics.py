@@ -137,7 +137,7 @@ def test_images_as_small_as_a_pixel_are_measured():
 
 
 @pytest.mark.parametrize("clean", [gray(1)[1:], gray(1)[..., 0], gray(1).astype(float)])
-def test_a_pair_of_two_sizes_or_kinds_is_refused(clean):
+def test_a_pair_of_two_sizes_or_kinds_is_rejected(clean):
     with pytest.raises(InputError, match=r"^clean is .* of shape .*; expected both uint8 \(h, w"):
         statistics_of(gray(1), clean)
 
@@ -185,13 +185,13 @@ def test_sources_and_kinds_of_synthetic_rain_are_rows_of_one_table(tmp_path, mon
         (("--count", "0"), "--count is 0; expected at least 1"),
     ],
 )
-def test_wrong_input_is_told_in_one_line(arguments, message, tmp_path, monkeypatch):
+def test_wrong_input_is_reported_in_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=f"^error: {message}[^\n]*$"):
         run(monkeypatch, *arguments)
 
 
-def test_program_tells_its_flags(monkeypatch, capsys):
+def test_program_shows_its_flags(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         run(monkeypatch, "--help")
     assert "--json" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Impossible settings are refused where they are written; presets are what was published."""
+"""Impossible settings are rejected where they are written; presets are what was published."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize(
     ("settings", "fields", "found"), IMPOSSIBLE, ids=[found for _, _, found in IMPOSSIBLE]
 )
-def test_impossible_value_is_refused_in_one_line(settings, fields, found):
+def test_impossible_value_is_rejected_in_one_line(settings, fields, found):
     with pytest.raises(InputError) as error:
         settings(**fields)
     message = str(error.value)

@@ -1,4 +1,4 @@
-"""The mix and the ranges of rain: in files, on the command line, and refused where impossible."""
+"""The mix and the ranges of rain: in files, on the command line, and rejected where impossible."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_changed_ranges_of_rain_are_named_as_on_the_command_line():
     ("place", "kind"),
     [(("data", "rain"), "RainConfig"), (("data", "rain", "fine_drops"), "DropRanges")],
 )
-def test_unknown_field_of_rain_in_a_file_is_refused_in_one_line(tmp_path, place, kind):
+def test_unknown_field_of_rain_in_a_file_is_rejected_in_one_line(tmp_path, place, kind):
     values = json.loads(json.dumps(to_dict(TrainConfig())))
     inside = values
     for name in place:
@@ -84,7 +84,7 @@ def test_unknown_field_of_rain_in_a_file_is_refused_in_one_line(tmp_path, place,
         read_config(tmp_path)
 
 
-def test_impossible_range_of_rain_in_a_file_is_refused_in_one_line():
+def test_impossible_range_of_rain_in_a_file_is_rejected_in_one_line():
     values = json.loads(json.dumps(to_dict(TrainConfig())))
     values["data"]["rain"]["fine_drops"]["length"] = [20, 10]
     with pytest.raises(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from programs import Programs, refused
+from programs import Programs, rejected
 from steps import OFFICIAL_RATES
 
 from drsformer_jax.config import PRESETS, OptimConfig, TrainConfig
@@ -279,7 +279,7 @@ def test_ablation_continues_where_it_was_stopped_and_trains_nothing_again(ablati
     assert (again.returncode, again.stdout.splitlines()) == (0, table), "nothing but the table"
     assert {arm: file.stat().st_mtime_ns for arm, file in metrics.items()} == times
     other = ended(ablation(*flags, "--seed", "5"))
-    refused(other, r"arms was started with other flags .*settings\.json holds; expected the same")
+    rejected(other, r"arms was started with other flags .*settings\.json holds; expected the same")
 
 
 def score(metrics: Path) -> tuple[float, float]:
@@ -298,7 +298,7 @@ def score(metrics: Path) -> tuple[float, float]:
     ],
 )
 def test_ablation_that_cannot_go_on_ends_in_one_line(ablation, programs, flags, message):
-    refused(ended(ablation("--workdir", "refused", *flags)), message)
+    rejected(ended(ablation("--workdir", "rejected", *flags)), message)
 
 
 def test_result_of_an_arm_is_read_from_what_train_py_leaves(trained):

@@ -1,4 +1,4 @@
-"""A pair that is none is told: two sizes, one image twice, the rainy one called clean."""
+"""A pair that is none is reported: two sizes, one image twice, the rainy one called clean."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def rained(clean: np.ndarray, seed: int) -> np.ndarray:
     return add_rain(clean, np.random.default_rng(seed), ADDED)[0]
 
 
-def test_sizes_that_differ_are_told_and_nothing_else():
+def test_sizes_that_differ_are_reported_and_nothing_else():
     rainy, clean = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 7, 3), np.uint8)
     assert problems(rainy, clean) == [
         "the clean image is 7x4, the rainy one 6x4; a pair must have one size"
     ]
 
 
-def test_one_image_twice_is_told(scene):
+def test_one_image_twice_is_reported(scene):
     assert problems(scene, scene.copy()) == [
         "the rainy and the clean image are identical; expected rain on one"
     ]

@@ -11,7 +11,7 @@ import sys
 
 import psutil
 import pytest
-from programs import refused
+from programs import rejected
 from rain_sets import write_pairs, write_splits
 
 from drsformer_jax.images.pixels import read_image
@@ -55,7 +55,7 @@ def test_verifying_reads_every_pair(run, built, place):
 
 def test_without_a_folder_building_tells_what_is_expected(run):
     result = run("drsformer", "build-data", "ddn_data")
-    refused(result, "--manual-dir is missing; expected a folder as described above")
+    rejected(result, "--manual-dir is missing; expected a folder as described above")
     for part in ("rainy image/", "ground truth/", "12600", "1400", "input/", "target/"):
         assert part in result.stdout
 
@@ -86,7 +86,7 @@ def test_sheet_of_synthetic_rain_takes_photographs_and_no_other_does(run, place)
     assert result.returncode == 0, result.stderr
     assert read_image(place / "rain.png").shape[0] > 4 * 40
     result = run("drsformer", "show-data", "pairs", "--out", "other.png", *photographs)
-    refused(result, "--photographs is given; expected none but of synthetic")
+    rejected(result, "--photographs is given; expected none but of synthetic")
 
 
 def test_training_and_scoring_take_a_dataset_by_name(run, built, place):
@@ -157,7 +157,7 @@ def test_a_pair_that_cannot_be_read_stops_training_or_is_skipped_and_counted(run
         "0",
     )
     stopped = run(*command, "--workdir", "stopped", "--data.workers", "2")
-    refused(stopped, r"damaged_pairs/input/1\.png is no image that can be read \(")
+    rejected(stopped, r"damaged_pairs/input/1\.png is no image that can be read \(")
     skipping = run(
         *command, "--workdir", "skipping", "--data.corrupt", "skip", "--data.workers", "1"
     )
@@ -254,7 +254,7 @@ def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained
 )
 def test_wrong_input_gives_one_line_and_makes_nothing(run, built, place, command, message):
     before = sorted(path for path in place.iterdir() if path.name != "compiled")
-    refused(run.forked(*shlex.split(command)), message)
+    rejected(run.forked(*shlex.split(command)), message)
     assert not (place / "x.png").exists()
     assert sorted(path for path in place.iterdir() if path.name != "compiled") == before
 
@@ -263,7 +263,7 @@ def test_wrong_flag_is_one_plain_line_where_output_is_ascii(run):
     ascii_only = {**run.environment, "PYTHONIOENCODING": "ascii"}
     flags = ("--config", "config.py", "--data.rain.light", "-1")
     result = run("train", *flags, environment=ascii_only)
-    refused(result, r"^error: .*the mix of data\.rain is \[-1\.0, 0\.4, 0\.2, 0\.05\]; expected")
+    rejected(result, r"^error: .*the mix of data\.rain is \[-1\.0, 0\.4, 0\.2, 0\.05\]; expected")
     assert "---" not in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
@@ -279,7 +279,7 @@ def test_names_in_no_encoding_are_shown_or_rejected_in_one_line(run, place, name
     assert shown.returncode == 0, shown.stderr
     assert r"\udcff" in shown.stdout
     command = ("build-data", "paired_folder", "--manual-dir", folder, "--data-dir", "data")
-    refused(run("drsformer", *command), r"\\udcfe\.png'?\)? has a name that is no UTF-8; expected")
+    rejected(run("drsformer", *command), r"\\udcfe\.png'?\)? has a name that is no UTF-8; expected")
     sheet = ("--out", os.fsdecode(b"\xff.png"), "--crops", "1", "--crop-size", "16")
     assert run("drsformer", "show-data", "pairs", *sheet).returncode == 0
     training = ("--data.train", str(folder), "--data.cache-dir", "decoded", "--steps", "1")

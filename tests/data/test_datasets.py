@@ -96,7 +96,7 @@ def test_pairs_of_a_part_are_those_of_its_range(data_dir):
 
 
 @pytest.mark.parametrize("part", ["tost", "train[", "train[:100]", "train[3:3]", "Train"])
-def test_an_impossible_part_is_refused_with_those_there_are(data_dir, part):
+def test_an_impossible_part_is_rejected_with_those_there_are(data_dir, part):
     with pytest.raises(InputError, match=r"its splits are train \(5\), test \(3\)") as error:
         DatasetPairs(data_dir / "rain/mine/1.0.0", part)
     assert "\n" not in str(error.value)
@@ -120,12 +120,12 @@ def test_fingerprint_differs_between_parts_and_contents(data_dir, tmp_path):
     assert len(set(marks)) == 4
 
 
-def test_a_part_without_pairs_is_told(data_dir):
+def test_a_part_without_pairs_is_reported(data_dir):
     with pytest.raises(InputError, match=r"has no split train\[:1%\] \(it is empty\)"):
         DatasetPairs(data_dir / "rain/mine/1.0.0", "train[:1%]")
 
 
-def test_a_pair_of_two_sizes_in_a_dataset_is_told(tmp_path, monkeypatch):
+def test_a_pair_of_two_sizes_in_a_dataset_is_reported(tmp_path, monkeypatch):
     raw = write_pairs(tmp_path / "raw", ["1.png"])
     write_image(raw / "target/1.png", pair(0, height=25)[1])
     monkeypatch.setattr(rain, "check_sizes", lambda *_: None)
@@ -147,7 +147,7 @@ def test_without_a_test_split_all_but_train_are_tested_on(tmp_path):
         open_dataset(alone, "", "test")
 
 
-def test_a_dataset_without_the_features_is_refused(tmp_path):
+def test_a_dataset_without_the_features_is_rejected(tmp_path):
     folder = build("paired_folder", write_pairs(tmp_path / "raw", ["1.png"]), tmp_path)
     features = json.loads((folder / "features.json").read_text())
     entries = features["featuresDict"]["features"]
@@ -174,13 +174,13 @@ def test_a_dataset_of_another_builder_is_read_without_notes(copy):
     "notes",
     [[], {"a": 1}, {"splits": []}, {"splits": {"test": {}}}, {"splits": {"test": {"sizes": "x"}}}],
 )
-def test_notes_that_are_none_are_told_by_the_checks_and_else_do_without(copy, notes):
+def test_notes_that_are_none_are_reported_by_the_checks_and_else_do_without(copy, notes):
     (copy / "metadata.json").write_text(json.dumps(notes))
     assert sizes_of(DatasetPairs(copy, "test")) == [(26, 32)] * 3
     assert len(list(verify(copy))) == 2
 
 
-def test_sizes_that_were_noted_wrong_are_told_by_the_checks(copy):
+def test_sizes_that_were_noted_wrong_are_reported_by_the_checks(copy):
     notes = json.loads((copy / "metadata.json").read_text())
     notes["splits"]["test"]["sizes"] = [[26, 32, 2], [27, 32, 1]]
     (copy / "metadata.json").write_text(json.dumps(notes))
@@ -189,7 +189,7 @@ def test_sizes_that_were_noted_wrong_are_told_by_the_checks(copy):
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
-def test_a_damaged_description_is_told_in_one_line(copy, name):
+def test_a_damaged_description_is_reported_in_one_line(copy, name):
     (copy / name).write_text("{")
     with pytest.raises(InputError, match="is no dataset that can be read") as error:
         DatasetPairs(copy, "train")
@@ -235,7 +235,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(noisy, tmp_path):
     assert "has 4 pairs of SHA-256" in found[1]
 
 
-def test_a_missing_record_file_is_told_for_each_pair(noisy, tmp_path):
+def test_a_missing_record_file_is_reported_for_each_pair(noisy, tmp_path):
     folder = shutil.copytree(noisy, tmp_path / "1.0.0")
     (folder / "rain-train.array_record-00000-of-00001").unlink()
     with pytest.raises(InputError, match=r"record 0 of train .* No such file or directory"):

@@ -1,4 +1,4 @@
-"""Images and pairs are found by name; what is missing is told in one line."""
+"""Images and pairs are found by name; what is missing is reported in one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_images_are_listed_in_natural_order_without_hidden_and_other_files(tmp_p
     assert names == ["1.tif", "02.png", "2.png", "10.png", "a.webp", "b2.JPG", "B10.jpg"]
 
 
-def test_folders_without_images_are_told_in_one_line(tmp_path):
+def test_folders_without_images_are_reported_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"/x does not exist; expected a folder of images$"):
         folders.find_images(tmp_path / "x")
     file = touch(tmp_path, "a.png") / "a.png"
@@ -88,7 +88,7 @@ def test_pairs_have_equal_names_in_natural_order(tmp_path):
     )
 
 
-def test_a_folder_without_input_or_target_is_told_in_one_line(tmp_path):
+def test_a_folder_without_input_or_target_is_reported_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"has no folder input/; expected input/ and target/ with"):
         folders.find_pairs(tmp_path)
     touch(tmp_path / "input", "1.png")
@@ -129,7 +129,7 @@ def test_the_extension_is_no_part_of_a_pairs_name(tmp_path):
 
 
 @pytest.mark.parametrize("match", [None, r"\d+"])
-def test_two_files_of_one_name_are_refused(tmp_path, match):
+def test_two_files_of_one_name_are_rejected(tmp_path, match):
     one, two = touch(tmp_path / "one", "1.png"), touch(tmp_path / "two", "1.png", "1.tif")
     with pytest.raises(
         InputError, match=r"/two/1\.png and \S+/two/1\.tif both have the name '1'; expected one$"
@@ -174,7 +174,7 @@ def test_several_images_share_a_target_by_their_key_and_keep_to_their_own_names(
         folders.find_pairs_in(restored, rainy, r"^\d+")
 
 
-def test_two_targets_of_one_key_are_refused(tmp_path):
+def test_two_targets_of_one_key_are_rejected(tmp_path):
     rainy = touch(tmp_path / "rainy", "1_x.png")
     target = touch(tmp_path / "target", "1_a.png", "1_b.png")
     with pytest.raises(
@@ -197,14 +197,14 @@ def test_two_targets_of_one_key_are_refused(tmp_path):
         ),
     ],
 )
-def test_a_pattern_that_pairs_nothing_is_told_in_one_line(tmp_path, match, message):
+def test_a_pattern_that_pairs_nothing_is_reported_in_one_line(tmp_path, match, message):
     touch(tmp_path / "input", "1.png")
     touch(tmp_path / "target", "2.png")
     with pytest.raises(InputError, match=message):
         folders.find_pairs_in(tmp_path / "input", tmp_path / "target", match)
 
 
-def test_a_pair_is_read_and_one_of_two_sizes_is_refused(tmp_path):
+def test_a_pair_is_read_and_one_of_two_sizes_is_rejected(tmp_path):
     write_image(tmp_path / "a.png", noise(4, 6, 1))
     write_image(tmp_path / "b.png", noise(4, 6, 2))
     write_image(tmp_path / "c.png", noise(6, 4))
@@ -217,7 +217,7 @@ def test_a_pair_is_read_and_one_of_two_sizes_is_refused(tmp_path):
         folders.read_pair(tmp_path / "a.png", tmp_path / "c.png")
 
 
-def test_the_size_of_a_pair_is_read_and_two_sizes_are_refused(tmp_path):
+def test_the_size_of_a_pair_is_read_and_two_sizes_are_rejected(tmp_path):
     write_image(tmp_path / "a.png", noise(4, 6))
     write_image(tmp_path / "b.png", noise(4, 6))
     write_image(tmp_path / "c.png", noise(4, 5))

@@ -24,44 +24,46 @@ from drsformer_jax.data.layouts import DATASETS, find_raw_pairs, instructions
 from drsformer_jax.errors import InputError
 
 
-def refused(dataset: str, folder: Path, message: str) -> None:
+def rejected(dataset: str, folder: Path, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         find_raw_pairs(dataset, folder)
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_names_and_missing_folders_are_told(tmp_path):
+def test_unknown_names_and_missing_folders_are_reported(tmp_path):
     known = "expected rain200l or .* or paired_folder$"
-    refused("rain", tmp_path, f"^'rain' is no known dataset; {known}")
+    rejected("rain", tmp_path, f"^'rain' is no known dataset; {known}")
     with pytest.raises(InputError, match=known):
         instructions("rain")
-    refused("rain100l", tmp_path / "x", r"/x does not exist; expected the folder that rain100l was")
+    rejected(
+        "rain100l", tmp_path / "x", r"/x does not exist; expected the folder that rain100l was"
+    )
     file = images(tmp_path, "a.png") / "a.png"
-    refused("rain100l", file, r"/a\.png is a file; expected the folder that rain100l was unpacked")
+    rejected("rain100l", file, r"/a\.png is a file; expected the folder that rain100l was unpacked")
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_a_folder_without_splits_says_what_was_found_and_what_is_expected(tmp_path, dataset):
     place = "train/Rain13K/ or train/ or test/Test100/" if dataset == "rain13k" else "train/ or "
     expected = rf"expected {place}.*, with input/ and target/ with equal file names"
-    refused(dataset, tmp_path, rf"^{re.escape(str(tmp_path))} holds nothing; {expected}")
+    rejected(dataset, tmp_path, rf"^{re.escape(str(tmp_path))} holds nothing; {expected}")
     images(tmp_path / "Rain", "1.png")
-    refused(dataset, tmp_path, rf" holds Rain/; {expected}")
+    rejected(dataset, tmp_path, rf" holds Rain/; {expected}")
     for name in "fedcba":
         (tmp_path / name).touch()
-    refused(dataset, tmp_path, rf" holds Rain/, a, b, c and 3 more; {expected}")
+    rejected(dataset, tmp_path, rf" holds Rain/, a, b, c and 3 more; {expected}")
 
 
 @pytest.mark.parametrize("dataset", [name for name in DATASETS if name != "did_data"])
-def test_a_split_of_no_known_layout_is_told_even_beside_a_good_one(tmp_path, dataset):
+def test_a_split_of_no_known_layout_is_reported_even_beside_a_good_one(tmp_path, dataset):
     equal_names(tmp_path / "test" / ("Test100" if dataset == "rain13k" else ""))
     images(tmp_path / "train" / "images", "1.png")
-    refused(dataset, tmp_path, r"/train holds images/; expected input/ and target/ with equal")
+    rejected(dataset, tmp_path, r"/train holds images/; expected input/ and target/ with equal")
 
 
-def test_a_split_without_an_image_is_told(tmp_path):
+def test_a_split_without_an_image_is_reported(tmp_path):
     listed(tmp_path / "train" / "readme.txt", "hello")
-    refused("did_data", tmp_path, r"/train holds readme\.txt; expected .* side by side$")
+    rejected("did_data", tmp_path, r"/train holds readme\.txt; expected .* side by side$")
 
 
 def test_texts_beside_the_folders_of_spa_data_are_no_lists(tmp_path):
@@ -73,36 +75,36 @@ def test_texts_beside_the_folders_of_spa_data_are_no_lists(tmp_path):
 @pytest.mark.parametrize(
     ("dataset", "made"), [(name, made) for name in PUBLISHED[:-1] for made in LAYOUTS[name][1:]]
 )
-def test_two_layouts_at_once_are_refused(tmp_path, dataset, made):
+def test_two_layouts_at_once_are_rejected(tmp_path, dataset, made):
     made(tmp_path / "train")
     equal_names(tmp_path / "train")
-    refused(dataset, tmp_path, r"split train is in \S+ \(input/ and .*\) and .*; expected one of")
+    rejected(dataset, tmp_path, r"split train is in \S+ \(input/ and .*\) and .*; expected one of")
 
 
-def test_a_split_in_two_places_is_refused(tmp_path):
+def test_a_split_in_two_places_is_rejected(tmp_path):
     equal_names(tmp_path / "train")
     equal_names(tmp_path / "train" / "Rain13K")
-    refused("rain13k", tmp_path, r"split train is in \S+/train/Rain13K \(.*\) and \S+/train \(")
+    rejected("rain13k", tmp_path, r"split train is in \S+/train/Rain13K \(.*\) and \S+/train \(")
     equal_names(tmp_path)
-    refused("paired_folder", tmp_path, r"split train is in \S+/train \(.*\) and \S+ \(input/")
+    rejected("paired_folder", tmp_path, r"split train is in \S+/train \(.*\) and \S+ \(input/")
     equal_names(tmp_path / "training")
-    refused("rain100l", tmp_path, r"/train and \S+/training both exist; expected one$")
+    rejected("rain100l", tmp_path, r"/train and \S+/training both exist; expected one$")
 
 
-def test_rainy_images_in_and_beside_x2_are_refused(tmp_path):
+def test_rainy_images_in_and_beside_x2_are_rejected(tmp_path):
     in_x2(tmp_path / "train")
     images(tmp_path / "train" / "rain", "norain-2x2.png")
-    refused(
+    rejected(
         "rain200h", tmp_path, r"/train/rain has images beside X2/; expected them in one folder$"
     )
 
 
-def test_files_in_the_place_of_folders_are_told(tmp_path):
+def test_files_in_the_place_of_folders_are_reported(tmp_path):
     (tmp_path / "train").touch()
-    refused("rain100l", tmp_path, r"/train is a file; expected a folder$")
+    rejected("rain100l", tmp_path, r"/train is a file; expected a folder$")
     equal_names(tmp_path / "a" / "train")
     (tmp_path / "a" / "train" / "rain").touch()
-    refused("rain100l", tmp_path / "a", r"/train/rain is a file; expected a folder$")
+    rejected("rain100l", tmp_path / "a", r"/train/rain is a file; expected a folder$")
 
 
 @pytest.mark.parametrize(
@@ -117,9 +119,9 @@ def test_files_in_the_place_of_folders_are_told(tmp_path):
         ("paired_folder", "input", "target"),
     ],
 )
-def test_one_folder_of_two_is_told(tmp_path, dataset, there, missing):
+def test_one_folder_of_two_is_reported(tmp_path, dataset, there, missing):
     images(tmp_path / "train" / there, "1.png")
-    refused(dataset, tmp_path, rf"/train has {there}/ but no {missing}/; expected both$")
+    rejected(dataset, tmp_path, rf"/train has {there}/ but no {missing}/; expected both$")
 
 
 @pytest.mark.parametrize(
@@ -132,23 +134,23 @@ def test_one_folder_of_two_is_told(tmp_path, dataset, there, missing):
         ("ddn_data", ground_truth, "ground truth/9.jpg", r"/9_1\.jpg has no partner .*\(14 of 29"),
     ],
 )
-def test_missing_partners_are_told(tmp_path, dataset, made, lost, message):
+def test_missing_partners_are_reported(tmp_path, dataset, made, lost, message):
     made(tmp_path / "test")
     (tmp_path / "test" / lost).unlink()
-    refused(dataset, tmp_path, message)
+    rejected(dataset, tmp_path, message)
 
 
-def test_names_of_another_kind_are_told(tmp_path):
+def test_names_of_another_kind_are_reported(tmp_path):
     ground_truth(tmp_path / "test")
     images(tmp_path / "test" / "rainy image", "cover.jpg")
-    refused("ddn_data", tmp_path, r"finds nothing in the name of \S+ image/cover\.jpg; expected")
+    rejected("ddn_data", tmp_path, r"finds nothing in the name of \S+ image/cover\.jpg; expected")
 
 
-def test_two_rainy_images_of_one_clean_one_are_refused_in_rain200(tmp_path):
+def test_two_rainy_images_of_one_clean_one_are_rejected_in_rain200(tmp_path):
     rain_norain(tmp_path / "test")
     images(tmp_path / "test" / "rain", "norain-2.png")
     message = r"/rain/norain-2\.png and \S+/norain-2x2\.png both belong to \S+/norain-2\.png; "
-    refused("rain200l", tmp_path, message + "expected one$")
+    rejected("rain200l", tmp_path, message + "expected one$")
 
 
 def damaged(folder: Path, content: Iterable[str] | bytes) -> Path:
@@ -185,18 +187,18 @@ GOOD = "real/2.png real_gt/2.png"
         (b"\xff\xfe\x00", r" cannot be read \(.*\); expected text in UTF-8$"),
     ],
 )  # fmt: skip
-def test_damaged_lists_are_told_by_line(tmp_path, content, message):
-    refused("spa_data", damaged(tmp_path, content), r"/test/real_world\.txt" + message)
+def test_damaged_lists_are_reported_by_line(tmp_path, content, message):
+    rejected("spa_data", damaged(tmp_path, content), r"/test/real_world\.txt" + message)
 
 
-def test_two_lists_are_refused(tmp_path):
+def test_two_lists_are_rejected(tmp_path):
     text_list(tmp_path / "test")
     text_list(tmp_path / "test", name="a.txt")
     message = r"/test/a\.txt and \S+/test/real_world\.txt both exist; expected one list$"
-    refused("spa_data", tmp_path, message)
+    rejected("spa_data", tmp_path, message)
     listed(tmp_path / "pairs.txt")
     listed(tmp_path / "pairs.tsv")
-    refused("paired_folder", tmp_path, r"/pairs\.tsv and \S+/pairs\.txt both exist; expected")
+    rejected("paired_folder", tmp_path, r"/pairs\.tsv and \S+/pairs\.txt both exist; expected")
 
 
 @pytest.mark.parametrize(
@@ -211,4 +213,4 @@ def test_two_lists_are_refused(tmp_path):
 def test_other_images_in_one_folder_are_rejected(tmp_path, added, message):
     one_folder(tmp_path / "train")
     images(tmp_path / "train", added)
-    refused("rain100l", tmp_path, message)
+    rejected("rain100l", tmp_path, message)

@@ -46,7 +46,7 @@ def test_skimage_photographs_equal_scikit_images_own():
     np.testing.assert_array_equal(read_image(train[2].path), right)
 
 
-def test_missing_scikit_image_is_told_in_one_line(monkeypatch):
+def test_missing_scikit_image_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^scikit-image is not installed; expected it, or a "):
         photographs("skimage")
@@ -81,7 +81,7 @@ def test_one_image_is_enough_in_each_of_the_two_folders(tmp_path):
 
 
 @pytest.mark.parametrize("empty", ["train", "validation"])
-def test_an_empty_part_is_refused(tmp_path, empty):
+def test_an_empty_part_is_rejected(tmp_path, empty):
     touched(tmp_path, "train/a.png", "validation/b.png")
     for path in (tmp_path / empty).iterdir():
         path.unlink()
@@ -98,7 +98,7 @@ def test_an_empty_part_is_refused(tmp_path, empty):
         ("a.jpg", "a.png"),
     ],
 )
-def test_two_images_of_one_name_are_refused_in_one_line(tmp_path, names):
+def test_two_images_of_one_name_are_rejected_in_one_line(tmp_path, names):
     touched(tmp_path, *names)
     one, two = (re.escape(str(tmp_path / name)) for name in names[:2])
     with pytest.raises(
@@ -108,7 +108,7 @@ def test_two_images_of_one_name_are_refused_in_one_line(tmp_path, names):
         photographs(tmp_path)
 
 
-def test_unusable_folders_of_photographs_are_told_in_one_line(tmp_path):
+def test_unusable_folders_of_photographs_are_reported_in_one_line(tmp_path):
     touched(tmp_path, "a.png")
     with pytest.raises(InputError, match=r"holds 1 image; expected 2 or more, to train and to"):
         photographs(tmp_path)

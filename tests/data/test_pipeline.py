@@ -137,7 +137,7 @@ def test_worker_processes_give_the_same_batches(stream, workers):
         assert_equal(batch, original)
 
 
-def test_shares_that_do_not_divide_a_global_batch_are_refused_at_once():
+def test_shares_that_do_not_divide_a_global_batch_are_rejected_at_once():
     with pytest.raises(InputError, match="global batch is 4; expected a multiple of the 3 proc"):
         batches(ONE, config(), seed=0, processes=3)
     with pytest.raises(InputError, match="global batch is 4; expected a multiple of the 8 proc"):

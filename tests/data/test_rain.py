@@ -114,14 +114,14 @@ def test_halves_of_an_image_are_stored_as_png_without_loss(tmp_path):
     np.testing.assert_array_equal(stored["clean"], shown[:, 32:])
 
 
-def test_an_image_that_cannot_be_halved_is_refused_by_name(tmp_path):
+def test_an_image_that_cannot_be_halved_is_rejected_by_name(tmp_path):
     write_image(tmp_path / "raw/train/1.png", np.zeros((8, 33, 3), np.uint8))
     with pytest.raises(InputError, match=r"train/1\.png is 33x8; expected an even width"):
         build("did_data", tmp_path / "raw", tmp_path / "data", allow_partial=True)
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_counts_that_differ_are_refused_or_noted(tmp_path, name):
+def test_counts_that_differ_are_rejected_or_noted(tmp_path, name):
     write_pairs(tmp_path / "raw/train", ["1.png", "2.png"])
     train, test = COUNTS[name]
     with pytest.raises(InputError, match=f"train split of {name} has 2 pairs .* expected {train},"):
@@ -218,7 +218,7 @@ def test_folders_of_pairs_have_names_of_their_own(raw, tmp_path):
         ("paired_folder", "rain200l"),
     ],
 )
-def test_an_impossible_name_is_refused(raw, tmp_path, dataset, name):
+def test_an_impossible_name_is_rejected(raw, tmp_path, dataset, name):
     with pytest.raises(InputError, match="expected one of letters, digits and _"):
         build(dataset, raw, tmp_path / "data", name=name, allow_partial=True)
     assert not (tmp_path / "data").exists()
@@ -231,19 +231,19 @@ def test_what_is_there_is_never_built_over(built, raw):
     assert {path: path.read_bytes() for path in built.iterdir()} == before
 
 
-def test_an_unknown_dataset_is_refused(tmp_path):
+def test_an_unknown_dataset_is_rejected(tmp_path):
     with pytest.raises(InputError, match="rain200x is unknown; expected one of rain200l, "):
         build("rain200x", tmp_path, tmp_path / "data")
 
 
-def test_two_images_of_one_name_are_refused(tmp_path):
+def test_two_images_of_one_name_are_rejected(tmp_path):
     for extension in ("jpg", "png"):
         write_image(tmp_path / f"raw/train/1.{extension}", np.zeros((8, 32, 3), np.uint8))
     with pytest.raises(InputError, match=r"1\.jpg and .*1\.png have one name before the extension"):
         build("did_data", tmp_path / "raw", tmp_path / "data", allow_partial=True)
 
 
-def test_a_name_that_is_no_utf8_is_told(tmp_path):
+def test_a_name_that_is_no_utf8_is_reported(tmp_path):
     raw = write_pairs(tmp_path / "raw", ["1.png"])
     for part in ("input", "target"):
         os.rename(raw / part / "1.png", os.fsencode(raw / part) + b"/\xff.png")
@@ -281,7 +281,7 @@ def test_wrong_files_are_named_and_nothing_is_left(tmp_path, damage):
     assert not list((tmp_path / "data").rglob("*1.0.0*"))
 
 
-def test_a_data_folder_that_cannot_be_written_is_refused(raw, tmp_path):
+def test_a_data_folder_that_cannot_be_written_is_rejected(raw, tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(InputError, match="cannot be written"):
@@ -300,7 +300,7 @@ def disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(disk, tmp_path):
+def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing(disk, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     for part in ("input", "target"):
         for number in range(3):
@@ -311,7 +311,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(disk, tmp_path):
     assert not list(disk.rglob("*1.0.0*"))
 
 
-def test_a_read_only_disk_is_told_in_one_line(disk, raw):
+def test_a_read_only_disk_is_reported_in_one_line(disk, raw):
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(InputError, match=r"cannot be written .*Read-only file system"):
         build("paired_folder", raw, disk / "data")

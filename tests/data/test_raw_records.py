@@ -72,7 +72,7 @@ def assert_empty(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
-def refused(path: Path, reason: str = ".+") -> str:
+def rejected(path: Path, reason: str = ".+") -> str:
     return (
         rf"^{re.escape(str(path))} is no file of decoded pairs that can be read \({reason}\); "
         "remove it, and it is written again$"
@@ -107,7 +107,7 @@ def test_any_slice_is_that_of_the_image(path):
 @pytest.mark.parametrize(
     "rows", [slice(3, 3), slice(40, 50), slice(0, 9, 2), slice(None, None, -1)]
 )
-def test_rows_that_are_none_or_not_in_order_are_refused(path, rows):
+def test_rows_that_are_none_or_not_in_order_are_rejected(path, rows):
     with pytest.raises(IndexError, match="expected some of 40, with step 1"):
         RawRecords(path)[6]["rainy"][rows, :]
 
@@ -143,7 +143,7 @@ def test_a_crop_reads_no_more_than_its_strips(path, monkeypatch):
     assert places == [6 + 2, 6 + 3, 6 + 4, 6 + 5]
 
 
-def test_what_was_skipped_is_told_again(tmp_path):
+def test_what_was_skipped_is_reported_again(tmp_path):
     class Skipping(Noise):
         def __getitem__(self, index: int) -> Pair:
             return {**super().__getitem__(index), "skipped": ["0.png is damaged"] * (index == 1)}
@@ -184,7 +184,7 @@ def test_several_threads_read_the_same(path):
             np.testing.assert_array_equal(image, source[index % len(SIZES)]["clean"])
 
 
-def test_progress_is_told_after_each_pair(tmp_path):
+def test_progress_is_reported_after_each_pair(tmp_path):
     counts: list[int] = []
     write_raw_records(tmp_path / "a", Noise(SIZES), counts.append)
     assert counts == list(range(1, len(SIZES) + 1))
@@ -205,7 +205,7 @@ def test_a_file_that_exists_is_left_as_it_is(tmp_path):
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
-def test_no_pair_is_refused(tmp_path):
+def test_no_pair_is_rejected(tmp_path):
     with pytest.raises(
         InputError, match=r"there is no pair to write to .*a; expected at least one$"
     ):
@@ -213,7 +213,7 @@ def test_no_pair_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_than_the_disk_has_is_refused_before_anything_is_decoded(tmp_path):
+def test_more_than_the_disk_has_is_rejected_before_anything_is_decoded(tmp_path):
     class Huge(Noise):
         def size(self, index: int) -> tuple[int, int]:
             return 2**30, 2**30
@@ -228,7 +228,7 @@ def test_more_than_the_disk_has_is_refused_before_anything_is_decoded(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.2, 0.999])
-def test_a_disk_that_fills_up_is_told_and_leaves_nothing(path, tmp_path, share):
+def test_a_disk_that_fills_up_is_reported_and_leaves_nothing(path, tmp_path, share):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     room = int(path.stat().st_size * share)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
@@ -260,18 +260,20 @@ def test_a_file_that_the_disk_has_lost_a_part_of_is_not_left(tmp_path, monkeypat
     assert_empty(tmp_path)
 
 
-def test_missing_and_other_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match=refused(tmp_path / "a", "No such file or directory")):
+def test_missing_and_other_files_are_rejected(tmp_path):
+    with pytest.raises(InputError, match=rejected(tmp_path / "a", "No such file or directory")):
         RawRecords(tmp_path / "a")
-    with pytest.raises(InputError, match=refused(tmp_path, "Is a directory")):
+    with pytest.raises(InputError, match=rejected(tmp_path, "Is a directory")):
         RawRecords(tmp_path)
     for content in (b"", b"notes", bytes(2**17)):
         (tmp_path / "a").write_bytes(content)
-        with pytest.raises(InputError, match=refused(tmp_path / "a", "it is cut short or of an.+")):
+        with pytest.raises(
+            InputError, match=rejected(tmp_path / "a", "it is cut short or of an.+")
+        ):
             RawRecords(tmp_path / "a")
 
 
-def test_an_array_record_of_something_else_is_refused(tmp_path):
+def test_an_array_record_of_something_else_is_rejected(tmp_path):
     from array_record.python.array_record_module import ArrayRecordWriter
 
     for last in (
@@ -285,15 +287,15 @@ def test_an_array_record_of_something_else_is_refused(tmp_path):
         writer.write(b"first")
         writer.write(last)
         writer.close()
-        with pytest.raises(InputError, match=refused(tmp_path / "a")):
+        with pytest.raises(InputError, match=rejected(tmp_path / "a")):
             RawRecords(tmp_path / "a")
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.99, 0.99999])
-def test_a_truncated_file_is_refused(path, tmp_path, share):
+def test_a_truncated_file_is_rejected(path, tmp_path, share):
     content = path.read_bytes()
     (tmp_path / "a").write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(InputError, match=refused(tmp_path / "a")):
+    with pytest.raises(InputError, match=rejected(tmp_path / "a")):
         RawRecords(tmp_path / "a")
 
 
@@ -310,7 +312,7 @@ def test_damage_is_found_when_it_is_read_and_elsewhere_does_no_harm(path, tmp_pa
                 assert_equal(RawRecords(damaged)[index], expected)
             except InputError as error:
                 refusals.append(str(error))
-    assert all(re.match(refused(damaged), message) for message in refusals)
+    assert all(re.match(rejected(damaged), message) for message in refusals)
     assert 30 <= len(refusals) < 40 * len(SIZES) / 2
 
 

@@ -67,7 +67,7 @@ def test_paired_folder_gives_its_pairs_by_name(folder):
 
 
 @pytest.mark.parametrize("open_any", [open_training, open_validation])
-def test_pair_of_two_sizes_is_refused_before_training(folder, open_any):
+def test_pair_of_two_sizes_is_rejected_before_training(folder, open_any):
     write_image(folder / "target" / "1.png", PAIRS[1]["clean"][:-1])
     with pytest.raises(
         InputError, match=r"target/1\.png is 32x23.*input/1\.png is 32x24.*one size"
@@ -76,13 +76,13 @@ def test_pair_of_two_sizes_is_refused_before_training(folder, open_any):
 
 
 @pytest.mark.parametrize("open_any", [open_training, open_validation])
-def test_file_that_is_no_image_is_refused_before_training(folder, open_any):
+def test_file_that_is_no_image_is_rejected_before_training(folder, open_any):
     (folder / "input" / "0.png").write_text("no image")
     with pytest.raises(InputError, match=r"input/0\.png is no image"):
         open_any(config(folder), 0)
 
 
-def test_small_images_give_one_warning_or_are_refused(folder):
+def test_small_images_give_one_warning_or_are_rejected(folder):
     small = config(folder, crop_size=64)
     with pytest.warns(UserWarning, match="2 of 2 images are smaller than the crop of 64x64"):
         sources = open_training(small, 0)
@@ -202,7 +202,7 @@ def test_sources_take_the_place_of_train(folder, tmp_path):
     assert names.count("a.png") == 3
 
 
-def test_what_is_neither_folder_nor_dataset_is_told_with_what_could_be(tmp_path):
+def test_what_is_neither_folder_nor_dataset_is_reported_with_what_could_be(tmp_path):
     with pytest.raises(InputError, match=r"^rain200l is no folder and no dataset in .*build-data"):
         open_training(config("rain200l", data_dir=str(tmp_path)), 0)
 

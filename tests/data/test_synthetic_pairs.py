@@ -181,7 +181,7 @@ def test_sizes_are_those_of_the_pairs(coded, window):
         assert pairs[index]["rainy"].shape == pairs[index]["clean"].shape == (*expected, 3)
 
 
-def test_sizes_are_told_without_decoding(coded, reads):
+def test_sizes_are_read_without_decoding(coded, reads):
     pairs = SyntheticRain(coded, rains=2, seed=0, window=64)
     assert [pairs.size(index) for index in range(4)] == [(64, 64), (40, 64)] * 2
     assert not reads

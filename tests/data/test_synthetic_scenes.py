@@ -352,7 +352,7 @@ def test_the_rainy_side_alone_goes_through_jpeg(kind, part):
     assert np.abs(other - before).mean() < np.abs(after - before).mean()
 
 
-def test_photograph_with_a_side_too_long_for_jpeg_is_told_in_one_line():
+def test_photograph_with_a_side_too_long_for_jpeg_is_reported_in_one_line():
     jpeg = dataclasses.replace(of("light"), jpeg_share=1)
     with pytest.raises(InputError, match=r"is 65501x1; expected sides of at most 65500 in JPEG"):
         add_rain(np.zeros((1, 65_501, 3), np.uint8), np.random.default_rng(0), jpeg)

@@ -171,7 +171,7 @@ BAD_ROWS: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
-def test_png_with_valid_chunks_of_bad_rows_is_refused(name, capfd):
+def test_png_with_valid_chunks_of_bad_rows_is_rejected(name, capfd):
     plain = saved(scene(20, 30), "PNG")
     bad = BAD_ROWS[name](rows_of(plain))
     with pytest.raises(InputError, match=r"^x is no image that can be read"):
@@ -219,7 +219,7 @@ def test_jpeg_of_several_kinds_is_decoded(options):
 @pytest.mark.parametrize("transform", [None, 0, 1, 2])
 @pytest.mark.parametrize("jfif", [True, False])
 @pytest.mark.parametrize("names", [b"\1\2\3", b"RGB", b"\0\1\2"])
-def test_colors_of_jpeg_are_told_as_pillow_tells_them(transform, jfif, names):
+def test_colors_of_jpeg_are_recognized_as_by_pillow(transform, jfif, names):
     content = bytearray(saved(scene(20, 30), "JPEG", subsampling=0))
     frame, scan = content.find(b"\xff\xc0"), content.find(b"\xff\xda")
     for component in range(3):
@@ -283,7 +283,7 @@ def mutations(content: bytes, count: int, seed: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("format_name", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "GIF", "BMP"])
-def test_damaged_files_are_decoded_or_refused(format_name, capfd):
+def test_damaged_files_are_decoded_or_rejected(format_name, capfd):
     content, lines = saved(scene(50, 60), format_name), []
     for changed in mutations(content, 300, 0):
         try:
@@ -297,7 +297,7 @@ def test_damaged_files_are_decoded_or_refused(format_name, capfd):
 
 
 @pytest.mark.parametrize("format_name", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "GIF", "BMP"])
-def test_a_file_cut_short_anywhere_is_refused(format_name):
+def test_a_file_cut_short_anywhere_is_rejected(format_name):
     content = saved(scene(20, 30), format_name)
     # Without the last bytes all pixels may be there.
     for length in range(0, len(content) - 16, 1 + len(content) // 200):
@@ -305,7 +305,7 @@ def test_a_file_cut_short_anywhere_is_refused(format_name):
             images.decode_image(content[:length], "x")
 
 
-def test_an_image_beyond_the_limit_is_refused_before_decoding(monkeypatch):
+def test_an_image_beyond_the_limit_is_rejected_before_decoding(monkeypatch):
     monkeypatch.setattr(formats, "MAX_PIXELS", 599)
     monkeypatch.setattr(formats.OpenedImage, "decode", lambda self: pytest.fail("decoded"))
     for format_name in ("PNG", "JPEG", "WEBP", "TIFF", "AVIF", "GIF", "BMP"):
@@ -349,7 +349,7 @@ def test_avif_of_every_depth_reaches_white(tmp_path, bits):
     np.testing.assert_array_equal(load_image(tmp_path / "a.avif").rgb, values, strict=True)
 
 
-def test_a_program_error_and_a_lack_of_memory_are_not_told_as_a_damaged_file(monkeypatch):
+def test_a_program_error_and_a_lack_of_memory_are_not_reported_as_a_damaged_file(monkeypatch):
     for error in (MemoryError, AttributeError, KeyError, TypeError):
 
         def fail(self, error=error):

@@ -232,7 +232,7 @@ def test_the_extension_and_the_size_are_checked_before_anything_is_made(tmp_path
         ),
     ],
 )
-def test_an_image_of_arrays_that_do_not_fit_is_refused(rgb, alpha, message):
+def test_an_image_of_arrays_that_do_not_fit_is_rejected(rgb, alpha, message):
     with pytest.raises(InputError, match=f"^{message}"):
         LoadedImage(rgb, alpha)
 

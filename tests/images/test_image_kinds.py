@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from image_files import GRAY, KINDS, SRGB, chunk, encoded, noise, phone, refused
+from image_files import GRAY, KINDS, SRGB, chunk, encoded, noise, phone, rejected
 from PIL import Image
 
 from drsformer_jax.errors import InputError
@@ -132,7 +132,7 @@ def test_colors_that_a_tiff_has_multiplied_by_alpha_are_divided_and_rounded(
     assert (error <= 0.5 * white / alpha[alpha > 0][:, None] + 0.51).all()
 
 
-def test_tiff_of_16_bits_cmyk_multiplied_by_alpha_is_refused(tmp_path):
+def test_tiff_of_16_bits_cmyk_multiplied_by_alpha_is_rejected(tmp_path):
     pixels = noise((4, 4, 5), True)
     options = {"photometric": "separated", "extrasamples": ["assocalpha"]}
     tifffile.imwrite(tmp_path / "a.tif", pixels, planarconfig="contig", **options)
@@ -167,7 +167,7 @@ def test_tiff_of_16_bits_cmyk_is_read_as_rgb(tmp_path):
     ],
     ids=str,
 )
-def test_values_without_a_known_white_are_refused(tmp_path, pixels, reason):
+def test_values_without_a_known_white_are_rejected(tmp_path, pixels, reason):
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb" if pixels.ndim > 2 else None)
     with pytest.raises(InputError, match=rf"a\.tif is no image that can be read \(.*{reason}\);"):
         load_image(tmp_path / "a.tif")
@@ -188,11 +188,11 @@ def test_of_an_animation_the_first_image_is_read(tmp_path):
 @pytest.mark.parametrize("extension", [".png", ".tif"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.5, 0.9])
-def test_truncated_files_of_16_bits_are_refused(tmp_path, extension, channels, share):
+def test_truncated_files_of_16_bits_are_rejected(tmp_path, extension, channels, share):
     data = encoded(noise((50, 50, channels) if channels > 1 else (50, 50), True), extension)
     path = tmp_path / "cut"
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(InputError, match=refused(path)):
+    with pytest.raises(InputError, match=rejected(path)):
         load_image(path)
 
 
@@ -201,7 +201,7 @@ def test_truncated_files_of_16_bits_are_refused(tmp_path, extension, channels, s
     ("extension", "deep"),
     KINDS,
 )
-def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, extension, deep):
+def test_damaged_files_are_read_or_rejected_in_one_line(tmp_path, extension, deep):
     data = encoded(noise((9, 9, 3), deep), extension, profile=SRGB, block=phone(6))
     random = np.random.default_rng(0)
     path, refusals = tmp_path / "a", []
@@ -217,7 +217,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, extension, deep
         except InputError as error:
             refusals.append(str(error))
     assert refusals
-    assert [line for line in refusals if not re.match(refused(path), line)] == []
+    assert [line for line in refusals if not re.match(rejected(path), line)] == []
 
 
 @pytest.mark.parametrize("title", ["rain", "Zoë"])
@@ -258,7 +258,7 @@ def bomb(tags: dict[int, tuple[int, int]]) -> bytes:
         ({0x0111: (4, 2**31)}, "no image"),
     ],
 )
-def test_tiff_files_that_promise_too_much_are_refused(tmp_path, changed, reason):
+def test_tiff_files_that_promise_too_much_are_rejected(tmp_path, changed, reason):
     tags = {0x0100: (4, 9), 0x0101: (4, 9), 0x0102: (3, 16), 0x0103: (3, 1), 0x0106: (3, 1)}
     tags |= {0x0111: (4, 8), 0x0115: (3, 1), 0x0116: (4, 9), 0x0117: (4, 162)}
     (tmp_path / "fine").write_bytes(bomb(tags) + bytes(200))
@@ -287,28 +287,28 @@ PLANES = {0x0106: (3, 2), 0x0115: (3, 3), 0x011C: (3, 2)}
 )
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("read", [image_size, read_image, load_image])
-def test_tiff_files_whose_strips_or_tiles_leave_a_part_out_are_refused(
+def test_tiff_files_whose_strips_or_tiles_leave_a_part_out_are_rejected(
     tmp_path, read, bits, tags, size, reason
 ):
     path = tmp_path / "a"
     tags = {0x0102: (3, bits), 0x0103: (3, 1), 0x0106: (3, 1), 0x0115: (3, 1)} | tags
     tags |= {0x0100: (4, size[0]), 0x0101: (4, size[1])}
     path.write_bytes(bomb(tags) + bytes(600))
-    with pytest.raises(InputError, match=refused(path)):
+    with pytest.raises(InputError, match=rejected(path)):
         read(path)
     with pytest.raises(InputError, match=reason):
         read(path)
 
 
-def test_a_tiff_file_of_a_strip_that_is_nowhere_is_refused(tmp_path):
+def test_a_tiff_file_of_a_strip_that_is_nowhere_is_rejected(tmp_path):
     tags = {0x0100: (4, 7), 0x0101: (4, 5), 0x0102: (3, 8), 0x0103: (3, 1), 0x0106: (3, 1)}
     tags |= {0x0111: (4, 0), 0x0115: (3, 1), 0x0116: (4, 5), 0x0117: (4, 0)}
     (tmp_path / "a").write_bytes(bomb(tags) + bytes(600))
-    with pytest.raises(InputError, match=refused(tmp_path / "a")):
+    with pytest.raises(InputError, match=rejected(tmp_path / "a")):
         read_image(tmp_path / "a")
 
 
-def test_a_png_bomb_of_16_bits_is_refused_without_decoding(tmp_path):
+def test_a_png_bomb_of_16_bits_is_rejected_without_decoding(tmp_path):
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 16, 6, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x" * 99)

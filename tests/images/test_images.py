@@ -23,7 +23,7 @@ FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF"]
 LOSSLESS = [".png", ".webp", ".bmp", ".tif", ".tiff"]
 
 
-def refused(path: Path, reason: str) -> str:
+def rejected(path: Path, reason: str) -> str:
     return (
         f"^{re.escape(str(path))} is no image that can be read \\({reason}\\); "
         "expected PNG, JPEG, WebP, BMP, TIFF, AVIF or GIF$"
@@ -69,7 +69,7 @@ def test_jpeg_is_written_at_quality_95_without_chroma_subsampling(tmp_path):
     images_equal(tmp_path / "a.jpg", tmp_path / "b.jpg")
 
 
-def test_unknown_extension_is_refused_before_anything_is_made(tmp_path):
+def test_unknown_extension_is_rejected_before_anything_is_made(tmp_path):
     with pytest.raises(
         InputError,
         match=r"a\.gif has the extension '\.gif'; "
@@ -80,7 +80,7 @@ def test_unknown_extension_is_refused_before_anything_is_made(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "limit"), [("a.webp", 16383), ("a.jpg", 65500)])
-def test_a_side_too_long_for_the_format_is_refused(tmp_path, name, limit):
+def test_a_side_too_long_for_the_format_is_rejected(tmp_path, name, limit):
     images.write_image(tmp_path / name, np.zeros((1, limit, 3), np.uint8))
     before = (tmp_path / name).read_bytes()
     with pytest.raises(
@@ -117,7 +117,7 @@ def test_failing_halfway_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
 
 @pytest.mark.parametrize("extension", images.WRITABLE_EXTENSIONS)
 @pytest.mark.parametrize("size", [(9, 9), (200, 300)])
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, extension, size):
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, extension, size):
     path = tmp_path / f"a{extension}"
     images.write_image(path, noise((*size, 3)))
     whole = path.stat().st_size
@@ -151,7 +151,7 @@ def test_an_unfinished_file_is_no_image_of_the_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a"])
-def test_format_is_told_by_content_whatever_the_name(tmp_path, format_name, name):
+def test_format_is_recognized_by_content_whatever_the_name(tmp_path, format_name, name):
     path = tmp_path / name
     path.write_bytes(saved(smooth(40, 30), format_name))
     read = images.read_image(path)
@@ -161,20 +161,20 @@ def test_format_is_told_by_content_whatever_the_name(tmp_path, format_name, name
 
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9])
-def test_truncated_files_are_refused(tmp_path, format_name, share):
+def test_truncated_files_are_rejected(tmp_path, format_name, share):
     data = saved(noise((200, 200, 3)), format_name)
     path = tmp_path / "cut.png"
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(InputError, match=refused(path, ".+")):
+    with pytest.raises(InputError, match=rejected(path, ".+")):
         images.read_image(path)
 
 
-def test_damaged_pixels_are_refused(tmp_path):
+def test_damaged_pixels_are_rejected(tmp_path):
     data = bytearray(saved(noise((64, 64, 3)), "PNG"))
     data[len(data) // 2] ^= 0xFF
     path = tmp_path / "a.png"
     path.write_bytes(data)
-    with pytest.raises(InputError, match=refused(path, ".+")):
+    with pytest.raises(InputError, match=rejected(path, ".+")):
         images.read_image(path)
 
 
@@ -210,17 +210,17 @@ def test_the_reason_of_a_damaged_image_is_the_same_in_every_thread(tmp_path):
         (b"\0\0\0\x18ftypheic" + bytes(100), "it is HEIC, which libvips has no codec for"),
     ],
 )
-def test_what_is_no_image_is_told_in_one_line(tmp_path, content, reason):
+def test_what_is_no_image_is_reported_in_one_line(tmp_path, content, reason):
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=refused(path, reason)):
+    with pytest.raises(InputError, match=rejected(path, reason)):
         images.read_image(path)
 
 
-def test_missing_file_and_folder_are_told_in_one_line(tmp_path):
-    with pytest.raises(InputError, match=refused(tmp_path / "a.png", "No such file or directory")):
+def test_missing_file_and_folder_are_reported_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=rejected(tmp_path / "a.png", "No such file or directory")):
         images.read_image(tmp_path / "a.png")
-    with pytest.raises(InputError, match=refused(tmp_path, "Is a directory")):
+    with pytest.raises(InputError, match=rejected(tmp_path, "Is a directory")):
         images.read_image(tmp_path)
 
 
@@ -230,14 +230,14 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("w", "h"), [(12000, 12000), (100_000, 100_000)])
-def test_an_image_beyond_the_limit_is_refused_without_decoding(tmp_path, w, h):
+def test_an_image_beyond_the_limit_is_rejected_without_decoding(tmp_path, w, h):
     header = struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)
     path = tmp_path / "bomb.png"
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"x" * 99)
     )
     with pytest.raises(
-        InputError, match=refused(path, f"{w}x{h} exceeds the limit of 134217728 pixels")
+        InputError, match=rejected(path, f"{w}x{h} exceeds the limit of 134217728 pixels")
     ):
         images.read_image(path)
 

@@ -340,7 +340,7 @@ def test_colors_of_an_avif_file_for_bright_screens_are_kept_in_png(tmp_path):
     assert save_image(tmp_path / "c.avif", loaded) == ["the PNG chunks cICP are dropped"]
 
 
-def test_what_else_a_jpeg_file_holds_is_told(tmp_path):
+def test_what_else_a_jpeg_file_holds_is_reported(tmp_path):
     content = encoded(noise((20, 30, 3)), ".jpg", comment=b"rain")
     further = b"MPF\0more"
     segment = b"\xff\xe2" + struct.pack(">H", 2 + len(further)) + further
@@ -352,7 +352,7 @@ def test_what_else_a_jpeg_file_holds_is_told(tmp_path):
     ]
 
 
-def test_tags_of_geotiff_and_others_that_tiff_holds_are_told(tmp_path):
+def test_tags_of_geotiff_and_others_that_tiff_holds_are_reported(tmp_path):
     tags = [(33550, "d", 3, (1.0, 1.0, 0.0), True), (65000, "H", 1, 7, True)]
     tifffile.imwrite(tmp_path / "a.tif", noise((5, 7, 3)), extratags=tags, description="Rain")
     loaded = load_image(tmp_path / "a.tif")

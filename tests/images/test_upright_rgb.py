@@ -111,7 +111,7 @@ def test_16_bits_of_any_shape_become_the_nearest_8_bits():
         np.testing.assert_array_equal(rounded, expected.reshape(shape), strict=True)
 
 
-def test_32_bit_images_are_refused(tmp_path):
+def test_32_bit_images_are_rejected(tmp_path):
     path = tmp_path / "a.tif"
     path.write_bytes(saved(np.ones((3, 3), np.float32), "TIFF"))
     with pytest.raises(InputError, match=r"32 bits a channel, whose white is unknown; use 8 or 16"):

@@ -96,7 +96,7 @@ def test_sound_that_goes_on_after_the_last_frame_is_whole(tmp_path, clip, monkey
     assert len(times(tmp_path / "b.mkv")) == 12
 
 
-def test_subtitles_are_copied_and_told_where_they_cannot_be(tmp_path):
+def test_subtitles_are_copied_and_reported_where_they_cannot_be(tmp_path):
     source = video_files.write(tmp_path / "a.mkv", gray(), subtitle="rain")
     assert video.restore_video(source, tmp_path / "b.mkv", same, batch=5) == (12, [])
     assert packets(tmp_path / "b.mkv", "subtitle") == [b"rain"]

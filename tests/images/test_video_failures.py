@@ -1,4 +1,4 @@
-"""What videos are told apart from, and what becomes of damaged ones and of failures."""
+"""What is no video, and what becomes of damaged ones and of failures."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_what_is_no_video(tmp_path, clip):
     names = ("image.png", "image.mp4", "broken.png", "text.txt", "folder.mp4", "missing.mp4")
     assert [name for name in names if video.is_video(tmp_path / name)] == []
     (tmp_path / "broken.vob").write_text("rain " * 999)
-    assert video.is_video(tmp_path / "broken.vob"), "to be told why it cannot be read"
+    assert video.is_video(tmp_path / "broken.vob"), "so that it says why it cannot be read"
 
 
 @pytest.mark.parametrize("error", [MemoryError("too large"), KeyboardInterrupt()])
@@ -96,7 +96,7 @@ def sound_alone(path: Path) -> None:
     ],
     ids=["missing", "folder", "empty", "text", "sound"],
 )
-def test_a_source_that_is_no_video_is_told_in_one_line(tmp_path, make, line):
+def test_a_source_that_is_no_video_is_reported_in_one_line(tmp_path, make, line):
     source = tmp_path / "a.mp4"
     make(source)
     with pytest.raises(InputError) as failure:
@@ -107,7 +107,7 @@ def test_a_source_that_is_no_video_is_told_in_one_line(tmp_path, make, line):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_source_without_a_frame_that_can_be_decoded_is_told_in_one_line(tmp_path):
+def test_a_source_without_a_frame_that_can_be_decoded_is_reported_in_one_line(tmp_path):
     source = video_files.write(tmp_path / "a.mkv", noise())
     data = bytearray(source.read_bytes())
     for packet in packets(source, "video"):
@@ -137,7 +137,7 @@ def test_damaged_packets_are_skipped_and_counted(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_a_source_that_is_cut_short_is_restored_and_told(tmp_path, suffix):
+def test_a_source_that_is_cut_short_is_restored_and_reported(tmp_path, suffix):
     first_index = {"movflags": "+faststart"} if suffix == ".mp4" else {}
     source = video_files.write(tmp_path / f"a{suffix}", noise(60), options=first_index)
     data = source.read_bytes()
@@ -153,7 +153,7 @@ def test_a_target_of_another_kind_is_rejected(tmp_path):
         video.restore_video(tmp_path / "a.mp4", tmp_path / "b.gif", not_called, batch=5)
 
 
-def test_sound_that_the_target_cannot_hold_is_told_in_one_line(tmp_path, clip):
+def test_sound_that_the_target_cannot_hold_is_reported_in_one_line(tmp_path, clip):
     target = tmp_path / "out" / "b.webm"
     with pytest.raises(InputError) as failure:
         video.restore_video(clip, target, not_called, batch=2)
@@ -161,7 +161,7 @@ def test_sound_that_the_target_cannot_hold_is_told_in_one_line(tmp_path, clip):
     assert list(target.parent.iterdir()) == []
 
 
-def test_a_missing_encoder_is_told_in_one_line(tmp_path, clip, monkeypatch):
+def test_a_missing_encoder_is_reported_in_one_line(tmp_path, clip, monkeypatch):
     rare = video._Codec("libnone", 16, {})
     monkeypatch.setitem(video._CONTAINERS, ".mp4", ("mp4", {8: rare}))
     with pytest.raises(InputError, match=r"b\.mp4 needs the encoder libnone, which this PyAV lack"):

@@ -76,7 +76,7 @@ class Page(HTMLParser):
     def all(self, tag: str, name: str) -> list[str]:
         return [values[name] for each, values in self.attributes if each == tag and name in values]
 
-    def told(self, tag: str) -> list[str]:
+    def within(self, tag: str) -> list[str]:
         return [text for each, text in self.texts if each == tag]
 
 
@@ -173,11 +173,11 @@ def test_table_holds_the_scores_in_their_order_and_the_mean(tmp_path):
 
 def test_summary_tells_means_steps_parameters_and_protocol(tmp_path):
     page = Page(write(tmp_path / "report.html", scores=SCORES[:2]))
-    assert page.told("dt") == ["Rainy", "Restored", "Gain", "Steps"]
-    assert page.told("dd") == ["22.81 dB", "27.85 dB", "+5.04 dB", "200"]
-    assert page.told("small")[:4] == ["SSIM 0.6312", "SSIM 0.8262", "mean of 2 images", "of 200"]
-    assert f"{parameters(SMALL):,} parameters, " in page.told("p")[0]
-    assert "protocol did_ddn" in page.told("p")[0]
+    assert page.within("dt") == ["Rainy", "Restored", "Gain", "Steps"]
+    assert page.within("dd") == ["22.81 dB", "27.85 dB", "+5.04 dB", "200"]
+    assert page.within("small")[:4] == ["SSIM 0.6312", "SSIM 0.8262", "mean of 2 images", "of 200"]
+    assert f"{parameters(SMALL):,} parameters, " in page.within("p")[0]
+    assert "protocol did_ddn" in page.within("p")[0]
 
 
 def test_long_table_is_folded_and_whole(tmp_path):
@@ -203,11 +203,11 @@ CURVES = {
 def test_a_metric_has_a_curve_where_it_was_recorded_and_only_there(tmp_path, name):
     metrics = [{"step": 5, name: 0.75}, {"step": 10, name: 0.5}, {"step": 15, "other": 1.0}]
     page = Page(write(tmp_path / "report.html", metrics=metrics, examples=[]))
-    assert page.told("b") == [CURVES[name]]
+    assert page.within("b") == [CURVES[name]]
     assert page.all("svg", "viewbox")
     _, _, protocol = name.rpartition("/")[0].partition("/")
     best = f"best 0.75, step 5, protocol {protocol}"
-    assert page.told("span") == [best if protocol else "last 0.5, step 10"]
+    assert page.within("span") == [best if protocol else "last 0.5, step 10"]
 
 
 @pytest.mark.parametrize(
@@ -236,16 +236,16 @@ def test_odd_numbers_are_drawn_as_far_as_they_can_be(tmp_path, name, values):
 def test_curves_stand_in_the_order_of_their_weight(tmp_path):
     metrics = [{"step": 1, **dict.fromkeys(reversed(CURVES), 1.0)}]
     page = Page(write(tmp_path / "report.html", metrics=metrics, examples=[]))
-    assert page.told("b") == list(CURVES.values())
+    assert page.within("b") == list(CURVES.values())
 
 
 def test_what_is_missing_is_left_out(tmp_path):
     metrics = [{"loss": 1.0}, {"step": 1, "loss": None}, {"step": 2}]
     text = write(tmp_path / "report.html", metrics=metrics, scores=[], examples=[])
-    assert Page(text).told("h2") == ["Configuration"]
-    assert Page(text).told("dt") == ["Steps"]
+    assert Page(text).within("h2") == ["Configuration"]
+    assert Page(text).within("dt") == ["Steps"]
     text = write(tmp_path / "report.html", metrics=[], scores=[], examples=[])
-    assert Page(text).told("dt") == []
+    assert Page(text).within("dt") == []
 
 
 def marks(svg: str) -> np.ndarray:
@@ -320,7 +320,7 @@ def test_small_images_are_shown_as_they_are_side_by_side(tmp_path):
     ):
         np.testing.assert_array_equal(found, expected)
     labels = ["rainy · 20.00 dB · SSIM 0.5000", "restored · 21.00 dB · SSIM 0.6250", "clean"]
-    assert Page(text).told("small")[-3:] == labels
+    assert Page(text).within("small")[-3:] == labels
 
 
 def test_large_images_are_scaled_down_and_still_look_the_same(tmp_path):
@@ -340,17 +340,22 @@ def test_large_images_are_scaled_down_and_still_look_the_same(tmp_path):
 def test_the_better_half_comes_first_and_of_the_other_the_worst(tmp_path):
     examples = [image(f"gain {gain}", gain) for gain in (3, 2, 1, 0)]
     page = Page(write(tmp_path / "report.html", metrics=[], examples=examples))
-    assert page.told("h3") == ["Largest gain", "Smallest gain"]
-    assert page.told("b") == ["gain 3", "gain 2", "gain 0", "gain 1"]
-    assert page.told("span") == ["gain +3.00 dB", "gain +2.00 dB", "gain +0.00 dB", "gain +1.00 dB"]
+    assert page.within("h3") == ["Largest gain", "Smallest gain"]
+    assert page.within("b") == ["gain 3", "gain 2", "gain 0", "gain 1"]
+    assert page.within("span") == [
+        "gain +3.00 dB",
+        "gain +2.00 dB",
+        "gain +0.00 dB",
+        "gain +1.00 dB",
+    ]
     page = Page(write(tmp_path / "report.html", metrics=[], examples=examples[:1]))
-    assert page.told("h3") == []
-    assert page.told("b") == ["gain 3"]
+    assert page.within("h3") == []
+    assert page.within("b") == ["gain 3"]
 
 
-def test_every_setting_is_told(tmp_path):
+def test_every_setting_is_reported(tmp_path):
     page = Page(write(tmp_path / "report.html", metrics=[]))
-    captions = page.told("caption")
+    captions = page.within("caption")
     assert [name for name in captions if name in ("run", "model", "data", "optim", "mesh")] == [
         *("run", "model", "data", "optim", "mesh")
     ]

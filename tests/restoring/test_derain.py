@@ -131,7 +131,7 @@ def test_comparison_shows_rainy_and_restored_side_by_side(restorer, tmp_path):
     )
 
 
-def test_further_pages_are_told(restorer, tmp_path, capsys):
+def test_further_pages_are_reported(restorer, tmp_path, capsys):
     pages = [Image.fromarray(noise(8, 8)) for _ in range(3)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     restore_files(plan_jobs([tmp_path / "a.tif"], tmp_path / "b.png")[0], restorer, workers=1)
@@ -156,7 +156,7 @@ def test_resumed_run_leaves_a_comparison_that_is_there(restorer, tmp_path):
     assert (tmp_path / "both" / "1.png").read_bytes() == before
 
 
-def test_what_a_format_cannot_keep_is_told(restorer, tmp_path, capsys):
+def test_what_a_format_cannot_keep_is_reported(restorer, tmp_path, capsys):
     rgba = np.dstack([noise(8, 8), np.full((8, 8), 100, np.uint8)])
     Image.fromarray(rgba).save(tmp_path / "a.png")
     jobs = [Job(tmp_path / "a.png", tmp_path / "a.jpg")]
@@ -169,8 +169,8 @@ def test_tiles_that_were_asked_for_are_counted(network, tmp_path, capsys):
     write_image(tmp_path / "2.png", noise(40, 30))
     restorer = Restorer(*network, tile=32, overlap=8)
     summary = restore_files(plan_jobs([tmp_path], tmp_path / "out")[0], restorer, workers=1)
-    told = capsys.readouterr().err
-    assert "tiles" not in told, "they were asked for"
+    printed = capsys.readouterr().err
+    assert "tiles" not in printed, "they were asked for"
     assert summary.waste == pytest.approx((64 + 2 * 24 * 32) / (24 + 1200) - 1)
 
 
@@ -180,8 +180,8 @@ def test_image_beyond_memory_is_reported_and_the_rest_goes_on(network, tmp_path,
     restorer = Restorer(*network, memory=forward_bytes(network[0], 24, 32))
     summary = restore_files(plan_jobs([tmp_path], tmp_path / "out")[0], restorer, workers=1)
     assert (summary.restored, summary.failed) == (1, 1)
-    told = capsys.readouterr().err
-    assert re.search(r"^error: .*2\.png: 400x400 pixels do not fit into", told, re.M)
+    printed = capsys.readouterr().err
+    assert re.search(r"^error: .*2\.png: 400x400 pixels do not fit into", printed, re.M)
 
 
 def test_images_are_computed_in_batches_and_one_that_fails_spoils_no_other(
@@ -216,9 +216,9 @@ def test_name_that_the_file_system_cannot_hold_is_reported_and_the_rest_goes_on(
     for resume in (False, True):
         summary = restore_files(jobs, restorer, workers=2, resume=resume)
         assert (summary.restored + summary.skipped, summary.failed) == (2, 1)
-        told = capsys.readouterr().err
+        printed = capsys.readouterr().err
         assert re.search(
-            r"^error: .*aaa\.webp cannot be written \(File name too long\); ", told, re.M
+            r"^error: .*aaa\.webp cannot be written \(File name too long\); ", printed, re.M
         )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"1.webp", "b.webp"}
 

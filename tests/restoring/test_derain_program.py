@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from programs import refused
+from programs import rejected
 
 from drsformer_jax.data.folders import find_images
 from drsformer_jax.images.pixels import read_image, write_image
@@ -24,7 +24,7 @@ def test_derain_restores_a_folder_of_any_sizes_and_reports_a_bad_file(run, train
     result = run("drsformer", "derain", source, "clear", "--checkpoint", folder)
     assert "restored 3 of 4 images" in result.stdout
     assert re.search(r"error: .*bad\.png is no image", result.stderr)
-    refused(result, "1 of 4 images failed")
+    rejected(result, "1 of 4 images failed")
     assert sorted(path.name for path in (place / "clear").iterdir()) == [
         "odd.jpg",
         "one.bmp",
@@ -47,7 +47,7 @@ def test_results_are_neither_overwritten_nor_made_again_unasked(run, trained, pl
     arguments = ("drsformer", "derain", "pairs/input", "once", "--checkpoint", trained[0])
     assert run(*arguments).returncode == 0
     (place / "once" / "1.png").unlink()
-    refused(run(*arguments), r"0\.png is there already \(1 of 2 results are\); expected")
+    rejected(run(*arguments), r"0\.png is there already \(1 of 2 results are\); expected")
     kept = (place / "once" / "0.png").stat().st_mtime_ns
     result = run(*arguments, "--resume")
     assert "restored 1 of 2 images" in result.stdout
@@ -67,7 +67,7 @@ def test_comparisons_inside_the_input_are_made_once_and_never_overwritten_unaske
     before = own.read_bytes()
     arguments = ("drsformer", "derain", "album", "album-out", "--compare", "album/cmp")
     arguments += ("--checkpoint", trained[0])
-    refused(run(*arguments), r"cmp/1\.png is there already \(1 of 4 results are\); expected")
+    rejected(run(*arguments), r"cmp/1\.png is there already \(1 of 4 results are\); expected")
     assert own.read_bytes() == before
     assert not (place / "album-out").exists()
     result = run(*arguments, "--resume")
@@ -146,14 +146,14 @@ def test_video_is_restored_frame_by_frame(run, trained, place):
         result = run("drsformer", "derain", source, target, "--checkpoint", trained[0])
         assert f"restored 12 frames into {target}" in result.stdout, result.stderr
         assert video_files.read(place / target).shape == (12, 40, 48, 3)
-    refused(run("drsformer", "derain", "rain.mp4", ".", "--checkpoint", "run"), "the input itself")
+    rejected(run("drsformer", "derain", "rain.mp4", ".", "--checkpoint", "run"), "the input itself")
     wrong = run("drsformer", "derain", "rain.mp4", "x.mp4", "--checkpoint", "run", "--quality", 95)
-    refused(wrong, "--quality is given; expected none for a video")
+    rejected(wrong, "--quality is given; expected none for a video")
     wrong = run("drsformer", "derain", "rain.vob", "x.gif", "--checkpoint", trained[0])
-    refused(wrong, r"x\.gif has the extension '\.gif'; expected \.mp4 \.m4v")
+    rejected(wrong, r"x\.gif has the extension '\.gif'; expected \.mp4 \.m4v")
     for images in ("pairs/input", "pairs/input/0.png"):
         wrong = run("drsformer", "derain", images, "x.mp4", "--checkpoint", "run")
-        refused(wrong, rf"x\.mp4 is the name of a video, and {images} is none; expected a video")
+        rejected(wrong, rf"x\.mp4 is the name of a video, and {images} is none; expected a video")
     assert not (place / "x.mp4").exists()
 
 
@@ -162,7 +162,7 @@ def test_video_that_is_there_is_neither_written_over_nor_restored_again(run, tra
     video_files.write(place / "again.mp4", video_files.gray(48, 40))
     (place / "there.mp4").write_bytes(b"old")
     command = ("drsformer", "derain", "again.mp4", "there.mp4", "--checkpoint", trained[0])
-    refused(run(*command), r"there\.mp4 is there already .*; expected --overwrite or --resume")
+    rejected(run(*command), r"there\.mp4 is there already .*; expected --overwrite or --resume")
     resumed = run(*command, "--resume")
     assert (resumed.returncode, resumed.stdout) == (0, "there.mp4 was there already\n")
     assert (place / "there.mp4").read_bytes() == b"old"

@@ -190,7 +190,7 @@ def test_names_of_any_length_are_planned(tmp_path):
         (["x/1.png"], "o.jpg", {"extension": ".png"}, r"o\.jpg ends in '\.jpg'; expected \.png as"),
     ],
 )
-def test_impossible_places_are_told_in_one_line(tmp_path, inputs, output, flags, message):
+def test_impossible_places_are_reported_in_one_line(tmp_path, inputs, output, flags, message):
     images(tmp_path, "x/1.png", "x/2.png", "y/1.png", "z/a.png", "z/a.jpg", "d/x/1.png")
     images(tmp_path, "p/sub/2.png", "q/sub/2.png")
     flags = {name: tmp_path / flag if name == "compare" else flag for name, flag in flags.items()}

@@ -142,7 +142,7 @@ def test_batch_takes_as_many_as_memory_holds(network):
     assert two.programs == {(2, (24, 32)): 2}
 
 
-def test_overlap_without_tiles_is_refused(network):
+def test_overlap_without_tiles_is_rejected(network):
     with pytest.raises(InputError, match="the overlap is 32, the tile auto; expected a tile's"):
         Restorer(*network, overlap=32)
 
@@ -186,12 +186,12 @@ def test_strips_are_tried_where_memory_runs_out_and_said_once(network, monkeypat
     expected = restorer(image)
     assert restorer.rows((264, 40)) == AT_ONCE
     monkeypatch.setattr(restorer_module, "restore_batch", out_of_memory(True, True))
-    with pytest.warns(RuntimeWarning, match="^40x264 pixels took more .* in strips of") as told:
+    with pytest.warns(RuntimeWarning, match="^40x264 pixels took more .* in strips of") as warned:
         restored = restorer(image)
     assert_differ_by_rounding(restored, expected)
     strips = restorer.rows((264, 40))
     assert isinstance(strips, Strips)
-    assert f"in strips of {strips.height} rows from here on" in str(told[0].message)
+    assert f"in strips of {strips.height} rows from here on" in str(warned[0].message)
     assert restorer.memory < strips_bytes(network[0], 264, 40, 2 * strips.height)
     np.testing.assert_array_equal(restorer(image), restored)
     # Once more it runs out: nothing is said, since warnings would fail this test.
@@ -227,7 +227,7 @@ def test_devices_are_tried_where_memory_runs_out(network, monkeypatch):
         (48, "not even in strips; expected smaller tiles"),
     ],
 )
-def test_memory_that_is_never_enough_is_told_in_one_line(network, monkeypatch, tile, message):
+def test_memory_that_is_never_enough_is_reported_in_one_line(network, monkeypatch, tile, message):
     restorer = Restorer(*network, tile=tile)
     monkeypatch.setattr(restorer_module, "restore_batch", out_of_memory(*[True] * 50))
     with pytest.raises(InputError, match=rf"^\d+x\d+ pixels do not fit into .*{message}"):
@@ -259,7 +259,7 @@ def test_float64_is_computed_in_float64_whatever_the_process_computes_in(network
     assert (narrow != expected).any(), "float32 rounds otherwise"
 
 
-def test_too_little_memory_for_strips_is_told_in_one_line(network):
+def test_too_little_memory_for_strips_is_reported_in_one_line(network):
     restorer = Restorer(*network, memory=forward_bytes(network[0], 24, 32))
     restorer.plan([(8, 8), (400, 400)])
     with pytest.raises(InputError, match=r"400x400 pixels do not fit into .* bytes of memory, not"):
@@ -277,6 +277,6 @@ def test_too_little_memory_for_strips_is_told_in_one_line(network):
     ],
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
-def test_other_arrays_are_refused_in_one_line(restorer, wrong):
+def test_other_arrays_are_rejected_in_one_line(restorer, wrong):
     with pytest.raises(InputError, match=r"rainy is .*; expected uint8 or uint16, \(h, w, 3\) or"):
         restorer(wrong)

@@ -60,6 +60,6 @@ def test_a_step_between_two_tiles_becomes_a_straight_ramp():
         (64, -1, "the overlap is -1; expected 0 to half of the tile, 32"),
     ],
 )
-def test_impossible_tiles_are_refused_in_one_line(side, overlap, message):
+def test_impossible_tiles_are_rejected_in_one_line(side, overlap, message):
     with pytest.raises(InputError, match=message):
         Tiling(side, overlap)

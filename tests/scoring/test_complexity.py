@@ -109,7 +109,7 @@ def test_parameters_are_those_of_the_network(feed_forward, options):
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (0, 8), (-8, -8)])
-def test_a_size_that_the_network_does_not_take_is_refused(height, width):
+def test_a_size_that_the_network_does_not_take_is_rejected(height, width):
     with pytest.raises(
         InputError, match=f"^the image is {width}x{height}; expected multiples of 8$"
     ):

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from programs import Programs, refused
+from programs import Programs, rejected
 
 from drsformer_jax import metrics, weights
 from drsformer_jax.errors import InputError
@@ -339,12 +339,14 @@ def test_names_that_are_not_utf_8_are_scored_and_spelled_so_that_they_can_be_rea
     assert float(table[1]["restored_psnr"]) == document["images"][1]["restored_psnr"]
 
 
-def test_a_jax_without_its_device_is_told_in_one_line(place):
+def test_a_jax_without_its_device_is_reported_in_one_line(place):
     run = Programs(place)
     arguments = ("--restored", place / "restored", "--target", place / "data" / "target")
     for platform in ("cuda", "none"):
         result = run("eval", *arguments, environment={**run.environment, "JAX_PLATFORMS": platform})
-        refused(result, r"^error: JAX finds no device \(.+\); expected JAX_PLATFORMS unset or one ")
+        rejected(
+            result, r"^error: JAX finds no device \(.+\); expected JAX_PLATFORMS unset or one "
+        )
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_a_benchmark_is_found_whatever_the_spelling(name):
     assert published.dataset(name) is DID
 
 
-def test_an_unknown_benchmark_is_refused_with_the_names_of_all():
+def test_an_unknown_benchmark_is_rejected_with_the_names_of_all():
     with pytest.raises(InputError) as error:
         published.dataset("Rain200")
     assert str(error.value) == (

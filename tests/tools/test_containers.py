@@ -16,7 +16,7 @@ def test_files_of_qt_resources_are_read_in_every_version(version):
     assert {path: opened.read(path) for path in MEMBERS} == MEMBERS
 
 
-def test_any_damage_to_qt_resources_is_told_in_one_line():
+def test_any_damage_to_qt_resources_is_reported_in_one_line():
     content = resources(RESOURCES)
     chance = random.Random(0)
     for number in range(1500):
@@ -33,7 +33,7 @@ def test_any_damage_to_qt_resources_is_told_in_one_line():
                 assert "\n" not in str(error)  # noqa: PT017
 
 
-def test_tree_that_is_a_loop_is_refused():
+def test_tree_that_is_a_loop_is_rejected():
     head = struct.pack(">4s5I", b"qres", 3, 24, 68, 68, 0)
     content = head + struct.pack(">IHIIQ", 0, 2, 1, 0, 0) * 2
     with pytest.raises(InputError, match=r"some is damaged .its tree has a node twice.; expected"):

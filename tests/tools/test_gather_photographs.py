@@ -123,7 +123,7 @@ def test_program_tells_what_is_wrong_and_goes_on(packages, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lost", "told"),
+    ("lost", "message"),
     [
         (
             row("x", PLAIN, "usr/all.rcc", "a/none.png"),
@@ -142,9 +142,11 @@ def test_program_tells_what_is_wrong_and_goes_on(packages, tmp_path):
         ),
     ],
 )
-def test_missing_and_damaged_packages_are_told_by_what_is_lost(packages, tmp_path, lost, told):
+def test_missing_and_damaged_packages_are_reported_by_what_is_lost(
+    packages, tmp_path, lost, message
+):
     (line,) = gather([lost, ROWS[0]], tmp_path, packages)
-    assert told in line
+    assert message in line
     assert "\n" not in line
     assert names(tmp_path / "train") == {"plain.png"}
 
@@ -155,7 +157,7 @@ def test_damaged_container_is_one_line(packages, tmp_path):
     assert line.endswith("(lost: x, y)")
 
 
-def test_packages_and_images_that_are_none_are_told_in_one_line(packages, tmp_path):
+def test_packages_and_images_that_are_none_are_reported_in_one_line(packages, tmp_path):
     (tmp_path / "bad_1_all.deb").write_bytes(b"nothing")
     (tmp_path / "bad-1-none.whl").write_bytes(b"nothing")
     (tmp_path / "good_1_all.deb").symlink_to(packages / "made-up_1_all.deb")
@@ -171,7 +173,7 @@ def test_packages_and_images_that_are_none_are_told_in_one_line(packages, tmp_pa
     assert lines[2].startswith(f"{tmp_path}/bad-1-none.whl is damaged (File is not a zip file)")
 
 
-def test_file_that_is_no_image_is_told_in_one_line(tmp_path):
+def test_file_that_is_no_image_is_reported_in_one_line(tmp_path):
     with zipfile.ZipFile(tmp_path / "some-1-none.whl", "w") as wheel:
         wheel.writestr("some.png", b"text")
     (line,) = gather(
@@ -180,13 +182,13 @@ def test_file_that_is_no_image_is_told_in_one_line(tmp_path):
     assert line.startswith("x is no image that can be read")
 
 
-def test_machine_without_apt_is_told_in_one_line(tmp_path, monkeypatch):
+def test_machine_without_apt_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     (line,) = gather(ROWS[:1], tmp_path / "out")
     assert line == "apt-get is not installed; expected a Debian machine (lost: plain)"
 
 
-def test_file_that_is_not_of_the_list_is_told(packages, tmp_path):
+def test_file_that_is_not_of_the_list_is_reported(packages, tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train/mine.png").write_bytes(PLAIN)
     (line,) = gather(ROWS[:1], tmp_path, packages)

@@ -17,7 +17,7 @@ PHOTOGRAPHS = read_list(LIST)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"license": "CC-BY-SA-4.0"}, "row 2: license is 'CC-BY-SA-4.0'; expected public"),
         ({"name": "../x"}, "row 2: name is '../x'; expected"),
@@ -26,15 +26,15 @@ PHOTOGRAPHS = read_list(LIST)
         ({"name": ROWS[1].name}, "has zlib twice; expected names that differ"),
     ],
 )
-def test_wrong_list_is_told_in_one_line(tmp_path, change, told):
+def test_wrong_list_is_reported_in_one_line(tmp_path, change, message):
     write_list(tmp_path / "list.csv", [ROWS[0]._replace(**change), ROWS[1]])
     with pytest.raises(InputError) as error:
         read_list(tmp_path / "list.csv")
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "has the columns ; expected name,"),
         (b"a,b\n", "has the columns a,b; expected name,"),
@@ -42,11 +42,11 @@ def test_wrong_list_is_told_in_one_line(tmp_path, change, told):
         (",".join(Photograph._fields).encode() + b"\nx\n", "row 2, has 1 values; expected 13"),
     ],
 )
-def test_file_that_is_no_list_is_told_in_one_line(tmp_path, content, told):
+def test_file_that_is_no_list_is_reported_in_one_line(tmp_path, content, message):
     (tmp_path / "list.csv").write_bytes(content)
     with pytest.raises(InputError) as error:
         read_list(tmp_path / "list.csv")
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_credits_have_a_row_for_each_photograph(tmp_path):
@@ -65,7 +65,7 @@ def test_credits_have_a_row_for_each_photograph(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_originals_are_told_apart():
+def test_originals_are_reported_apart():
     assert len({one.sha256 for one in PHOTOGRAPHS}) == len(PHOTOGRAPHS)
     places = {(one.package, one.container, one.member) for one in PHOTOGRAPHS}
     assert len(places) == len(PHOTOGRAPHS)

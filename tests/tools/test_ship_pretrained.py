@@ -93,7 +93,7 @@ def test_folder_that_holds_something_else_is_left_alone(ship, tmp_path):
     assert (tmp_path / "precious" / "deep").is_dir()
 
 
-def test_what_was_trained_otherwise_than_the_card_says_is_refused(ship, trained, listed):
+def test_what_was_trained_otherwise_than_the_card_says_is_rejected(ship, trained, listed):
     with pytest.raises(InputError, match=r"was trained on .*pairs; expected synthetic"):
         ship(run=trained[0])
     listed.append(listed[0]._replace(name="lost"))

@@ -7,7 +7,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-from programs import refused
+from programs import rejected
 
 from drsformer_jax.training import checkpoint
 
@@ -18,7 +18,7 @@ TRAIN = ("train", "--config", "config.py")
 
 
 def assert_one_line(result, message):
-    refused(result, message)
+    rejected(result, message)
     assert result.returncode == 1
     lines = result.stderr.splitlines()
     # A run would go on without TensorBoard's file.

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from programs import UNOPTIMIZED, refused
+from programs import UNOPTIMIZED, rejected
 
 from drsformer_jax.training import checkpoint
 
@@ -122,4 +122,4 @@ def test_process_that_fails_ends_its_run_with_one_line(run, place):
 
 def test_processes_that_cannot_connect_report_the_flags_that_are_needed(run):
     result = run("train", "--config", "config.py", "--workdir", "x", "--num-processes", 2)
-    refused(result, "cannot be connected .*; expected --coordinator-address HOST:PORT")
+    rejected(result, "cannot be connected .*; expected --coordinator-address HOST:PORT")

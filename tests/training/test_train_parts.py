@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import refused
+from programs import rejected
 from recipe import SMALL
 
 import train
@@ -94,4 +94,4 @@ def test_steps_beyond_the_schedule_are_warned_of(capsys):
 def test_platform_without_a_device_is_one_line(run):
     without = {**run.environment, "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
     result = run("train", "--config", "config.py", environment=without)
-    refused(result, "JAX finds no device .*; expected JAX_PLATFORMS")
+    rejected(result, "JAX finds no device .*; expected JAX_PLATFORMS")

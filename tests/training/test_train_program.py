@@ -9,7 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from programs import refused
+from programs import rejected
 
 from drsformer_jax.config.file import read_config
 from drsformer_jax.training import checkpoint
@@ -35,7 +35,7 @@ def test_changed_configuration_is_shown_and_rejected_unless_allowed(run, copy):
     arguments = ("train", "--config", "config.py", "--workdir", copy.name, "--steps", 6)
     changed = ("--optim.learning-rate", "2e-3", "--data.mixup")
     result = run(*arguments, *changed)
-    refused(result, r"was trained with another data\.mixup, optim\.learning-rate \(shown above\)")
+    rejected(result, r"was trained with another data\.mixup, optim\.learning-rate \(shown above\)")
     assert "- optim.learning-rate 0.001\n+ optim.learning-rate 0.002" in result.stdout
     assert "- data.mixup False\n+ data.mixup True" in result.stdout
     assert read_config(copy).optim.learning_rate == 1e-3, "the record is still that of the run"
@@ -72,7 +72,7 @@ def test_training_starts_from_another_run_or_an_official_file(run, trained, plac
 def test_start_from_another_architecture_is_rejected(run, trained):
     wrong = ("--init-from", trained[0], "--model.feed-forward", "gdfn", "--workdir", "never_begun")
     result = run("train", "--config", "config.py", *wrong)
-    refused(result, r"run holds .* another architecture: feed_forward fn \(here gdfn\)")
+    rejected(result, r"run holds .* another architecture: feed_forward fn \(here gdfn\)")
 
 
 def test_checkpoint_holds_all_that_a_run_resumes_from(trained):
@@ -102,7 +102,7 @@ def test_ema_restores_images_and_is_resumed_after_a_stop(run, trained, place):
     assert not equal(average, plain), "the run without an average ends with other parameters"
     # As a kill while it is deleted leaves it.
     shutil.rmtree(straight / "checkpoints" / "4" / "ema")
-    refused(
+    rejected(
         run("drsformer", "derain", "pairs/input/0.png", "x.png", "--checkpoint", straight),
         "checkpoint 4 of .* cannot be read",
     )
@@ -116,7 +116,7 @@ def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(run, place):
     )
     assert "warning: the loss of step 2 is" in result.stdout
     assert "the step is skipped" in result.stdout
-    refused(result, r"the loss of step 3 is (nan|inf); the batch was .*; expected a finite number")
+    rejected(result, r"the loss of step 3 is (nan|inf); the batch was .*; expected a finite number")
 
 
 def test_damaged_lines_of_metrics_are_dropped_and_a_damaged_checkpoint_is_reported(run, copy):
@@ -128,7 +128,7 @@ def test_damaged_lines_of_metrics_are_dropped_and_a_damaged_checkpoint_is_report
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]
     (copy / "checkpoints" / "5" / "run" / "metadata").write_text("{}")
-    refused(run(*again, 6), "checkpoint 5 of .* has no configuration .*; expected a whole one")
+    rejected(run(*again, 6), "checkpoint 5 of .* has no configuration .*; expected a whole one")
 
 
 def test_trace_of_some_steps_is_written(run, place):
@@ -167,6 +167,6 @@ def test_throughput_and_memory_are_recorded(trained):
     ],
 )
 def test_wrong_flags_give_one_line_and_no_checkpoint(run, place, flags, message):
-    result = run.forked("train", "--config", "config.py", "--workdir", "refused", *flags.split())
-    refused(result, message)
-    assert not list((place / "refused").glob("checkpoints/[0-9]*"))
+    result = run.forked("train", "--config", "config.py", "--workdir", "rejected", *flags.split())
+    rejected(result, message)
+    assert not list((place / "rejected").glob("checkpoints/[0-9]*"))

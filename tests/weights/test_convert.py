@@ -191,7 +191,7 @@ def test_what_holds_no_state_dict_is_reported_in_one_line(content, found):
     )
 
 
-def test_two_arrays_of_one_name_are_refused():
+def test_two_arrays_of_one_name_are_rejected():
     state = empty_state(SMALL)
     with pytest.raises(
         InputError, match=r"has output\.weight with and without _check.*module; exp"
@@ -237,7 +237,7 @@ def test_block_beyond_a_gap_in_the_numbers_is_named():
     ],
     ids=str,
 )
-def test_hopeless_keys_are_refused_in_one_line(change):
+def test_hopeless_keys_are_rejected_in_one_line(change):
     shapes = {**shapes_of(empty_state(SMALL)), **change} if change else {"conv1.weight": (8, 3)}
     with pytest.raises(InputError) as error:
         infer_config({key: shape for key, shape in shapes.items() if shape is not None})

@@ -111,12 +111,12 @@ BAD_TENSORS = {
 
 
 @pytest.mark.parametrize("expected", BAD_TENSORS)
-def test_tensor_that_its_storage_cannot_hold_is_refused(expected, tmp_path):
+def test_tensor_that_its_storage_cannot_hold_is_rejected(expected, tmp_path):
     message = refusal(zipped(tmp_path / "x", BAD_TENSORS[expected], FOUR))
     assert re.sub(r" (\(|by |of size|of offset).*", "", expected) in message
 
 
-def test_storage_of_two_types_is_refused(tmp_path):
+def test_storage_of_two_types_is_rejected(tmp_path):
     other = tensor().replace(b"FloatStorage", b"IntStorage")
     data = tensor()[:-1] + b"0" + other[2:]
     assert "opcode POP" in refusal(zipped(tmp_path / "x", data, FOUR))
@@ -186,7 +186,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("expected", ATTACKS)
-def test_hostile_pickle_is_refused_cheaply(expected, tmp_path):
+def test_hostile_pickle_is_rejected_cheaply(expected, tmp_path):
     path = zipped(tmp_path / "x", ATTACKS[expected], FOUR)
     with memory_below(64 * 2**20):
         message = refusal(path)
@@ -246,7 +246,7 @@ def test_huge_memo_index_takes_no_memory(tmp_path):
         assert read_tensors(zipped(path, b"\x80\x02}r\xff\xff\xff\x7f.")) == {}
 
 
-def test_zip_that_claims_more_than_it_has_is_refused(tmp_path):
+def test_zip_that_claims_more_than_it_has_is_rejected(tmp_path):
     def changed(change: Callable[[zipfile.ZipFile], None], method: int = zipfile.ZIP_STORED) -> str:
         with zipfile.ZipFile(tmp_path / "x", "w", method) as archive:
             archive.writestr("x/data.pkl", tensor())
@@ -272,7 +272,7 @@ def test_zip_that_claims_more_than_it_has_is_refused(tmp_path):
     assert "has x/data.pkl compressed" in changed(lambda _: None, zipfile.ZIP_DEFLATED)
 
 
-def test_directory_of_millions_of_entries_is_refused_before_it_is_read(tmp_path):
+def test_directory_of_millions_of_entries_is_rejected_before_it_is_read(tmp_path):
     size = 17 * 2**20
     end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 65535, 65535, size, 0, 0)
     (tmp_path / "x").write_bytes(b"PK\x03\x04".ljust(size, b"\0") + end)
@@ -295,7 +295,7 @@ STRANGERS = {
 }
 
 
-def test_what_is_no_file_or_no_file_of_tensors_is_refused(tmp_path):
+def test_what_is_no_file_or_no_file_of_tensors_is_rejected(tmp_path):
     assert refusal(tmp_path / "absent").endswith("absent cannot be read: No such file or directory")
     assert refusal(tmp_path).endswith(" cannot be read: Is a directory")
     with zipfile.ZipFile(tmp_path / "x", "w") as archive:
@@ -314,7 +314,7 @@ def test_what_is_no_file_or_no_file_of_tensors_is_refused(tmp_path):
         ("w", "F64", "SafetensorError: "),
     ],
 )
-def test_safetensors_of_other_contents_are_refused(key, dtype, expected, tmp_path):
+def test_safetensors_of_other_contents_are_rejected(key, dtype, expected, tmp_path):
     entry = {"dtype": dtype, "shape": [4], "data_offsets": [0, 4]}
     header = json.dumps({key: entry}).encode()
     (tmp_path / "x").write_bytes(struct.pack("<Q", len(header)) + header + b"1234")
@@ -322,7 +322,7 @@ def test_safetensors_of_other_contents_are_refused(key, dtype, expected, tmp_pat
 
 
 @pytest.mark.parametrize("expected", STRANGERS)
-def test_file_of_another_kind_is_told_by_its_content(expected, tmp_path):
+def test_file_of_another_kind_is_reported_by_its_content(expected, tmp_path):
     (tmp_path / "x.pth").write_bytes(STRANGERS[expected])
     message = refusal(tmp_path / "x.pth")
     assert expected in message.replace("\\n<", "<")
@@ -335,7 +335,7 @@ def test_file_of_another_kind_is_told_by_its_content(expected, tmp_path):
 SMALL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.arange(3)}
 
 
-def read_or_refuse(path: Path) -> dict | None:
+def read_or_reject(path: Path) -> dict | None:
     """What is in a damaged file; every refusal is one line."""
     try:
         return read_tensors(path)
@@ -345,7 +345,7 @@ def read_or_refuse(path: Path) -> dict | None:
 
 
 @pytest.mark.parametrize("write", [write_pth, write_safetensors])
-def test_file_cut_off_anywhere_is_refused(write, tmp_path):
+def test_file_cut_off_anywhere_is_rejected(write, tmp_path):
     write(tmp_path / "x", SMALL)
     content = (tmp_path / "x").read_bytes()
     for length in range(0, len(content), 3):
@@ -354,24 +354,24 @@ def test_file_cut_off_anywhere_is_refused(write, tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_pth, write_safetensors])
-def test_flipped_bit_is_refused_or_harmless(write, tmp_path):
+def test_flipped_bit_is_rejected_or_harmless(write, tmp_path):
     write(tmp_path / "x", SMALL)
     content = (tmp_path / "x").read_bytes()
-    refused = 0
+    rejected = 0
     for bit in np.random.default_rng(0).integers(0, 8 * len(content), 300):
         changed = bytearray(content)
         changed[bit // 8] ^= 1 << bit % 8
         (tmp_path / "x").write_bytes(changed)
-        found = read_or_refuse(tmp_path / "x")
-        refused += found is None
+        found = read_or_reject(tmp_path / "x")
+        rejected += found is None
         # A zip has checksums; without, the numbers may be others.
         if found is not None and write is write_pth:
             np.testing.assert_equal(found, {"params": SMALL})
-    assert refused > 30
+    assert rejected > 30
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_pickle_of_random_damage_is_refused_or_read(protocol, tmp_path):
+def test_pickle_of_random_damage_is_rejected_or_read(protocol, tmp_path):
     plain = pickle.dumps({"a": [1, 2.5, "b", (3, 4)], "c": {5}, "d": b"e"}, protocol)
     random = np.random.default_rng(protocol)
     opcodes = b"().0NR]Q\x85\x86\x87\x88\x8f\x90\x94abehjloqrstu}" + bytes(8)
@@ -380,5 +380,5 @@ def test_pickle_of_random_damage_is_refused_or_read(protocol, tmp_path):
         changed = bytearray(data)
         for place in random.integers(0, len(data), random.integers(1, 5)):
             changed[place] = opcodes[random.integers(len(opcodes))]
-        found += read_or_refuse(zipped(tmp_path / "x", bytes(changed), FOUR)) is not None
+        found += read_or_reject(zipped(tmp_path / "x", bytes(changed), FOUR)) is not None
     assert found > 5

@@ -137,7 +137,7 @@ def test_big_endian_arrays_are_written_as_the_same_numbers(write, tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_pth, write_safetensors])
-def test_unknown_numbers_are_refused_and_leave_the_old_file(write, tmp_path):
+def test_unknown_numbers_are_rejected_and_leave_the_old_file(write, tmp_path):
     (tmp_path / "x").write_text("old")
     with pytest.raises(InputError, match=r"x: w is complex64; expected one of float32, float64"):
         write(tmp_path / "x", {"v": np.zeros(3), "w": np.zeros(3, np.complex64)})
@@ -222,7 +222,7 @@ def test_module_of_torch_loads_what_is_written_and_saves_the_same(tmp_path):
     assert_same(read_tensors(tmp_path / "again.pth"), {"params": state})
 
 
-def test_old_format_of_torch_is_refused_and_read_once_saved_as_the_refusal_says(tmp_path):
+def test_old_format_of_torch_is_rejected_and_read_once_saved_as_the_refusal_says(tmp_path):
     torch = pytest.importorskip("torch")
     value = {"w": torch.arange(3.0)}
     torch.save(value, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
@@ -232,7 +232,7 @@ def test_old_format_of_torch_is_refused_and_read_once_saved_as_the_refusal_says(
     assert_same(read_tensors(tmp_path / "x.pth"), {"w": np.arange(3, dtype=np.float32)})
 
 
-def test_script_of_torch_is_refused(tmp_path):
+def test_script_of_torch_is_rejected(tmp_path):
     torch = pytest.importorskip("torch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated.

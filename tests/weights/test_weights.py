@@ -87,7 +87,7 @@ def test_failing_halfway_leaves_nothing(network, tmp_path):
         (lambda folder: (folder / "params.safetensors").write_bytes(b"x" * 99), "params.safeten"),
     ],
 )
-def test_damaged_model_folder_is_told_in_one_line(network, tmp_path, damage, message):
+def test_damaged_model_folder_is_reported_in_one_line(network, tmp_path, damage, message):
     weights.save(tmp_path / "model", *network)
     damage(tmp_path / "model")
     with pytest.raises(InputError, match=message) as error:
@@ -121,13 +121,13 @@ def test_all_that_differs_from_the_configuration_beside_it_is_named(network, tmp
         ({}, r"net\.pth: the checkpoint holds 'params' \(a dict\); expected a state dict of DRS"),
     ],
 )
-def test_file_of_another_network_is_told_in_one_line(tmp_path, content, message):
+def test_file_of_another_network_is_reported_in_one_line(tmp_path, content, message):
     write_pth(tmp_path / "net.pth", content)
     with pytest.raises(InputError, match=message):
         weights.load(tmp_path / "net.pth")
 
 
-def test_bomb_that_claims_a_huge_network_is_refused_before_memory_is_asked_for(tmp_path):
+def test_bomb_that_claims_a_huge_network_is_rejected_before_memory_is_asked_for(tmp_path):
     torch = pytest.importorskip("torch")
     shapes = {
         "patch_embed.proj.weight": (10**5, 3, 3, 3),
@@ -255,7 +255,7 @@ def test_run_is_resumed_beside_what_a_killed_conversion_left(scored_run, network
     assert not left.exists()
 
 
-def test_what_is_missing_or_has_no_steps_is_told_in_one_line(model, tmp_path):
+def test_what_is_missing_or_has_no_steps_is_reported_in_one_line(model, tmp_path):
     with pytest.raises(InputError, match=r"x does not exist; expected a run, a model"):
         weights.load(tmp_path / "x")
     with pytest.raises(InputError, match="small is no training run; expected one to take step 3"):
@@ -267,7 +267,7 @@ def test_what_is_missing_or_has_no_steps_is_told_in_one_line(model, tmp_path):
         weights.load(tmp_path)
 
 
-def test_weight_beyond_a_smaller_type_is_refused():
+def test_weight_beyond_a_smaller_type_is_rejected():
     params = {"kernel": np.array([1.0, -70000.0], np.float32)}
     assert weights.stored_as(params, "bfloat16")["kernel"].dtype == "bfloat16"
     with pytest.raises(InputError, match=r"^a weight is 70000; expected all to be within float16$"):

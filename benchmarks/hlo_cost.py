@@ -20,6 +20,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from bundles import Schedules
+
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s64": 8, "u64": 8}
 """Bytes of an element where they are not 4."""
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
@@ -50,6 +52,14 @@ _ARITHMETIC = {
 }
 
 
+_MOVES = {
+    *("copy", "pad", "transpose", "reshape", "slice", "concatenate", "copy-start", "slice-start"),
+    *("dynamic-slice", "dynamic-update-slice", "broadcast", "convert", "bitcast", "fusion"),
+    *("parameter", "constant", "tuple", "get-tuple-element"),
+}
+"""What an instruction that only moves data consists of."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a program, or a part of it, needs."""
@@ -60,8 +70,16 @@ class Cost:
     """Bytes that instructions read and write, in any memory."""
     hbm_bytes: float = 0.0
     """Those of them that lie in the large memory, not in the one on the chip's core."""
-    cycles: float = 0.0
-    """The compiler's own estimate of the clock cycles."""
+    kernels: float = 0.0
+    """Instructions that run by themselves: what a GPU launches."""
+    bundles: float = 0.0
+    """Cycles of a TPU core, as `bundles` counts them."""
+    taps: float = 0.0
+    """Bundles of sums of shifted images."""
+    products: float = 0.0
+    """Bundles of matrix products."""
+    copies: float = 0.0
+    """Bundles of instructions that only move data."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(self._all(), other._all(), strict=True)))
@@ -100,10 +118,15 @@ Program = Mapping[str, list[Instruction]]
 """Instructions of each computation, the last of which is what it returns."""
 
 
-def cost(text: str) -> Cost:
-    """Everything that a program does, loops multiplied out."""
+def cost(text: str, schedules: Schedules | None = None) -> Cost:
+    """Everything that a program does, loops multiplied out.
+
+    Args:
+        text: the optimized program.
+        schedules: of its instructions, if it is for a TPU.
+    """
     program, entry = parse(text)
-    return _Count(program, multiply=True).computation(entry)
+    return _Count(program, multiply=True, schedules=schedules).computation(entry)
 
 
 def cost_once(text: str) -> Cost:
@@ -112,10 +135,10 @@ def cost_once(text: str) -> Cost:
     return _Count(program, multiply=False).computation(entry)
 
 
-def loops(text: str) -> list[Loop]:
-    """The outermost loops of a program, in its order."""
+def loops(text: str, schedules: Schedules | None = None) -> list[Loop]:
+    """The outermost loops of a program, in its order; arguments as of `cost`."""
     program, entry = parse(text)
-    count = _Count(program, multiply=True)
+    count = _Count(program, multiply=True, schedules=schedules)
     found = []
     for line in program[entry]:
         if line.opcode == "while":
@@ -189,9 +212,12 @@ def _size(shape: str) -> tuple[int, int]:
 class _Count:
     """Counts computations, each once however often it is called."""
 
-    def __init__(self, program: Program, *, multiply: bool) -> None:
+    def __init__(
+        self, program: Program, *, multiply: bool, schedules: Schedules | None = None
+    ) -> None:
         self._program = program
         self._multiply = multiply
+        self._schedules = schedules
         self.computation = functools.cache(self._computation)
 
     def _computation(self, name: str) -> Cost:
@@ -225,11 +251,32 @@ class _Count:
             return self.computation(called[1]) if called else Cost()
         if line.opcode in _FREE:
             return Cost()
-        estimate = re.search(r'estimated_cycles":"(\d+)"', line.line)
-        cycles = float(estimate[1]) if estimate else 0.0
         flops = self._flops(line, shapes)
         moved, large = (sum(part) for part in zip(*self._moved(line, shapes), strict=True))
-        return Cost(flops, moved, large, cycles)
+        return Cost(flops, moved, large, 1.0, *self._bundles(line))
+
+    def _bundles(self, line: Instruction) -> tuple[float, ...]:
+        """Bundles of an instruction, and once more under its kind."""
+        trips = re.search(r'iteration_bounds":\[([^\]]*)\]', line.line)
+        sides = re.findall(r"\d+", trips[1]) if trips else []
+        first = math.prod(map(int, sides)) if sides else None
+        found = self._schedules.of(line.name, first) if self._schedules else None
+        if found is None:
+            return 0.0, 0.0, 0.0, 0.0
+        kind = self._kind(line)
+        kinds = (float(found.bundles * (kind == name)) for name in ("taps", "products", "copies"))
+        return float(found.bundles), *kinds
+
+    def _kind(self, line: Instruction) -> str:
+        opcodes = [line.opcode]
+        if line.opcode == "fusion":
+            opcodes += [other.opcode for other in self._program[_called(line, "calls")]]
+        multiplies = opcodes.count("multiply")
+        if "convolution" in opcodes or "dot" in opcodes:
+            return "taps" if multiplies >= 9 else "products"
+        if multiplies >= 6 or opcodes.count("add") >= 8:
+            return "taps"
+        return "copies" if set(opcodes) <= _MOVES else ""
 
     def _flops(self, line: Instruction, shapes: Mapping[str, str]) -> float:
         if line.opcode == "fusion":

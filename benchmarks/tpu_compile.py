@@ -11,8 +11,9 @@ It needs `pip install "jax[tpu]"`, no TPU. Figures of memory and bytes are the c
 exactly; seconds depend on the machine. Only one such program can run at a time (libtpu holds a
 lock). Loops are multiplied out by `hlo_cost`; "once" is what `cost_analysis` returns, which counts
 them once, over what `hlo_cost` counts in that way, for FLOPs and bytes: 1 where the rules agree.
-"HBM" bytes leave out what the compiler keeps in the core's own memory; "est. ms" are its estimated
-cycles at the chip's 1.5 GHz, which no chip has confirmed.
+"HBM" bytes leave out what the compiler keeps in the core's own memory; "ms" are the bundles of its
+schedules (see `bundles`) at a v5e's 1.5 GHz, a lower bound that no chip has confirmed, followed by
+the shares of sums of taps, matrix products and copies.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bundles
 import hlo_cost
 from bounds import bounds_of, exceeded, uneven, wanted_bytes
 
 os.environ.update(
+    LIBTPU_INIT_ARGS=bundles.flags(),
     TPU_SKIP_MDS_QUERY="1",
     TPU_ACCELERATOR_TYPE="v5litepod-8",
     TPU_WORKER_HOSTNAMES="localhost",
@@ -221,6 +224,7 @@ def measure(work: Work, build: Build) -> dict[str, Any]:
         What it needs on one chip; `error` and `wanted_bytes` instead where it does not fit.
     """
     row: dict[str, Any] = {"key": work.key, **dataclasses.asdict(work)}
+    bundles.clear()
     function, arguments = build(work, mesh_of(work))
     start = time.perf_counter()
     lowered = function.lower(*arguments)
@@ -247,26 +251,28 @@ def measure(work: Work, build: Build) -> dict[str, Any]:
     counted = hlo_cost.cost_once(text)
     row["once_flops"] = once["flops"] / max(counted.flops, 1)
     row["once_bytes"] = once["bytes accessed"] / max(counted.bytes, 1)
-    row |= _figures(hlo_cost.cost(text))
+    schedules = bundles.Schedules()
+    row |= _figures(hlo_cost.cost(text, schedules))
     row["loops"] = [
         {"name": loop.name, "trips": loop.trips, **_figures(loop.trip * loop.trips)}
-        for loop in hlo_cost.loops(text)
+        for loop in hlo_cost.loops(text, schedules)
     ]
     return row
 
 
 def _figures(cost: hlo_cost.Cost) -> dict[str, float]:
-    return {
-        "flops": cost.flops,
-        "bytes": cost.bytes,
-        "hbm_bytes": cost.hbm_bytes,
-        "estimated_ms": 1e3 * cost.cycles / CLOCK,
-    }
+    """Figures of a table's row; without schedules there are no bundles."""
+    figures = {"flops": cost.flops, "bytes": cost.bytes, "hbm_bytes": cost.hbm_bytes}
+    if cost.bundles:
+        kinds = {kind: getattr(cost, kind) for kind in ("bundles", "taps", "products", "copies")}
+        figures |= kinds
+    return figures
 
 
 HEADER = (
     f"{'program':47} {'compile s':>9} {'CPU s':>6} {'temp GB':>8} {'args GB':>8} {'outs GB':>8} "
-    f"{'of HBM':>7} {'moved GB':>9} {'HBM GB':>8} {'GFLOP':>8} {'est. ms':>8} {'once':>10}"
+    f"{'of HBM':>7} {'moved GB':>9} {'HBM GB':>8} {'GFLOP':>8} {'ms':>8} "
+    f"{'taps':>5} {'products':>8} {'copies':>6} {'once':>10}"
 )
 
 
@@ -290,11 +296,19 @@ def line(row: dict[str, Any]) -> str:
 def _line_of_figures(row: dict[str, Any]) -> str:
     return (
         f"{row['bytes'] / 1e9:9.2f} {row['hbm_bytes'] / 1e9:8.2f} {row['flops'] / 1e9:8.1f} "
-        f"{row['estimated_ms']:8.1f}"
+        f"{_bundles(row)}"
     )
 
 
-BOUNDED = ("compile_cpu_seconds", "temporaries", "hbm", "bytes", "hbm_bytes")
+def _bundles(row: dict[str, Any]) -> str:
+    if "bundles" not in row:
+        return f"{'-':>8} {'-':>5} {'-':>8} {'-':>6}"
+    taps, products, copies = (row[kind] / row["bundles"] for kind in ("taps", "products", "copies"))
+    milliseconds = 1e3 * row["bundles"] / CLOCK
+    return f"{milliseconds:8.2f} {taps:5.0%} {products:8.0%} {copies:6.0%}"
+
+
+BOUNDED = ("compile_cpu_seconds", "temporaries", "hbm", "bytes", "hbm_bytes", "bundles")
 """Figures that have bounds, each 1.25 times what was measured."""
 
 

@@ -1,7 +1,5 @@
 """How `benchmarks/tpu_compile.py` counts compiled programs, without its compiler."""
 
-# ruff: noqa: E501
-
 from __future__ import annotations
 
 import bounds
@@ -9,49 +7,7 @@ import hlo_cost
 import jax
 import jax.numpy as jnp
 import pytest
-
-PROGRAM = """
-HloModule scanned, is_scheduled=true
-
-%fused_slice (param_0: f32[6,8,8], param_1: s32[]) -> f32[8,8] {
-  %param_0 = f32[6,8,8]{2,1,0:T(8,128)} parameter(0)
-  %param_1 = s32[]{:T(128)} parameter(1)
-  %zero = s32[] constant(0)
-  %dynamic-slice = f32[1,8,8]{2,1,0:T(8,128)} dynamic-slice(%param_0, %param_1, %zero, %zero), dynamic_slice_sizes={1,8,8}
-  ROOT %bitcast = f32[8,8]{1,0:T(8,128)S(1)} bitcast(%dynamic-slice)
-}
-
-%fused_product (param_0.1: bf16[4,8], param_1.1: f32[8,8]) -> bf16[4,8] {
-  %param_0.1 = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
-  %param_1.1 = f32[8,8]{1,0:T(8,128)S(1)} parameter(1)
-  %convolution = f32[4,8]{1,0:T(8,128)} convolution(%param_0.1, %param_1.1), dim_labels=bf_io->bf
-  %add = f32[4,8]{1,0:T(8,128)} add(%convolution, %convolution)
-  ROOT %convert = bf16[4,8]{1,0:T(8,128)(2,1)} convert(%add)
-}
-
-%body (state: (s32[], bf16[4,8], f32[6,8,8])) -> (s32[], bf16[4,8], f32[6,8,8]) {
-  %state = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, f32[6,8,8]{2,1,0:T(8,128)}) parameter(0)
-  %count = s32[]{:T(128)} get-tuple-element(%state), index=0
-  %x = bf16[4,8]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
-  %stack = f32[6,8,8]{2,1,0:T(8,128)} get-tuple-element(%state), index=2
-  %weights = f32[8,8]{1,0:T(8,128)S(1)} fusion(%stack, %count), kind=kLoop, calls=%fused_slice, backend_config={"estimated_cycles":"10"}
-  %y = bf16[4,8]{1,0:T(8,128)(2,1)} fusion(%x, %weights), kind=kOutput, calls=%fused_product, backend_config={"estimated_cycles":"90"}
-  ROOT %next = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, f32[6,8,8]{2,1,0:T(8,128)}) tuple(%count, %y, %stack)
-}
-
-%condition (state.1: (s32[], bf16[4,8], f32[6,8,8])) -> pred[] {
-  %state.1 = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, f32[6,8,8]{2,1,0:T(8,128)}) parameter(0)
-  %count.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
-  %trips = s32[]{:T(128)} constant(6)
-  ROOT %less = pred[]{:T(512)} compare(%count.1, %trips), direction=LT
-}
-
-ENTRY %main (start: (s32[], bf16[4,8], f32[6,8,8])) -> bf16[4,8] {
-  %start = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, f32[6,8,8]{2,1,0:T(8,128)}) parameter(0)
-  %loop = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, f32[6,8,8]{2,1,0:T(8,128)}) while(%start), condition=%condition, body=%body, metadata={op_name="jit(f)/stage/while"}
-  ROOT %out = bf16[4,8]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
-}
-"""
+from hlo_program import PROGRAM
 
 
 def test_each_trip_of_a_loop_is_counted():
@@ -61,7 +17,7 @@ def test_each_trip_of_a_loop_is_counted():
     )  # The slice alone is read of the stack, and its place; it is written.
     moved = 2 * 32 + 4 * 64 + 2 * 32
     large = 4 * (64 + 1) + 2 * 32 + 2 * 32  # The weights lie in S(1).
-    once = hlo_cost.Cost(product + elementwise, sliced + moved, large, 100)
+    once = hlo_cost.Cost(product + elementwise, sliced + moved, large, kernels=2)
     assert hlo_cost.cost_once(PROGRAM) == once
     assert hlo_cost.cost(PROGRAM) == once * 6
     assert hlo_cost.loops(PROGRAM) == [hlo_cost.Loop("jit(f)/stage/while", 6, once)]

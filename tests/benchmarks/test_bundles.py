@@ -1,0 +1,85 @@
+"""Bundles are counted from schedules in the format of libtpu, without it."""
+
+from __future__ import annotations
+
+import bundles
+import hlo_cost
+import pytest
+from hlo_program import PROGRAM
+
+SCHEDULE = """
+= control target key start
+LB: loop body
+= control target key end
+
+     0   :  { %s1_s0 = smov 0 } /* Start region 0 */
+   0x1 LB: > { %s2_s1 = sphi %s1_s0, %s9_s9  ;;  %s3_s2 = sld [smem:[#allocation1]] }
+   0x2   : > { %v4_v0 = vld [vmem:[%s3_s2] sm:$0xff]  ;;  %s5_s3 = sadd.s32 7, %s3_s2 }
+   0x3 LB: >> { %s6_s4 = sphi %s1_s0, %s7_s5 }
+   0x4   : >> { %7 = dma.hbm_to_vmem [thread:$0]  /*hbm=*/%s3_s2, /*
+window_bounds: (1, 1, 2) */ }
+   0x5   : >> { %s7_s5 = sadd.s32 4, %s6_s4 }
+   0x6   : >> { %p8_p0 = scmp.ge.s32.totalorder %s7_s5, 10 /* loop exit test */ }
+   0x7   :  { %9 = sbr.rel (!%p8_p0) target = $region2 }
+   0x8   : >> { %s10_s6 = smov 1 }
+   0x9   : > { %s9_s9 = sadd.s32 1, %s2_s1 }
+   0xa   : > { %p10_p1 = scmp.ge.s32.totalorder %s9_s9, 5 /* loop exit test */ }
+   0xb   :  { %11 = sbr.rel (!%p10_p1) target = $region1 }
+   0xc   :  { %12 = vsyncpa [#allocation1], 1 }
+"""
+"""A loop of 5 trips, and in it one of 3 whose counter takes steps of 4; a branch's delay slot."""
+OUTSIDE, OUTER, INNER = 3, 4, 6
+
+
+def tables(rows):
+    heading = "== CAPACITY:\nMXU, XLU\n    4     3\n== UTILIZATION:\n"
+    return heading + "\n".join(" ".join(map(str, row)) for row in rows) + "\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "17-y-02-final_bundles.txt").write_text(SCHEDULE)
+    (tmp_path / "17-y-01-schedule-analysis_final_bundles.txt").write_text("Schedule analysis:\n")
+    rows = [[0, 0, index, 0, 0, 0, 0, 0, 0, 1] for index in range(13)]
+    name = "17-y-00-final_hlo-static-per-bundle-utilization.txt"
+    (tmp_path / name).write_text(tables(rows))
+    (tmp_path / "17-TLP-00-deduplication-map.txt").write_text(
+        "key:y\nordinal:1\nequivalent_hlos[size=2]:\n  y\n  weights\n"
+    )
+    return tmp_path
+
+
+def test_loops_of_a_schedule_are_multiplied_out(folder):
+    found = bundles.Schedules(folder).of("y")
+    assert found.bundles == OUTSIDE + 5 * OUTER + 5 * 3 * INNER
+    assert found.unclear == 0
+    vector = (0 + 11 + 12) + 5 * (1 + 2 + 9 + 10) + 15 * (3 + 4 + 5 + 6 + 7 + 8)
+    assert found.slots["VALU"] == vector
+    assert found.slots["SALU"] == found.bundles
+    assert found.slots["MXU"] == 0
+
+
+def test_equal_instructions_share_a_schedule_and_others_have_none(folder):
+    schedules = bundles.Schedules(folder)
+    assert len(schedules) == 1
+    assert schedules.of("weights") == schedules.of("y")
+    assert schedules.of("other") is None
+
+
+def test_a_loop_without_clear_end_runs_as_often_as_the_program_says(folder):
+    path = folder / "17-y-02-final_bundles.txt"
+    path.write_text(SCHEDULE.replace("%s9_s9, 5 /* loop", "%s9_s9, %s3_s2 /* loop"))
+    assert bundles.read(path, 8).bundles == OUTSIDE + 8 * OUTER + 8 * 3 * INNER
+    unknown = bundles.read(path)
+    assert unknown.bundles == OUTSIDE + OUTER + 3 * INNER
+    assert unknown.unclear == 1
+
+
+def test_bundles_of_a_program_are_those_of_its_instructions_each_trip(folder):
+    each = OUTSIDE + 5 * OUTER + 5 * 3 * INNER
+    found = hlo_cost.cost(PROGRAM, bundles.Schedules(folder))
+    assert found.bundles == 6 * 2 * each
+    assert (found.taps, found.products, found.copies) == (0, 6 * each, 6 * each)
+    (loop,) = hlo_cost.loops(PROGRAM, bundles.Schedules(folder))
+    assert loop.trip.bundles == 2 * each
+    assert hlo_cost.cost(PROGRAM).bundles == 0

@@ -15,6 +15,16 @@ its odd ones (`hidden_order`): the first and the second channels of all pairs ar
 If f is even, all of a is in groups of its own: the first are even a, even b; the second odd a,
 odd b. What comes before the groups is computed channel by channel, so it can have any order, and
 the groups' outputs have the official one.
+
+Hardware computes several channels at once, and is slow where images have other numbers of them.
+`aligned_parts` cuts the groups of each half into those of the 3x3 path and those of the 5x5 path,
+and fills their channels up to equal, round numbers. Fillers (-) have zero weights. If f is odd, the
+group of a4 and b0 is in both parts, at the same place, and its output is the sum:
+
+    3x3 path    first    a0 a2 a4 -    5x5 path    first    b1 b3  - -
+                second   a1 a3  - -                second   b2 b4 b0 -
+                groups    0  1  2 -                groups    3  4  2 -
+                outputs   0  1  2 -                outputs   3  4  - -
 """
 
 from __future__ import annotations
@@ -78,3 +88,50 @@ def group_inputs(
     if small.shape[-1] % 2:  # The last channel of `small` is in a group with the first of `large`.
         large_even, large_odd = large_odd, large_even
     return (small_even, large_even), (small_odd, large_odd)
+
+
+class Part(NamedTuple):
+    """What one path adds to the groups of one half; numbers count through both halves, -1 fills up.
+
+    Channels are numbered as they are stored.
+    """
+
+    first: np.ndarray
+    """Channels that are the first of a group."""
+    second: np.ndarray
+    """Channels that are the second of a group."""
+    groups: np.ndarray
+    """Groups, whose kernels apply."""
+    outputs: np.ndarray
+    """Groups but for the one that the 3x3 path gives."""
+    shared: int | None
+    """Place of the group to which both paths add, if there is one."""
+
+
+def aligned_parts(hidden: int, lanes: int) -> list[tuple[Part, Part]]:
+    """The parts of the 3x3 and of the 5x5 path of each half.
+
+    Args:
+        hidden: hidden channels f of one half.
+        lanes: widths are multiples of it.
+    """
+    evens = (hidden + 1) // 2
+    width = -(-evens // lanes) * lanes
+    even, odd, half = np.arange(evens), np.arange(evens, hidden), np.arange(hidden)
+    small = (even, odd, half[:evens], half[:evens])
+    large, shared = (even, odd, half[evens:], half[evens:]), None
+    if hidden % 2:
+        shared = evens - 1
+        groups = np.append(half[evens:], shared)
+        large = (odd, np.roll(even, -1), groups, half[evens:])
+
+    def filled(channels: np.ndarray, start: int) -> np.ndarray:
+        return np.pad(channels + start, (0, width - len(channels)), constant_values=-1)
+
+    return [
+        (
+            Part(*(filled(numbers, start) for numbers in small), shared),
+            Part(*(filled(numbers, start) for numbers in large), shared),
+        )
+        for start in (0, hidden)
+    ]

@@ -2,30 +2,9 @@
 
 XLA for CPUs computes `LANES` channels of a pixel at a time, and the rest one by one. Joining,
 splitting and padding hidden images is slow as well. So the weights are rearranged before anything
-is computed, and each strip is a sum over quarters of the outputs of the grouped convolutions:
-every half is cut where its inputs change from one path to the other, and each quarter has its own
-project_in, two depthwise paths, grouped convolution and project_out, with a multiple of `LANES`
-channels. Channel -1 is a filler: its weights are zero, so it adds nothing.
-
-The first half of the example in `mixed_scale_channels`, f = 5, where the 3x3 path has the stored
-channels 0 to 9 and the 5x5 path 10 to 19:
-
-    group                  0  1  2 |  3  4
-    first input           a0 a2 a4 | b1 b3
-      stored channel       0  1  2 | 13 14
-    second input          a1 a3 b0 | b2 b4
-      stored channel       3  4 10 | 11 12
-
-    quarter 0    first   0  1  2 -1 -1 ...    reads project_in 0 1 2 ...
-                 second  3  4 10 -1 -1 ...    reads project_in 3 4 0 ...
-                 outputs 0  1  2 -1 -1 ...
-    quarter 1    first  13 14 -1 -1 -1 ...    reads project_in 3 4 0 ...
-                 second 11 12 -1 -1 -1 ...    reads project_in 1 2 3 ...
-                 outputs 3  4 -1 -1 -1 ...
-
-A path's channel i (modulo 10) reads channel i of project_in. The channels that a quarter reads are
-consecutive from the first one, and go on with channel 0 after the half's last one. So what starts
-at the same channel is the same and is projected once: here 3 4 0 1 2 3 4 0 ..., for both quarters.
+is computed, and each strip is a sum over the four parts of `aligned_parts`: each has its own
+project_in, two depthwise convolutions, grouped convolution and project_out. Parts that read the
+same channels share the first of these: with f = 5 each half has three projections of four.
 """
 
 from __future__ import annotations
@@ -40,7 +19,7 @@ from jax.nn import relu
 from drsformer_jax.ops.depthwise import window_conv
 from drsformer_jax.ops.linear import Affine, biased, linear
 from drsformer_jax.ops.masking import zero_outside
-from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights, group_inputs
+from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights, Part, aligned_parts
 from drsformer_jax.ops.strips import crop, in_strips, materialized, rows_in_cache
 from drsformer_jax.types import Array, Bool, Float
 
@@ -50,19 +29,8 @@ HALO = 4
 """Of the MSFN, in pixels: two 5x5 convolutions, one after the other."""
 
 
-class QuarterChannels(NamedTuple):
-    """Which channels make a quarter; filled up with -1."""
-
-    first: np.ndarray
-    """Path channels that are the first inputs of its groups; those of the 5x5 path from 2f on."""
-    second: np.ndarray
-    """Path channels that are the second inputs."""
-    outputs: np.ndarray
-    """Outputs of the grouped convolutions, and inputs of project_out."""
-
-
-class _Quarter(NamedTuple):
-    """Weights of a quarter, in the order of its channels."""
+class _Weights(NamedTuple):
+    """Of a part, in the order of its channels."""
 
     first: Affine
     second: Affine
@@ -75,38 +43,77 @@ def mixed_scale_in_strips(
 ) -> Float[Array, "b h w c"]:
     """The implementation `strips` of `mixed_scale`."""
     both_halves = weights.project_out.kernel.shape[0]
-    quarters = quarter_channels(both_halves // 2)
-    projected, reads = _projections(quarters, both_halves // 2)
+    # The 5x5 path first, which adds to the 3x3 path.
+    parts = [
+        part for small, large in aligned_parts(both_halves // 2, LANES) for part in (large, small)
+    ]
+    projected: list[np.ndarray] = []
+    reads = [tuple(_index(projected, channels) for channels in part[:2]) for part in parts]
     project_in = [_select(weights.project_in, channels) for channels in projected]
-    chain = functools.partial(_strip, reads)
+    chain = functools.partial(_strip, tuple(reads), parts[0].shared)
     rows = rows_in_cache(x.shape[2], both_halves)
-    rearranged = project_in, _rearranged(weights, quarters)
-    y = in_strips(chain, HALO, rows, rearranged, zero_outside(x, valid_mask), valid_mask)
+    paths = (weights.depthwise5x5, weights.depthwise3x3) * 2
+    grouped = (weights.grouped3x3,) * 2 + (weights.grouped5x5,) * 2
+    arranged = (
+        project_in,
+        [_arranged(weights, *each) for each in zip(parts, paths, grouped, strict=True)],
+    )
+    y = in_strips(chain, HALO, rows, arranged, zero_outside(x, valid_mask), valid_mask)
     return biased(y, weights.project_out)
+
+
+def _index(arrays: list[np.ndarray], array: np.ndarray) -> int:
+    """The index of an array among others, to which it is added if it is new."""
+    for index, other in enumerate(arrays):
+        if np.array_equal(other, array):
+            return index
+    arrays.append(array)
+    return len(arrays) - 1
 
 
 def _strip(
     reads: tuple[tuple[int, int], ...],
-    weights: tuple[list[Affine], list[_Quarter]],
+    shared: int | None,
+    weights: tuple[list[Affine], list[_Weights]],
     x: Float[Array, "h w c"],
     valid_mask: Bool[Array, "h w 1"],
 ) -> Float[Array, "_ _ c"]:
-    """A strip without the bias of project_out, see `strips.Chain`."""
-    project_in, quarters = weights
+    """A strip without the bias of project_out, see `strips.Chain`.
+
+    Args:
+        reads: indices of the projections that the parts' first and second channels read.
+        shared: place of the group to which both parts of a half add.
+        weights: of project_in and of the parts.
+        x: the window.
+        valid_mask: of the window.
+    """
+    project_in, parts = weights
     any_valid = jnp.any(valid_mask)
     hidden = [biased(linear(x, into.kernel), into) for into in project_in]
     if project_in[0].bias is not None:  # Otherwise zeros have stayed zeros.
         hidden = [zero_outside(x, valid_mask) for x in hidden]
     total = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
-    for (first, second), quarter in zip(reads, quarters, strict=True):
-        kernel = quarter.grouped.kernel
+    large = None
+    for (first, second), part in zip(reads, parts, strict=True):
+        kernel = part.grouped.kernel
         mask = crop(valid_mask, HALO - kernel.shape[0] // 2)
-        a = _path(hidden[first], quarter.first, mask, any_valid)
-        b = _path(hidden[second], quarter.second, mask, any_valid)
-        a = window_conv(a, kernel[:, :, 0], any_valid)
-        b = window_conv(b, kernel[:, :, 1], any_valid)
-        mixed = relu(biased(a + b, quarter.grouped))
-        total += linear(mixed.astype(total.dtype), quarter.project_out)
+        a = _path(hidden[first], part.first, mask, any_valid)
+        b = _path(hidden[second], part.second, mask, any_valid)
+
+        def grouped(a: Array, b: Array, kernel: Array = kernel) -> Array:
+            return window_conv(a, kernel[:, :, 0], any_valid) + window_conv(
+                b, kernel[:, :, 1], any_valid
+            )
+
+        if shared is None:
+            sums = grouped(a, b)
+        elif large is None:
+            sums = large = materialized(grouped, any_valid, a, b)
+        else:
+            place = jnp.arange(large.shape[-1]) == shared
+            sums, large = grouped(a, b) + jnp.where(place, large, 0), None
+        mixed = relu(biased(sums, part.grouped))
+        total += linear(mixed.astype(total.dtype), part.project_out)
     return total
 
 
@@ -121,69 +128,15 @@ def _path(x: Array, path: Affine, valid_mask: Array, any_valid: Array) -> Array:
     return materialized(convolve, any_valid, x, path, valid_mask)
 
 
-def quarter_channels(hidden: int) -> list[QuarterChannels]:
-    """The four quarters of an MSFN with `hidden` channels in each half: its channels and fillers.
-
-    Two are of the grouped 3x3 convolution and two of the 5x5; outputs of the latter count on from
-    `hidden`.
-    """
-    evens = (hidden + 1) // 2
-    width = -(-evens // LANES) * LANES
-
-    def filled(channels: np.ndarray) -> np.ndarray:
-        return np.pad(channels, (0, width - len(channels)), constant_values=-1)
-
-    quarters = []
-    for start in (0, hidden):
-        outputs = np.arange(start, start + hidden)
-        first, second = map(np.concatenate, group_inputs(outputs, outputs + 2 * hidden))
-        for part in (slice(0, evens), slice(evens, hidden)):
-            quarters.append(QuarterChannels(*(filled(c[part]) for c in (first, second, outputs))))
-    return quarters
-
-
-def _projections(
-    quarters: list[QuarterChannels], hidden: int
-) -> tuple[list[np.ndarray], tuple[tuple[int, int], ...]]:
-    """The projections that the quarters read, each once.
-
-    Returns:
-        For each projection its channels of project_in; and for each quarter the index of the
-        projection that its first and its second inputs read.
-    """
-    indices: dict[int, int] = {}  # Of projections, by their first channel.
-    reads = []
-    for quarter in quarters:
-        starts = (int(channels[0]) % (2 * hidden) for channels in quarter[:2])
-        first, second = (indices.setdefault(start, len(indices)) for start in starts)
-        reads.append((first, second))
-    width = np.arange(len(quarters[0].outputs))
-    projected = [start // hidden * hidden + (start + width) % hidden for start in indices]
-    return projected, tuple(reads)
-
-
-def _rearranged(weights: MixedScaleWeights, quarters: list[QuarterChannels]) -> list[_Quarter]:
-    """The weights of each quarter."""
-    small, large = weights.depthwise3x3, weights.depthwise5x5
-    hidden = small.kernel.shape[-1] // 2
-    enlarged = jnp.pad(small.kernel, ((1, 1), (1, 1), (0, 0)))
-    kernel = jnp.concatenate([enlarged, large.kernel], axis=-1)
-    biases = [bias for bias in (small.bias, large.bias) if bias is not None]
-    paths = Affine(kernel, jnp.concatenate(biases) if biases else None)
-
-    def path(channels: np.ndarray) -> Affine:
-        taken = _select(paths, channels)
-        # A 3x3 kernel stays in a 5x5 one only where a quarter reads channels of both paths.
-        only_small = channels.max() < 2 * hidden
-        return Affine(taken.kernel[1:4, 1:4], taken.bias) if only_small else taken
-
-    rearranged = []
-    for first, second, outputs in quarters:
-        grouped = weights.grouped5x5 if outputs.max() >= hidden else weights.grouped3x3
-        grouped = _select(grouped, np.where(outputs < 0, outputs, outputs % hidden))
-        project_out = _take(weights.project_out.kernel, outputs, axis=0)
-        rearranged.append(_Quarter(path(first), path(second), grouped, project_out))
-    return rearranged
+def _arranged(weights: MixedScaleWeights, part: Part, path: Affine, grouped: Affine) -> _Weights:
+    """The weights of a part."""
+    hidden = grouped.kernel.shape[-1]
+    groups = np.where(part.groups < 0, -1, part.groups % hidden)
+    return _Weights(
+        *(_select(path, channels) for channels in part[:2]),
+        _select(grouped, groups),
+        _take(weights.project_out.kernel, part.outputs, axis=0),
+    )
 
 
 def _take(x: Array, channels: np.ndarray, axis: int = -1) -> Array:

@@ -15,8 +15,12 @@ from drsformer_jax.ops import implementations, strips
 from drsformer_jax.ops.linear import Affine
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.mixed_scale import mixed_scale
-from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights, group_inputs, hidden_order
-from drsformer_jax.ops.mixed_scale_strips import quarter_channels
+from drsformer_jax.ops.mixed_scale_channels import (
+    MixedScaleWeights,
+    aligned_parts,
+    group_inputs,
+    hidden_order,
+)
 
 IMPLEMENTATIONS = ("whole", "strips")
 CASES = [
@@ -149,10 +153,23 @@ def test_stored_order_makes_the_inputs_of_all_groups_contiguous():
         np.testing.assert_array_equal(second, joined[1::2])
 
 
-def test_quarters_are_those_of_the_worked_example():
-    quarters = quarter_channels(5)
-    assert {len(channels) for quarter in quarters for channels in quarter} == {16}
-    found = [[list(channels[channels >= 0]) for channels in quarter] for quarter in quarters]
-    assert found[0] == [[0, 1, 2], [3, 4, 10], [0, 1, 2]]
-    assert found[1] == [[13, 14], [11, 12], [3, 4]]
-    assert found[2:] == [[[5 + c for c in part] for part in quarter] for quarter in found[:2]]
+def test_parts_are_those_of_the_worked_example():
+    parts = aligned_parts(5, 4)
+    small, large = ([list(numbers) for numbers in part[:4]] for part in parts[0])
+    assert small == [[0, 1, 2, -1], [3, 4, -1, -1], [0, 1, 2, -1], [0, 1, 2, -1]]
+    assert large == [[3, 4, -1, -1], [1, 2, 0, -1], [3, 4, 2, -1], [3, 4, -1, -1]]
+    for part, other in zip(parts[0], parts[1], strict=True):
+        assert part.shared == other.shared == 2
+        for numbers, further in zip(part[:4], other[:4], strict=True):
+            np.testing.assert_array_equal(further, np.where(numbers < 0, -1, numbers + 5))
+
+
+@pytest.mark.parametrize("hidden", [1, 4, 6])
+def test_every_channel_and_output_is_in_one_part_of_its_path(hidden):
+    parts = aligned_parts(hidden, 2)
+    for path in zip(*parts, strict=True):
+        channels = np.concatenate([numbers for part in path for numbers in part[:2]])
+        assert sorted(channels[channels >= 0]) == list(range(2 * hidden))
+    outputs = np.concatenate([part.outputs for half in parts for part in half])
+    assert sorted(outputs[outputs >= 0]) == list(range(2 * hidden))
+    assert (parts[0][0].shared is None) == (hidden % 2 == 0)

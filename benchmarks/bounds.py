@@ -23,6 +23,8 @@ def exceeded(rows: Iterable[Row], bounds: Bounds) -> list[str]:
         for name, most in bounds.get(row["key"], {}).items():
             if "error" in row:
                 lines.append(f"{row['key']}: {row['error']}; expected {name} of at most {most:.4g}")
+            elif name not in row:
+                lines.append(f"{row['key']}: {name} is unknown; expected at most {most:.4g}")
             elif row[name] > most:
                 lines.append(
                     f"{row['key']}: {name} is {row[name]:.4g}; expected at most {most:.4g}"
@@ -48,9 +50,9 @@ def uneven(rows: Iterable[Row]) -> list[str]:
 
 
 def bounds_of(rows: Iterable[Row], names: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Bounds of the named figures that these rows meet with a quarter to spare."""
+    """Bounds of the named figures, where known, that these rows meet with a quarter to spare."""
     return {
-        row["key"]: {name: float(f"{1.25 * row[name]:.4g}") for name in names}
+        row["key"]: {name: float(f"{1.25 * row[name]:.4g}") for name in names if name in row}
         for row in rows
         if "error" not in row
     }

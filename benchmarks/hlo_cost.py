@@ -52,12 +52,21 @@ _ARITHMETIC = {
 }
 
 
+_COLLECTIVES = {
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),
+    "collective-broadcast",
+}
+_CALLED = re.compile(r"(?:to_apply|calls)=%?([\w.\-]+)")
 _MOVES = {
     *("copy", "pad", "transpose", "reshape", "slice", "concatenate", "copy-start", "slice-start"),
     *("dynamic-slice", "dynamic-update-slice", "broadcast", "convert", "bitcast", "fusion"),
     *("parameter", "constant", "tuple", "get-tuple-element"),
 }
 """What an instruction that only moves data consists of."""
+
+
+WIDE = 2**22
+"""Bytes of arrays that are larger than any parameter of the presets."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,8 @@ class Cost:
     """Bundles of matrix products."""
     copies: float = 0.0
     """Bundles of instructions that only move data."""
+    wide: float = 0.0
+    """Bytes of float32 arrays of at least `WIDE` that are written: activations, not parameters."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(self._all(), other._all(), strict=True)))
@@ -146,6 +157,36 @@ def loops(text: str, schedules: Schedules | None = None) -> list[Loop]:
             trip = count.computation(_called(line, "body"))
             found.append(Loop(name[1] if name else line.name, count.trips(line), trip))
     return found
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """How often chips exchange data, and the bytes that each of them gets, by kind."""
+    program, entry = parse(text)
+    count = _Count(program, multiply=True)
+    found: dict[str, tuple[int, int]] = {}
+
+    def add(name: str, times: int) -> None:
+        for line in program[name]:
+            kind = line.opcode.removesuffix("-start")
+            if kind in _COLLECTIVES:
+                arrays = [_size(array[0])[0] for array in _ARRAY.finditer(line.shape)]
+                # A start has what is sent and what is got, half of each.
+                size = sum(arrays[len(arrays) // 2 :] if kind != line.opcode else arrays)
+                number, before = found.get(kind, (0, 0))
+                found[kind] = number + times, before + times * size
+            elif line.opcode == "while":
+                add(_called(line, "body"), times * count.trips(line))
+            elif line.opcode in ("call", "async-start", "conditional"):
+                for called in _CALLED.findall(line.line):
+                    add(called, times)
+
+    add(entry, 1)
+    return found
+
+
+def short_name(loop: str) -> str:
+    """A loop's name without the names of the functions around it."""
+    return re.sub(r"jit.[^/]*./|/while$", "", loop)
 
 
 def parse(text: str) -> tuple[Program, str]:
@@ -226,6 +267,8 @@ class _Count:
 
     def trips(self, line: Instruction) -> int:
         """How often a loop runs: scans count from 0 to the number in their condition."""
+        if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line.line):
+            return int(known[1])
         condition = self._program[_called(line, "condition")]
         inner = [
             other
@@ -253,7 +296,12 @@ class _Count:
             return Cost()
         flops = self._flops(line, shapes)
         moved, large = (sum(part) for part in zip(*self._moved(line, shapes), strict=True))
-        return Cost(flops, moved, large, 1.0, *self._bundles(line))
+        wide = sum(
+            size
+            for found in _ARRAY.finditer(line.shape)
+            if found[1] == "f32" and (size := _size(found[0])[0]) >= WIDE
+        )
+        return Cost(flops, moved, large, 1.0, *self._bundles(line), wide)
 
     def _bundles(self, line: Instruction) -> tuple[float, ...]:
         """Bundles of an instruction, and once more under its kind."""

@@ -23,6 +23,35 @@ def test_each_trip_of_a_loop_is_counted():
     assert hlo_cost.loops(PROGRAM) == [hlo_cost.Loop("jit(f)/stage/while", 6, once)]
 
 
+def test_trips_that_the_compiler_knows_are_taken():
+    known = 'body=%body, backend_config={"known_trip_count":{"n":"9"}}'
+    program = PROGRAM.replace("constant(6)", "parameter(1)").replace("body=%body", known)
+    assert hlo_cost.cost(program).kernels == 9 * 2
+
+
+def test_exchanges_between_chips_are_counted_by_kind_each_trip():
+    inside = "  ROOT %next = "
+    exchanges = """
+  %sum = bf16[4,8]{1,0} all-reduce(%y), to_apply=%add
+  %start = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%part), dimensions={0}
+  %done = f32[8,8]{1,0} all-gather-done(%start)
+"""
+    program = PROGRAM.replace(inside, exchanges + inside)
+    assert hlo_cost.collectives(program) == {
+        "all-reduce": (6, 6 * 2 * 32),
+        "all-gather": (6, 6 * 4 * 64),
+    }
+    assert hlo_cost.collectives(PROGRAM) == {}
+
+
+def test_float32_arrays_larger_than_parameters_are_counted_where_they_are_written():
+    side = 2**10
+    large = f"{side},{side}"
+    program = PROGRAM.replace("f32[8,8]{1,0:T(8,128)S(1)} fusion", f"f32[{large}]{{1,0}} fusion")
+    assert hlo_cost.cost(program).wide == 6 * 4 * side * side
+    assert hlo_cost.cost(PROGRAM).wide == 0
+
+
 def test_a_loop_without_clear_end_is_rejected():
     with pytest.raises(ValueError, match="trips of loop are not clear"):
         hlo_cost.cost(PROGRAM.replace("constant(6)", "parameter(1)"))
@@ -63,11 +92,14 @@ def test_a_figure_above_its_bound_is_one_line_that_names_both():
         {"key": "forward", "bytes": 130, "temporaries": 10},
         {"key": "train", "error": "RESOURCE_EXHAUSTED"},
         {"key": "new", "bytes": 7},
+        {"key": "uncounted", "bytes": 7},
     ]
     most = {"forward": {"bytes": 125, "temporaries": 10}, "train": {"hbm": 5}}
+    most["uncounted"] = {"bundles": 3}
     assert bounds.exceeded(rows, most) == [
         "forward: bytes is 130; expected at most 125",
         "train: RESOURCE_EXHAUSTED; expected hbm of at most 5",
+        "uncounted: bundles is unknown; expected at most 3",
     ]
 
 

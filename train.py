@@ -17,7 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +41,7 @@ from drsformer_jax.report.results import Kept, sheet, write_results
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.compile_cache import use_compile_cache
 from drsformer_jax.scoring.complexity import training_operations
-from drsformer_jax.scoring.evaluation import mean, shared_scores
+from drsformer_jax.scoring.evaluation import Scores, mean, shared_scores
 from drsformer_jax.sharding import batch_sharding, check_batches, gathered, make_mesh
 from drsformer_jax.training import (
     TrainState,
@@ -107,6 +107,8 @@ class Training:
     writer: MetricsWriter
     stop: Stop
     profile: Profile
+    scored: dict[int, tuple[list[Scores], Kept]] = field(default_factory=dict)
+    """Scores of the checkpoint that was evaluated last, by its step, and what they kept."""
 
     @property
     def config(self) -> TrainConfig:
@@ -267,13 +269,12 @@ def checked(
 
 def validate(training: Training, state: TrainState) -> None:
     """Evaluates the current parameters on the validation pairs, unless the run is stopped."""
-    config, pairs, step = training.config, training.validation, int(state.step)
+    config, step = training.config, int(state.step)
     params = gathered(state.best_params, training.mesh)
-    restorer = Restorer(config.model, params)
-    kept = Kept()
-    scores = shared_scores(restorer, pairs, config.protocol, training.stop.now, kept.add)
-    if scores is None:
+    scored = scores_of(training, step, Restorer(config.model, params))
+    if scored is None:
         return
+    scores, kept = scored
     result = mean(scores)
     training.writer.scalars(
         step,
@@ -292,22 +293,37 @@ def validate(training: Training, state: TrainState) -> None:
     )
 
 
+def scores_of(
+    training: Training, step: int, restorer: Restorer
+) -> tuple[list[Scores], Kept] | None:
+    """Evaluates the network of a step on the validation pairs; None if the run is stopped."""
+    kept = Kept()
+    scores = shared_scores(
+        restorer, training.validation, training.config.protocol, training.stop.now, kept.add
+    )
+    training.scored.clear()
+    if scores is None:
+        return None
+    training.scored[step] = scores, kept
+    return training.scored[step]
+
+
 def report(training: Training, end: int, started: float) -> None:
     """After the last step, evaluates the best checkpoint and writes images and the report."""
-    config, run, pairs = training.config, training.run, training.validation
+    config, run = training.config, training.run
     if end < config.steps:
         return
     best = run.best_step()
     assert best is not None
     restorer = Restorer(config.model, run.restore_params(best, config.model))
-    kept = Kept()
-    scores = shared_scores(restorer, pairs, config.protocol, training.stop.now, kept.add)
-    if scores is None:
+    scored = training.scored.get(best) or scores_of(training, best, restorer)
+    if scored is None:
         say(f"stopped before the report; the checkpoint of step {end} is saved; {_RESUME}")
-    if scores is None or not processes.is_first():
+    if scored is None or not processes.is_first():
         return
+    scores, kept = scored
     folder = training.command.workdir
-    write_results(folder, config, best, restorer, pairs, scores, kept)
+    write_results(folder, config, best, restorer, training.validation, scores, kept)
     result = mean(scores)
     print(
         f"{folder / 'report.html'} shows the run; images are in {folder / 'validation'} and "

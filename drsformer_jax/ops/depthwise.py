@@ -40,9 +40,9 @@ def depthwise_conv(
             learning.
         dilation: distance of neighboring taps, in pixels.
         implementation: how the kernel's gradient is summed and `x` is padded: `by_pixel` (one pass
-            over the pixels; pads by writing into zeros), `by_tap` (one reduction a tap; pads by
-            `jnp.pad`), `by_conv` (one convolution over pixels; pads by `jnp.pad`), or None for the
-            platform's.
+            over the pixels; pads by writing into zeros), `by_tap` (one reduction a tap; the padded
+            image is written to memory), `by_conv` (one convolution over pixels; padding is fused
+            into what reads it), or None for the platform's.
     """
     return _depthwise([x], kernel, dilation, implementation)
 
@@ -194,7 +194,11 @@ def _pad(parts: list[Array], size: int, dilation: int, implementation: str | Non
             channel += part.shape[-1]
         return padded
 
-    borders = {"by_pixel": write, "by_tap": join, "by_conv": join}
+    def fence(*parts: Array) -> Array:
+        # Else XLA for TPUs and GPUs recomputes the border for every tap.
+        return lax.optimization_barrier(join(*parts))
+
+    borders = {"by_pixel": write, "by_tap": fence, "by_conv": join}
     return implementations.run("depthwise_conv", borders, implementation, *parts)
 
 

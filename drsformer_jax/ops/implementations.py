@@ -17,8 +17,8 @@ from jax import lax
 from drsformer_jax.types import Array, Float
 
 CHOICES: Mapping[str, Mapping[str, str]] = {
-    "depthwise_conv": {"cpu": "by_pixel", "tpu": "by_conv", "default": "by_tap"},
-    "mixed_scale": {"cpu": "strips", "default": "whole"},
+    "depthwise_conv": {"cpu": "by_pixel", "default": "by_tap"},
+    "mixed_scale": {"cpu": "strips", "tpu": "aligned", "default": "whole"},
     "query_key_sums": {"cpu": "strips", "default": "whole"},
 }
 """For each operation its implementation on each platform; `default` is for all not named."""

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import relu
 
 from drsformer_jax.ops import implementations
 from drsformer_jax.ops.depthwise import depthwise_conv, grouped_conv
-from drsformer_jax.ops.linear import biased, linear
+from drsformer_jax.ops.linear import Affine, biased, linear
 from drsformer_jax.ops.masking import zero_outside
-from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights, group_inputs
+from drsformer_jax.ops.mixed_scale_channels import (
+    MixedScaleWeights,
+    PartWeights,
+    aligned_parts,
+    group_inputs,
+    part_weights,
+    select,
+)
 from drsformer_jax.ops.mixed_scale_strips import mixed_scale_in_strips
 from drsformer_jax.types import Array, Bool, Float
+
+LANES = 128
+"""Channels of a TPU's vector."""
 
 
 def mixed_scale(
@@ -42,10 +53,11 @@ def mixed_scale(
         weights: kernels and biases.
         valid_mask: True at the pixels of the images; default: everywhere. What the result has at
             other pixels means nothing.
-        implementation: `whole` (convolutions of whole images), `strips` (of a few rows at a time),
-            or None for the platform's.
+        implementation: `whole` (convolutions of whole images), `aligned` (likewise, with hidden
+            channels in full vectors of `LANES`), `strips` (of a few rows at a time), or None for
+            the platform's.
     """
-    by_name = {"whole": _whole, "strips": mixed_scale_in_strips}
+    by_name = {"whole": _whole, "aligned": _aligned, "strips": mixed_scale_in_strips}
     return implementations.recomputed(
         "mixed_scale", by_name, implementation, x, weights, valid_mask
     )
@@ -64,3 +76,41 @@ def _whole(x: Array, weights: MixedScaleWeights, valid_mask: Array | None) -> Ar
     ]
     out = weights.project_out
     return biased(linear(jnp.concatenate(mixed, axis=-1), out.kernel), out)
+
+
+def _aligned(x: Array, weights: MixedScaleWeights, valid_mask: Array | None) -> Array:
+    """`_whole` with the channels of `aligned_parts`: first and second ones of a half together."""
+    hidden = weights.grouped3x3.kernel.shape[-1]
+    parts = aligned_parts(hidden, LANES // 2)
+    arranged = part_weights(weights, parts)
+    halves = []
+    for path in (0, 1):
+        into = select(
+            weights.project_in, np.concatenate([c for half in parts for c in half[path][:2]])
+        )
+        y = zero_outside(biased(linear(x, into.kernel), into), valid_mask)
+        depthwise = _joined([each for half in arranged for each in half[path][:2]])
+        y = zero_outside(relu(biased(depthwise_conv(y, depthwise.kernel), depthwise)), valid_mask)
+        halves.append(jnp.split(y, 2, axis=-1))
+    mixed = []
+    for small, large, (part, _), of_parts in zip(*halves, parts, arranged, strict=True):
+        small, large = map(_grouped, (small, large), of_parts)
+        if part.shared is not None:
+            small += jnp.where(jnp.arange(small.shape[-1]) == part.shared, large, 0)
+        mixed += [relu(biased(y, p.grouped)) for y, p in zip((small, large), of_parts, strict=True)]
+    project_out = jnp.concatenate([p.project_out for of_parts in arranged for p in of_parts])
+    return biased(linear(jnp.concatenate(mixed, axis=-1), project_out), weights.project_out)
+
+
+def _joined(affines: list[Affine]) -> Affine:
+    """Layers beside each other."""
+    biases = [affine.bias for affine in affines if affine.bias is not None]
+    kernel = jnp.concatenate([affine.kernel for affine in affines], axis=-1)
+    return Affine(kernel, jnp.concatenate(biases) if biases else None)
+
+
+def _grouped(x: Array, part: PartWeights) -> Array:
+    """The grouped convolution of channels of which the first half are the first of each group."""
+    kernel = part.grouped.kernel
+    both = depthwise_conv(x, kernel.reshape(*kernel.shape[:2], -1))
+    return jnp.add(*jnp.split(both, 2, axis=-1))

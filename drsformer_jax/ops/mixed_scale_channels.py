@@ -32,6 +32,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from drsformer_jax.ops.linear import Affine
@@ -125,13 +126,59 @@ def aligned_parts(hidden: int, lanes: int) -> list[tuple[Part, Part]]:
         groups = np.append(half[evens:], shared)
         large = (odd, np.roll(even, -1), groups, half[evens:])
 
-    def filled(channels: np.ndarray, start: int) -> np.ndarray:
-        return np.pad(channels + start, (0, width - len(channels)), constant_values=-1)
+    def part(numbers: tuple[np.ndarray, ...], start: int) -> Part:
+        first, second, groups, outputs = (
+            np.pad(each + start, (0, width - len(each)), constant_values=-1) for each in numbers
+        )
+        return Part(first, second, groups, outputs, shared)
+
+    return [(part(small, start), part(large, start)) for start in (0, hidden)]
+
+
+class PartWeights(NamedTuple):
+    """Weights of a part, in the order of its channels."""
+
+    first: Affine
+    """k k w, of the path's depthwise convolution."""
+    second: Affine
+    """k k w"""
+    grouped: Affine
+    """k k 2 w"""
+    project_out: jax.Array
+    """w c"""
+
+
+def part_weights(
+    weights: MixedScaleWeights, parts: list[tuple[Part, Part]]
+) -> list[tuple[PartWeights, PartWeights]]:
+    """The weights of all parts but for project_in."""
+    paths = weights.depthwise3x3, weights.depthwise5x5
+    grouped = weights.grouped3x3, weights.grouped5x5
+    hidden = weights.grouped3x3.kernel.shape[-1]
+
+    def of(part: Part, path: Affine, grouped: Affine) -> PartWeights:
+        return PartWeights(
+            select(path, part.first),
+            select(path, part.second),
+            select(grouped, np.where(part.groups < 0, -1, part.groups % hidden)),
+            take(weights.project_out.kernel, part.outputs, axis=0),
+        )
 
     return [
-        (
-            Part(*(filled(numbers, start) for numbers in small), shared),
-            Part(*(filled(numbers, start) for numbers in large), shared),
-        )
-        for start in (0, hidden)
+        (of(small, paths[0], kernel), of(large, paths[1], kernel))
+        for (small, large), kernel in zip(parts, grouped, strict=True)
     ]
+
+
+def select(affine: Affine, channels: np.ndarray) -> Affine:
+    """These output channels of an affine layer; weights of the filler -1 are zero."""
+    bias = None if affine.bias is None else take(affine.bias, channels)
+    return Affine(take(affine.kernel, channels), bias)
+
+
+def take(x: jax.Array, channels: np.ndarray, axis: int = -1) -> jax.Array:
+    """These channels of x, zeros for the filler -1."""
+    shape = [1] * x.ndim
+    shape[axis] = len(channels)
+    taken = jnp.take(x, channels, axis=axis, mode="clip")
+    return jnp.where(np.reshape(channels >= 0, shape), taken, 0)

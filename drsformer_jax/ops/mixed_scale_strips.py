@@ -10,7 +10,6 @@ same channels share the first of these: with f = 5 each half has three projectio
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +18,13 @@ from jax.nn import relu
 from drsformer_jax.ops.depthwise import window_conv
 from drsformer_jax.ops.linear import Affine, biased, linear
 from drsformer_jax.ops.masking import zero_outside
-from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights, Part, aligned_parts
+from drsformer_jax.ops.mixed_scale_channels import (
+    MixedScaleWeights,
+    PartWeights,
+    aligned_parts,
+    part_weights,
+    select,
+)
 from drsformer_jax.ops.strips import crop, in_strips, materialized, rows_in_cache
 from drsformer_jax.types import Array, Bool, Float
 
@@ -29,35 +34,21 @@ HALO = 4
 """Of the MSFN, in pixels: two 5x5 convolutions, one after the other."""
 
 
-class _Weights(NamedTuple):
-    """Of a part, in the order of its channels."""
-
-    first: Affine
-    second: Affine
-    grouped: Affine
-    project_out: Array
-
-
 def mixed_scale_in_strips(
     x: Float[Array, "b h w c"], weights: MixedScaleWeights, valid_mask: Array | None
 ) -> Float[Array, "b h w c"]:
     """The implementation `strips` of `mixed_scale`."""
     both_halves = weights.project_out.kernel.shape[0]
+    parts = aligned_parts(both_halves // 2, LANES)
     # The 5x5 path first, which adds to the 3x3 path.
-    parts = [
-        part for small, large in aligned_parts(both_halves // 2, LANES) for part in (large, small)
-    ]
+    order = [part for half in parts for part in (half[1], half[0])]
     projected: list[np.ndarray] = []
-    reads = [tuple(_index(projected, channels) for channels in part[:2]) for part in parts]
-    project_in = [_select(weights.project_in, channels) for channels in projected]
-    chain = functools.partial(_strip, tuple(reads), parts[0].shared)
+    reads = [(_index(projected, part.first), _index(projected, part.second)) for part in order]
+    project_in = [select(weights.project_in, channels) for channels in projected]
+    chain = functools.partial(_strip, tuple(reads), order[0].shared)
     rows = rows_in_cache(x.shape[2], both_halves)
-    paths = (weights.depthwise5x5, weights.depthwise3x3) * 2
-    grouped = (weights.grouped3x3,) * 2 + (weights.grouped5x5,) * 2
-    arranged = (
-        project_in,
-        [_arranged(weights, *each) for each in zip(parts, paths, grouped, strict=True)],
-    )
+    of_parts = [each for half in part_weights(weights, parts) for each in (half[1], half[0])]
+    arranged = project_in, of_parts
     y = in_strips(chain, HALO, rows, arranged, zero_outside(x, valid_mask), valid_mask)
     return biased(y, weights.project_out)
 
@@ -74,7 +65,7 @@ def _index(arrays: list[np.ndarray], array: np.ndarray) -> int:
 def _strip(
     reads: tuple[tuple[int, int], ...],
     shared: int | None,
-    weights: tuple[list[Affine], list[_Weights]],
+    weights: tuple[list[Affine], list[PartWeights]],
     x: Float[Array, "h w c"],
     valid_mask: Bool[Array, "h w 1"],
 ) -> Float[Array, "_ _ c"]:
@@ -126,27 +117,3 @@ def _path(x: Array, path: Affine, valid_mask: Array, any_valid: Array) -> Array:
         return zero_outside(relu(biased(y, path)), valid_mask)
 
     return materialized(convolve, any_valid, x, path, valid_mask)
-
-
-def _arranged(weights: MixedScaleWeights, part: Part, path: Affine, grouped: Affine) -> _Weights:
-    """The weights of a part."""
-    hidden = grouped.kernel.shape[-1]
-    groups = np.where(part.groups < 0, -1, part.groups % hidden)
-    return _Weights(
-        *(_select(path, channels) for channels in part[:2]),
-        _select(grouped, groups),
-        _take(weights.project_out.kernel, part.outputs, axis=0),
-    )
-
-
-def _take(x: Array, channels: np.ndarray, axis: int = -1) -> Array:
-    """These channels of x, zeros for the filler -1."""
-    shape = [1] * x.ndim
-    shape[axis] = len(channels)
-    taken = jnp.take(x, channels, axis=axis, mode="clip")
-    return jnp.where(np.reshape(channels >= 0, shape), taken, 0)
-
-
-def _select(affine: Affine, channels: np.ndarray) -> Affine:
-    bias = None if affine.bias is None else _take(affine.bias, channels)
-    return Affine(_take(affine.kernel, channels), bias)

@@ -22,7 +22,7 @@ from drsformer_jax.ops.mixed_scale_channels import (
     hidden_order,
 )
 
-IMPLEMENTATIONS = ("whole", "strips")
+IMPLEMENTATIONS = ("whole", "aligned", "strips")
 CASES = [
     # Height, width, hidden channels of a half, biases, mask.
     (19, 5, 7, False, False),

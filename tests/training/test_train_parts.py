@@ -17,6 +17,7 @@ from drsformer_jax.config import DataConfig, MeshConfig, OptimConfig, TrainConfi
 from drsformer_jax.config.file import load_config
 from drsformer_jax.data.sources import open_training
 from drsformer_jax.errors import InputError
+from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.sharding import make_mesh
 
 CONFIG = TrainConfig(
@@ -48,6 +49,32 @@ def test_batches_of_a_resumed_run_are_those_of_the_steps_that_follow(place):
     straight = crops(0, 5)
     assert len({images.tobytes() for images in straight}) == 5
     np.testing.assert_array_equal(crops(3, 2), straight[3:])
+
+
+@pytest.mark.parametrize("best", [4, 6])
+def test_a_checkpoint_is_not_evaluated_again_for_the_report(monkeypatch, best):
+    config, pairs, written = dataclasses.replace(CONFIG, steps=6), [], []
+    scores = [Scores(20.0, 0.5, 25.0, 0.75)]
+    run = types.SimpleNamespace(best_step=lambda: best, restore_params=lambda step, model: step)
+    training = types.SimpleNamespace(
+        config=config,
+        run=run,
+        command=command(config),
+        validation=pairs,
+        stop=types.SimpleNamespace(now=lambda: False),
+        scored={},
+    )
+    evaluated = []
+    monkeypatch.setattr(train, "Restorer", lambda model, params: f"network of step {params}")
+    monkeypatch.setattr(train, "write_results", lambda *what: written.append(what))
+    monkeypatch.setattr(
+        train, "shared_scores", lambda restorer, *_: evaluated.append(restorer) or scores
+    )
+    train.scores_of(training, 6, "network of step 6")
+    train.report(training, 6, 0.0)
+    networks = ["network of step 6", f"network of step {best}"]
+    assert evaluated == (networks[:1] if best == 6 else networks)
+    assert written[0][2:6] == (best, networks[1], pairs, scores)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def forward(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]
 
 
 def train(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The training program's step; its state and batch lie on all chips as in training."""
+    """The training program's step; its state and batch are sharded as in training."""
     config = TrainConfig(model=work.config)
     shape = (work.batch * work.chips, work.height, work.width, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))

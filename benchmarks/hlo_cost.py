@@ -78,7 +78,7 @@ class Cost:
     bytes: float = 0.0
     """Bytes that instructions read and write, in any memory."""
     hbm_bytes: float = 0.0
-    """Those of them that lie in the large memory, not in the one on the chip's core."""
+    """Those of them that are in the large memory, not in the one on the chip's core."""
     kernels: float = 0.0
     """Instructions that run by themselves: what a GPU launches."""
     bundles: float = 0.0

@@ -36,7 +36,7 @@ DECODED = 900
 """The same for pairs that were decoded once."""
 RAIN = 256
 """Side in pixels of the crops that synthetic rain is rendered on."""
-DRAWN = 12
+RENDERED = 12
 """Target: pairs of that size a second, for every kind of rain."""
 
 
@@ -97,7 +97,7 @@ def target(variant: str) -> int | None:
     if "alone" in variant:
         return None
     if "rain" in variant:
-        return DRAWN
+        return RENDERED
     return DECODED if "decoded once" in variant else DECODING
 
 

@@ -59,7 +59,7 @@ def plain_conv(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
 
 
 def plain_pairs(first: jax.Array, second: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The grouped convolution by XLA, of channels that lie together."""
+    """The grouped convolution by XLA, of channels that are neighbors."""
     return plain_conv(jnp.stack([first, second], -1).reshape(*first.shape[:3], -1), kernel)
 
 

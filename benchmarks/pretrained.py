@@ -257,7 +257,7 @@ def score_all(systems: Sequence[System], sets: Mapping[str, Pairs]) -> Iterator[
 
 
 def headings(sets: Mapping[str, Pairs]) -> list[str]:
-    """What stands above the columns."""
+    """The headings of the columns."""
     counted = [f"{name} ({len(pairs)})" for name, pairs in sets.items() if name != CLEAN]
     return ["system", *counted, "clean, least", "clean, mean", "s/megapixel"]
 

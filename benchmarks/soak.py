@@ -100,7 +100,7 @@ def soak(arguments: argparse.Namespace) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuses what makes no soak."""
+    """Rejects what makes no soak."""
     folder, steps, stops = arguments.folder, arguments.steps, arguments.stops
     if folder.exists():
         raise InputError(f"{folder} is there already; expected a new folder")

@@ -235,7 +235,7 @@ class DRSformer(nn.Module):
         dim: channels of the first level.
         blocks: of each level.
         heads: likewise.
-        mefc: whether the mixtures of experts stand at both ends.
+        mefc: whether it has the mixtures of experts at both ends.
     """
 
     def __init__(

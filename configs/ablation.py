@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def check_settings(workdir: Path, config: Path, flags: Sequence[str]) -> None:
-    """Refuses settings that would differ between arms, of which some may be trained already."""
+    """Rejects settings that would differ between arms, of which some may be trained already."""
     for flag in flags:
         if flag.partition("=")[0].replace("_", "-") in _OWN_FLAGS:
             sys.exit(f"error: {flag} is what the arms differ in; expected another flag of train.py")

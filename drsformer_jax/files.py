@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Folders that are missing are made. A failure or a killed process leaves `path` as it was.
 
     Raises:
-        InputError: if a file stands where a folder should.
+        InputError: if a file is where a folder should be.
         OSError: if the file system fails.
     """
     try:
@@ -77,7 +77,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Opens a hidden folder that becomes `path` when the block ends.
 
     Raises:
-        InputError: if something stands at `path`.
+        InputError: if something is at `path`.
         OSError: if the file system fails.
     """
     if path.exists():

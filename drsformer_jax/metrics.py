@@ -70,7 +70,7 @@ def ssim(
 ) -> float:
     """Structural similarity of luma (Wang et al., "Image Quality Assessment", 2004).
 
-    11x11 Gaussian window of sigma 1.5 where it lies inside the image, K = 0.01 and 0.03, L = 255.
+    11x11 Gaussian window of sigma 1.5 where it is inside the image, K = 0.01 and 0.03, L = 255.
 
     Args:
         restored: RGB image, uint8 (h, w, 3).

@@ -66,7 +66,7 @@ class Photograph(NamedTuple):
     """The result's name without .png."""
     split: str
     scene: str
-    """Photographs of one scene share it and stand in one split; empty where there is no other."""
+    """Photographs of one scene share it and are in one split; empty where there is no other."""
     kind: str
     package: str
     version: str
@@ -78,7 +78,7 @@ class Photograph(NamedTuple):
     downscale: int
     """2 halves a strongly compressed photograph, 1 leaves it as it is."""
     sha256: str
-    """Of the original file, as it lies in the container."""
+    """Of the original file, as it is in the container."""
     author: str
     license: str
     source: str
@@ -122,7 +122,7 @@ def credits_text(photographs: Iterable[Photograph]) -> str:
     """Gives the credits as a Markdown table with one row a photograph, and what was changed."""
     lines = [
         "Photographs marked as halved have half the width and height, by the mean of 2x2 pixels; "
-        "all are stored as PNG without loss. The notice of a BSD license stands in the package.",
+        "all are stored as PNG without loss. The notice of a BSD license is in the package.",
         "",
         "| name | author | license | source | package | split | change |",
         "|---|---|---|---|---|---|---|",

@@ -9,7 +9,7 @@ from drsformer_jax.errors import InputError
 
 
 def check_types(config: Any, prefix: str = "") -> None:
-    """Refuses values of other types than the fields', which a Python file may hold."""
+    """Rejects values of other types than the fields', which a Python file may hold."""
     for name, kind in get_type_hints(type(config)).items():
         value, flag = getattr(config, name), prefix + name.replace("_", "-")
         check(_fits(value, kind), flag, repr(value), _described(kind))
@@ -44,7 +44,7 @@ def _described(kind: Any) -> str:
 
 
 def check(condition: bool, name: str, found: object, expected: str) -> None:
-    """Refuses a value in one line.
+    """Rejects a value in one line.
 
     Raises:
         InputError: if the condition does not hold.

@@ -34,9 +34,9 @@ class ModelConfig:
     heads: tuple[int, int, int, int] = (1, 2, 4, 8)
     """Attention heads of each level."""
     encoder_level0: Literal["mefc", "none"] = "mefc"
-    """What stands before the encoder: the mixture of experts, or nothing."""
+    """What comes before the encoder: the mixture of experts, or nothing."""
     refinement: Literal["mefc", "blocks", "none"] = "mefc"
-    """What stands after the decoder: the mixture of experts, transformer blocks, or nothing."""
+    """What comes after the decoder: the mixture of experts, transformer blocks, or nothing."""
     refinement_blocks: int = 4
     """Number of blocks where refinement is `blocks`."""
     attention: Literal["topk", "dense"] = "topk"

@@ -311,7 +311,7 @@ _ASSOCIATED = 1
 """Of `_EXTRA`: alpha that colors are multiplied by."""
 _LETTERS = {3: "H", 4: "L", 16: "Q"}
 Tags = dict[int, tuple[int, int]]
-"""Of a TIFF file: how many values each tag has, and the first if it stands in the directory."""
+"""Of a TIFF file: how many values each tag has, and the first if it is in the directory."""
 
 
 def tiff_tags(file: BinaryIO) -> Tags:
@@ -341,7 +341,7 @@ def _check_covered(image: pyvips.Image, tags: Tags) -> None:
     if tags.get(_PLANAR, (1, 1))[1] == 2:
         parts *= image.bands
         if image.bands == 2:  # libvips 8.18 mixes them up
-            raise _UnreadableError("its gray and alpha stand in separate planes")
+            raise _UnreadableError("its gray and alpha are in separate planes")
     found = tags.get(_TILES if _TILE_WIDTH in tags else _STRIPS, (0, 0))[0]
     if found < parts:
         raise _UnreadableError(f"it has {found} of its {parts} strips or tiles")

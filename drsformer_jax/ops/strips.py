@@ -1,4 +1,4 @@
-"""Chains of convolutions in strips, so that what lies between them stays in a CPU's cache.
+"""Chains of convolutions in strips, so that what is between them stays in a CPU's cache.
 
 A strip is some consecutive rows of an image. To compute a strip of the output, convolutions need
 its halo too: the pixels around it that they read. So the chain runs on a window, the strip and its

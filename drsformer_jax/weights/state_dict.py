@@ -36,7 +36,7 @@ class _Place(NamedTuple):
 def state_dict(content: Mapping[str, Any]) -> dict[str, Any]:
     """Finds the state dict in what a checkpoint file holds.
 
-    It stands bare or under any key (`params`, `state_dict`, `model`, `generator`), which may itself
+    It is bare or under any key (`params`, `state_dict`, `model`, `generator`), which may itself
     be inside another one, and its own keys may have any prefix (`module.`, `net_g.`). Of several
     networks the one that is named an average (`params_ema`) is taken. Counters of profilers, and
     what is not under the prefix, such as the networks of a loss, are dropped with a warning.

@@ -75,7 +75,7 @@ def save(folder: str | os.PathLike[str], config: ModelConfig, params: Params) ->
     """Writes a folder that holds a network and needs nothing else: `config.json` and parameters.
 
     Raises:
-        InputError: if something stands there already.
+        InputError: if something is there already.
         OSError: if the file system fails; nothing is left half written.
     """
     flat = traverse_util.flatten_dict(params, sep=".")

@@ -161,7 +161,7 @@ def _read_safetensors(content: bytes) -> dict[str, Any]:
 
 
 def _swapped(content: bytes | bytearray, dtype: np.dtype, order: str) -> np.ndarray:
-    """Bytes whose numbers lie in the byte order `order`, in this machine's."""
+    """Bytes whose numbers are in the byte order `order`, in this machine's."""
     whole = np.frombuffer(content, f"u{dtype.itemsize}")
     return (whole if order == sys.byteorder else whole.byteswap()).view(np.uint8)
 
@@ -201,7 +201,7 @@ def _root(names: list[str]) -> str:
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], length: int) -> None:
-    """Entries of torch lie in the file plainly and once, so together they are shorter than it."""
+    """Entries of torch are in the file plainly and once, so together they are shorter than it."""
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             name = shown(entry.filename)

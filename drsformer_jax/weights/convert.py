@@ -1,6 +1,6 @@
 """Parameters of the official PyTorch programs into ours, and back.
 
-One table: each rule names leaves of ours, the official key that fills them, and the order of their axes.
+One table: each rule names leaves of ours, the official key that fills them, and their axes.
 `{i}` in a key counts along the leaf's first axis, the stack of blocks or steps; `{j}` along its
 last, the branches of the sparse attention, from 1.
 """

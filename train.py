@@ -17,7 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +57,8 @@ from drsformer_jax.training.processes import Stop
 from drsformer_jax.training.profiling import Profile
 from drsformer_jax.training.reporting import MetricsWriter, Progress
 
+Scored = tuple[list[Scores], Kept]
+"""Scores of all validation pairs, and the images that a report may show."""
 _RESUME = "rerun the command to resume"
 
 
@@ -90,8 +92,8 @@ def main() -> None:
         command = parse_command(sys.argv[1:])
         configure_jax(command)
         with opened(command) as (training, state):
-            end = take_steps(training, state)
-            report(training, end, started)
+            end, scored = take_steps(training, state)
+            report(training, end, scored, started)
         say_if_stopped(command, end)
 
 
@@ -107,8 +109,6 @@ class Training:
     writer: MetricsWriter
     stop: Stop
     profile: Profile
-    scored: dict[int, tuple[list[Scores], Kept]] = field(default_factory=dict)
-    """Scores of the checkpoint that was evaluated last, by its step, and what they kept."""
 
     @property
     def config(self) -> TrainConfig:
@@ -176,8 +176,12 @@ def check_configuration(old: TrainConfig, command: Command) -> None:
         )
 
 
-def take_steps(training: Training, state: TrainState) -> int:
-    """Trains until `config.steps` or a stop; returns the last step, whose state is saved."""
+def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | None]:
+    """Trains until `config.steps` or a stop.
+
+    Returns:
+        The last step, whose state is saved, and its evaluation if it ends the run.
+    """
     config, run, stop = training.config, training.run, training.stop
     step = start = int(state.step)
     train_step = compiled_step(config, training.mesh)
@@ -186,12 +190,13 @@ def take_steps(training: Training, state: TrainState) -> int:
     if training.profile.misses(start, config.steps):
         say(f"warning: no step of --profile {training.command.profile} is trained; no trace")
     unchecked: deque[tuple[int, Mapping[str, jax.Array], list[str]]] = deque()
+    scored = None
     if stop.before(start):
-        return start
+        return start, scored
     if start and is_due(config, start) and not run.is_scored(start):
-        validate(training, state)  # The last process was stopped before it had done so.
+        scored = validate(training, state)  # The last process was stopped before it had done so.
     if stop.now():
-        return start
+        return start, scored
     with (
         contextlib.closing(stream),
         training.profile as profile,
@@ -220,11 +225,12 @@ def take_steps(training: Training, state: TrainState) -> int:
             if saving:
                 run.save(config, state)
                 if evaluating and not stopping:
-                    validate(training, state)
+                    found = validate(training, state)
+                    scored = found if step == config.steps else None
                 progress.resume()
             if stopping or (saving and stop.now()):
                 break
-    return step
+    return step, scored
 
 
 def is_due(config: TrainConfig, step: int) -> bool:
@@ -267,13 +273,13 @@ def checked(
     return values
 
 
-def validate(training: Training, state: TrainState) -> None:
-    """Evaluates the current parameters on the validation pairs, unless the run is stopped."""
+def validate(training: Training, state: TrainState) -> Scored | None:
+    """Evaluates the current parameters on the validation pairs; None if the run is stopped."""
     config, step = training.config, int(state.step)
     params = gathered(state.best_params, training.mesh)
-    scored = scores_of(training, step, Restorer(config.model, params))
+    scored = scores_of(training, Restorer(config.model, params))
     if scored is None:
-        return
+        return None
     scores, kept = scored
     result = mean(scores)
     training.writer.scalars(
@@ -291,32 +297,35 @@ def validate(training: Training, state: TrainState) -> None:
         f"step {step}: validation PSNR {result.restored_psnr:.2f} dB, SSIM "
         f"{result.restored_ssim:.4f} ({config.protocol}), rainy {result.rainy_psnr:.2f} dB"
     )
+    return scored
 
 
-def scores_of(
-    training: Training, step: int, restorer: Restorer
-) -> tuple[list[Scores], Kept] | None:
-    """Evaluates the network of a step on the validation pairs; None if the run is stopped."""
+def scores_of(training: Training, restorer: Restorer) -> Scored | None:
+    """Evaluates a network on the validation pairs; None if the run is stopped."""
     kept = Kept()
     scores = shared_scores(
         restorer, training.validation, training.config.protocol, training.stop.now, kept.add
     )
-    training.scored.clear()
-    if scores is None:
-        return None
-    training.scored[step] = scores, kept
-    return training.scored[step]
+    return None if scores is None else (scores, kept)
 
 
-def report(training: Training, end: int, started: float) -> None:
-    """After the last step, evaluates the best checkpoint and writes images and the report."""
+def report(training: Training, end: int, scored: Scored | None, started: float) -> None:
+    """After the last step, writes images and the report of the best checkpoint.
+
+    Args:
+        training: what the run works with.
+        end: the step that the run has reached.
+        scored: the evaluation of that step, if it is at hand.
+        started: time of the monotonic clock at which the program began.
+    """
     config, run = training.config, training.run
     if end < config.steps:
         return
     best = run.best_step()
     assert best is not None
     restorer = Restorer(config.model, run.restore_params(best, config.model))
-    scored = training.scored.get(best) or scores_of(training, best, restorer)
+    if scored is None or best != end:
+        scored = scores_of(training, restorer)
     if scored is None:
         say(f"stopped before the report; the checkpoint of step {end} is saved; {_RESUME}")
     if scored is None or not processes.is_first():

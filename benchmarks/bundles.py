@@ -1,10 +1,10 @@
 """Counts the cycles of programs for TPUs from the schedules that their compiler writes.
 
 A TPU core is a VLIW machine: it starts one bundle of instructions in each cycle. With `flags`,
-libtpu writes the final schedule of each instruction of the optimized program, one line a bundle,
-and how many slots of each unit a bundle fills. Bundles times the trips of their loops leave out
-what stalls a core (waits for memory, conflicts, fetching instructions), so they are a lower bound
-of its cycles. They repeat exactly, and compare programs.
+libtpu writes the final schedule of each instruction of the optimized program, one line a bundle.
+Bundles times the trips of their loops leave out what stalls a core (waits for memory, conflicts,
+fetching instructions), so they are a lower bound of its cycles. They repeat exactly, and compare
+programs.
 
 The flags and the format are not documented, and are read as libtpu 0.0.42 writes them:
 
@@ -23,18 +23,35 @@ import functools
 import os
 import re
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-UNITS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VSTORE", "SPILL", "SALU")
-"""Kinds of slots, in the order of libtpu's tables; fills and spills are loads and stores too."""
 _LINE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+([A-Z]{2})?\s*:\s*(>*)\s*\{(.*)$")
 _EXIT = re.compile(r"scmp\.ge\.s32\.totalorder (?:\(!?%\w+\), )?%(\w+), (\d+) /\* loop exit test")
 _STEP = re.compile(r"%(\w+) = sadd\.s32 (?:\(!?%\w+\), )?(\d+), ")
 _PHI = re.compile(r"= sphi %\w+, %(\w+)")
 _DELAY = 5
-"""Bundles behind a branch that still run; those in a loop are printed as if outside it."""
+"""Most bundles from the branch at the end of a loop to the next one that shows its depth."""
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Of what this process compiles; removed at its end."""
+    return tempfile.TemporaryDirectory(prefix="schedules-")
+
+
+def flags() -> str:
+    """Value of LIBTPU_INIT_ARGS, before JAX is imported, for schedules of all that is compiled."""
+    return (
+        f"{os.environ.get('LIBTPU_INIT_ARGS', '')} --xla_jf_dump_to={_folder().name} "
+        "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*(final_bundles|dedup).*"
+    )
+
+
+def clear() -> None:
+    """Forgets earlier programs, whose instructions have the same names."""
+    for path in Path(_folder().name).iterdir():
+        path.unlink()
 
 
 @dataclass(frozen=True)
@@ -43,32 +60,11 @@ class Schedule:
 
     Attributes:
         bundles: with loops multiplied out.
-        slots: those that the bundles fill, by the names in `UNITS`.
         unclear: loops whose trips are not clear, which are counted once.
     """
 
     bundles: int
-    slots: dict[str, int]
     unclear: int = 0
-
-
-_FOLDER = tempfile.TemporaryDirectory(prefix="schedules-")
-"""Of what this process compiles; removed at its end."""
-
-
-def flags() -> str:
-    """Value of LIBTPU_INIT_ARGS, before JAX is imported, for schedules of all that is compiled."""
-    passes = ".*(final_bundles|final_hlo-static|dedup).*"
-    return (
-        f"{os.environ.get('LIBTPU_INIT_ARGS', '')} --xla_jf_dump_to={_FOLDER.name} "
-        f"--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={passes}"
-    )
-
-
-def clear() -> None:
-    """Forgets earlier programs, whose instructions have the same names."""
-    for path in Path(_FOLDER.name).iterdir():
-        path.unlink()
 
 
 class Schedules:
@@ -79,7 +75,7 @@ class Schedules:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        folder = folder or Path(_FOLDER.name)
+        folder = folder or Path(_folder().name)
         self._files: dict[str, Path] = {}
         self._same: dict[str, str] = {}
         for path in folder.glob("*-final_bundles.txt"):
@@ -106,7 +102,7 @@ class Schedules:
             trips: of its outermost loop, if that has no clear end.
         """
         path = self._files.get(self._same.get(name, name))
-        return None if path is None else read(path, trips)
+        return None if path is None else read(path.read_text(errors="replace"), trips)
 
 
 @dataclass
@@ -127,49 +123,32 @@ class _Loop:
         return self.trips * (self.parent.runs if self.parent else 1)
 
 
-def read(path: Path, trips: int | None = None) -> Schedule:
-    """Reads one schedule, and the table of its slots beside it."""
-    bundles = _bundles(path.read_text(errors="replace"))
-    text = "\n".join(bundle.text for bundle in bundles)
+def read(text: str, trips: int | None = None) -> Schedule:
+    """Reads one schedule; `trips` as in `Schedules.of`."""
     ends = {found[1]: int(found[2]) for found in _EXIT.finditer(text)}
     steps = {found[1]: int(found[2]) for found in _STEP.finditer(text)}
-    name = re.sub(r"-\d+-final_bundles\.txt$", "", path.name)
-    tables = [
-        other
-        for other in path.parent.glob("*-final_hlo-static-per-bundle-utilization.txt")
-        if other.name.startswith(f"{name}-")
-    ]
-    rows = list(_slots(tables[0].read_text())) if tables else []
     total, unclear = 0, 0
-    slots = dict.fromkeys(UNITS, 0)
     loop: _Loop | None = None
-    for index, bundle in enumerate(bundles):
-        while loop and (loop.depth > bundle.depth or _starts(bundle, loop.depth)):
+    for bundle in _bundles(text):
+        begins = bundle.label == "LB" and bundle.depth > 0
+        while loop and loop.depth > bundle.depth - begins:
             loop = loop.parent
-        if bundle.label in ("LB", "LH") and bundle.depth > (loop.depth if loop else 0):
+        if begins:
             counted = _trips(bundle.text, ends, steps)
             if counted is None and bundle.depth == 1:
                 counted = trips
             unclear += counted is None
             loop = _Loop(bundle.depth, counted or 1, loop)
-        runs = loop.runs if loop else 1
-        total += runs
-        if index < len(rows):
-            for unit, used in zip(UNITS, rows[index], strict=True):
-                slots[unit] += runs * used
-    return Schedule(total, slots, unclear)
-
-
-def _starts(bundle: _Bundle, depth: int) -> bool:
-    return bundle.label == "LB" and bundle.depth == depth
+        total += loop.runs if loop else 1
+    return Schedule(total, unclear)
 
 
 def _trips(first: str, ends: dict[str, int], steps: dict[str, int]) -> int | None:
-    """How often a loop runs that counts from zero, by its first bundle."""
+    """How often a loop runs that counts up from zero, by its first bundle."""
     for counter in _PHI.findall(first):
-        if counter in ends:
-            step = steps.get(counter, 1)
-            return -(-ends[counter] // (step if 0 < step < 2**31 else 1))
+        step = steps.get(counter, 0)
+        if counter in ends and 0 < step < 2**31:  # Negative ones are printed as large ones.
+            return -(-ends[counter] // step)
     return None
 
 
@@ -178,8 +157,10 @@ def _bundles(text: str) -> list[_Bundle]:
     for line in text.splitlines():
         if found := _LINE.match(line):
             bundles.append(_Bundle(found[1] or "", len(found[2]), found[3]))
-        elif bundles and not line.startswith("="):
+        elif bundles:
             bundles[-1].text += "\n" + line
+    # The branch at the end of a loop is printed as if it were outside all loops, and with it the
+    # bundles that still run behind it: not so where a loop goes on.
     for index in range(1, len(bundles) - 1):
         before, bundle = bundles[index - 1], bundles[index]
         if bundle.depth < before.depth and not bundle.label:
@@ -188,11 +169,3 @@ def _bundles(text: str) -> list[_Bundle]:
             if inside and inside.label != "LB":
                 bundle.depth = min(before.depth, inside.depth)
     return bundles
-
-
-def _slots(table: str) -> Iterator[list[int]]:
-    """Slots of each unit that each bundle fills."""
-    rows = table.partition("== UTILIZATION:\n")[2]
-    for line in rows.splitlines():
-        if line.strip():
-            yield [int(value) for value in line.split()]

@@ -36,12 +36,11 @@ from drsformer_jax.sharding import batch_sharding, replicated
 from drsformer_jax.training import abstract_state, compiled_step
 
 Row = dict[str, Any]
-
-
 STAGES = (
     *("encoder_level0", "encoder_level1", "encoder_level2", "encoder_level3", "latent"),
     *("decoder_level3", "decoder_level2", "decoder_level1", "refinement"),
 )
+"""Submodules of the network that can be compiled alone."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def operation(name: str, channels: int, gradients: bool) -> Build:
                 (weights(side, side, channels), image(channels)),
             ),
             "grouped": (
-                lambda kernel, x: grouped_conv([x[0]], [x[1]], kernel),
+                lambda kernel, x: grouped_conv([x[0], x[1]], kernel),
                 (weights(side, side, 2, channels), (image(channels), image(channels))),
             ),
             "pool": (lambda _, x: average_pool(x, side), (weights(), image(channels))),
@@ -174,6 +173,11 @@ def _gradient(run: Callable[[Any, Any], jax.Array]) -> Callable[..., Any]:
 
 def mesh_of(work: Work, topology: topologies.TopologyDescription) -> Mesh:
     """Some chips of a topology; none of them need exist."""
+    if not 1 <= work.chips <= len(topology.devices):
+        raise InputError(
+            f"--chips is {work.chips}; expected 1 to {len(topology.devices)}, the chips of "
+            f"{work.topology}"
+        )
     chosen = np.array(topology.devices[: work.chips]).reshape(-1, 1, 1)
     return Mesh(chosen, ("data", "fsdp", "rows"), axis_types=(AxisType.Auto,) * 3)
 
@@ -284,7 +288,7 @@ def table(
         machine: the table in files of bounds.
         bounded: figures that have bounds, each 1.25 times what was measured.
     """
-    bounds = json.loads(arguments.check.read_text())[machine] if arguments.check else {}
+    bounds = json.loads(arguments.check.read_text()).get(machine, {}) if arguments.check else {}
     found = []
     for row in rows:
         found.append(row)

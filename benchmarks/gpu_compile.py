@@ -11,7 +11,7 @@ It needs, beside JAX of the same version and no GPU,
     pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
 
 and knows the GPUs of `gpu_targets/`, as XLA describes them. Loops are multiplied out by `hlo_cost`:
-"kernels" are launches, "f32 GB" float32 activations that are written. Instructions of a thread and
+"kernels" are launches, "f32 GB" large float32 arrays that are written. Instructions of a thread and
 bytes that it spills are those of the longest kernels (`ptx`). Without a GPU the compiler does not
 time alternatives, so what it chooses for matrix products and for cuDNN means nothing here; layouts
 and fusions do.
@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import hlo_cost
 import ptx
@@ -74,9 +72,13 @@ def measure(work: Work, build: Build) -> Row:
     ]
     found = ptx.kernels()
     row["longest"] = [vars(kernel) for kernel in found[:LONGEST]]
-    row["instructions"] = found[0].instructions if found else 0
-    if all(kernel.spilled is not None for kernel in found):
-        row["spilled"] = max((kernel.spilled or 0 for kernel in found), default=0)
+    if not found:
+        print("XLA wrote no PTX: instructions and spills are unknown")
+        return row
+    row["instructions"] = found[0].instructions
+    spilled = [kernel.spilled for kernel in found if kernel.spilled is not None]
+    if len(spilled) == len(found):
+        row["spilled"] = max(spilled)
     return row
 
 
@@ -89,16 +91,17 @@ HEADER = (
     f"{'f32 GB':>8} {'instr.':>7} {'spilled':>8}"
 )
 BOUNDED = ("temporaries", "kernels", "bytes", "wide_bytes", "instructions", "spilled")
+"""Figures that have bounds."""
 
 
 def line(row: Row) -> str:
     """A row of the table, with its loops, collectives and longest kernels below it."""
     if "error" in row:
         return f"{row['key']:42} {row['error']}"
-    spilled = f"{row['spilled']:8d}" if "spilled" in row else f"{'-':>8}"
     parts = [
         f"{row['key']:42} {row['compile_seconds']:9.1f} {row['temporaries'] / 1e9:8.3f} "
-        f"{row['arguments'] / 1e9:8.3f} {_columns(row)} {row['instructions']:7d} {spilled}"
+        f"{row['arguments'] / 1e9:8.3f} {_columns(row)} {row.get('instructions', '-'):>7} "
+        f"{row.get('spilled', '-'):>8}"
     ]
     for loop in row["loops"]:
         name = f"  {loop['trips']} x {hlo_cost.short_name(loop['name'])}"
@@ -129,12 +132,8 @@ def main() -> None:
         if ptx.assembler() is None:
             print("ptxas is missing (nvidia-cuda-nvcc-cu12): spills are unknown")
         print(HEADER)
-        table(arguments, rows(arguments), line, "gpu", BOUNDED)
-
-
-def rows(arguments: Any) -> Iterator[Row]:
-    """Compiles what the command line asks for."""
-    return (measure(work, build) for work, build in programs(arguments, SUITE))
+        rows = (measure(work, build) for work, build in programs(arguments, SUITE))
+        table(arguments, rows, line, "gpu", BOUNDED)
 
 
 if __name__ == "__main__":

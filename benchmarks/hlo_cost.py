@@ -19,8 +19,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from bundles import Schedules
+if TYPE_CHECKING:
+    from bundles import Schedules
 
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s64": 8, "u64": 8}
 """Bytes of an element where they are not 4."""
@@ -56,7 +58,9 @@ _COLLECTIVES = {
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),
     "collective-broadcast",
 }
-_CALLED = re.compile(r"(?:to_apply|calls)=%?([\w.\-]+)")
+"""Instructions that exchange data between chips."""
+_CALLED = re.compile(r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _MOVES = {
     *("copy", "pad", "transpose", "reshape", "slice", "concatenate", "copy-start", "slice-start"),
     *("dynamic-slice", "dynamic-update-slice", "broadcast", "convert", "bitcast", "fusion"),
@@ -66,7 +70,7 @@ _MOVES = {
 
 
 WIDE = 2**22
-"""Bytes of arrays that are larger than any parameter of the presets."""
+"""Bytes of arrays that are counted as large."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,10 @@ class Cost:
     """Bundles of matrix products."""
     copies: float = 0.0
     """Bundles of instructions that only move data."""
+    unclear: float = 0.0
+    """Loops in schedules whose trips are not clear, and whose bundles are counted once."""
     wide: float = 0.0
-    """Bytes of float32 arrays of at least `WIDE` that are written: activations, not parameters."""
+    """Bytes of float32 arrays of at least `WIDE` that are written."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(self._all(), other._all(), strict=True)))
@@ -160,24 +166,25 @@ def loops(text: str, schedules: Schedules | None = None) -> list[Loop]:
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """How often chips exchange data, and the bytes that each of them gets, by kind."""
+    """How often chips exchange data, and the bytes that each of them gets, by kind.
+
+    All branches of conditions are counted.
+    """
     program, entry = parse(text)
     count = _Count(program, multiply=True)
     found: dict[str, tuple[int, int]] = {}
 
     def add(name: str, times: int) -> None:
         for line in program[name]:
-            kind = line.opcode.removesuffix("-start")
+            # What has a start and a done has what a chip gets in the latter.
+            kind = line.opcode.removesuffix("-done")
             if kind in _COLLECTIVES:
-                arrays = [_size(array[0])[0] for array in _ARRAY.finditer(line.shape)]
-                # A start has what is sent and what is got, half of each.
-                size = sum(arrays[len(arrays) // 2 :] if kind != line.opcode else arrays)
-                number, before = found.get(kind, (0, 0))
-                found[kind] = number + times, before + times * size
+                number, size = found.get(kind, (0, 0))
+                found[kind] = number + times, size + times * _size(line.shape)[0]
             elif line.opcode == "while":
                 add(_called(line, "body"), times * count.trips(line))
             elif line.opcode in ("call", "async-start", "conditional"):
-                for called in _CALLED.findall(line.line):
+                for called in _called_by(line):
                     add(called, times)
 
     add(entry, 1)
@@ -235,6 +242,12 @@ def _called(line: Instruction, what: str) -> str:
     return found[1]
 
 
+def _called_by(line: Instruction) -> list[str]:
+    """All computations that an instruction other than a loop may run."""
+    branches = _BRANCHES.search(line.line)
+    return _CALLED.findall(line.line) + (_NAME.findall(branches[1]) if branches else [])
+
+
 def _elements(shape: str) -> int:
     found = _ARRAY.search(shape)
     return math.prod(int(side) for side in found[2].split(",") if side) if found else 0
@@ -290,36 +303,40 @@ class _Count:
             trips = self.trips(line) if self._multiply else 1
             return self.computation(_called(line, "body")) * trips
         if line.opcode in ("call", "async-start"):
-            called = re.search(r"(?:to_apply|calls)=%?([\w.\-]+)", line.line)
-            return self.computation(called[1]) if called else Cost()
+            return sum((self.computation(called) for called in _called_by(line)), Cost())
         if line.opcode in _FREE:
             return Cost()
         flops = self._flops(line, shapes)
         moved, large = (sum(part) for part in zip(*self._moved(line, shapes), strict=True))
-        wide = sum(
-            size
-            for found in _ARRAY.finditer(line.shape)
-            if found[1] == "f32" and (size := _size(found[0])[0]) >= WIDE
-        )
-        return Cost(flops, moved, large, 1.0, *self._bundles(line), wide)
+        return Cost(flops, moved, large, kernels=1.0, wide=self._wide(line), **self._bundles(line))
 
-    def _bundles(self, line: Instruction) -> tuple[float, ...]:
+    def _wide(self, line: Instruction) -> float:
+        """Bytes of large float32 arrays that an instruction writes."""
+        shape = self._update(line) or line.shape
+        arrays = (found for found in _ARRAY.finditer(shape) if found[1] == "f32")
+        sizes = (_size(found[0])[0] for found in arrays)
+        return sum(size for size in sizes if size >= WIDE)
+
+    def _bundles(self, line: Instruction) -> dict[str, float]:
         """Bundles of an instruction, and once more under its kind."""
-        trips = re.search(r'iteration_bounds":\[([^\]]*)\]', line.line)
-        sides = re.findall(r"\d+", trips[1]) if trips else []
-        first = math.prod(map(int, sides)) if sides else None
-        found = self._schedules.of(line.name, first) if self._schedules else None
+        bounds = re.search(r'iteration_bounds":\[([^\]]*)\]', line.line)
+        sides = [int(side) for side in re.findall(r"\d+", bounds[1])] if bounds else []
+        trips = math.prod(sides) if sides else None
+        found = self._schedules.of(line.name, trips) if self._schedules else None
         if found is None:
-            return 0.0, 0.0, 0.0, 0.0
+            return {}
         kind = self._kind(line)
-        kinds = (float(found.bundles * (kind == name)) for name in ("taps", "products", "copies"))
-        return float(found.bundles), *kinds
+        return {"bundles": found.bundles, "unclear": found.unclear} | (
+            {kind: found.bundles} if kind else {}
+        )
 
     def _kind(self, line: Instruction) -> str:
+        """Whether an instruction is mostly taps, products or copies; empty for all others."""
         opcodes = [line.opcode]
         if line.opcode == "fusion":
             opcodes += [other.opcode for other in self._program[_called(line, "calls")]]
         multiplies = opcodes.count("multiply")
+        # The smallest sum has 9 taps, or 6 where the compiler has split it.
         if "convolution" in opcodes or "dot" in opcodes:
             return "taps" if multiplies >= 9 else "products"
         if multiplies >= 6 or opcodes.count("add") >= 8:
@@ -377,14 +394,19 @@ class _Count:
         for place, operand in enumerate(line.operands):
             yield self._read(line, place, shapes[operand])
 
+    def _update(self, line: Instruction) -> str | None:
+        """Shape of what a fusion writes into one of its operands, if it does so."""
+        if line.opcode != "fusion":
+            return None
+        inner = self._program[_called(line, "calls")]
+        if inner[-1].opcode != "dynamic-update-slice":
+            return None
+        return next(other.shape for other in inner if other.name == inner[-1].operands[1])
+
     def _written(self, line: Instruction) -> tuple[int, int]:
         """An update in place writes only the update."""
-        if line.opcode == "fusion":
-            inner = self._program[_called(line, "calls")]
-            root = inner[-1]
-            shapes = {other.name: other.shape for other in inner}
-            if root.opcode == "dynamic-update-slice":
-                return _placed(_size(shapes[root.operands[1]])[0], line.shape)
+        if update := self._update(line):
+            return _placed(_size(update)[0], line.shape)
         return _size(line.shape)
 
     def _read(self, line: Instruction, place: int, shape: str) -> tuple[int, int]:

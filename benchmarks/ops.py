@@ -128,7 +128,7 @@ def cases(
     """
     hidden = int(channels * EXPANSION)
     x, wide = (draw(1, side, side, size).astype(dtype) for size in (channels, 2 * hidden))
-    conv_names = ("by_pixel", "by_tap", "by_conv")
+    conv_names = ("by_pixel", "by_tap")
     kernels = [(3, 1), (5, 1)]
     if every:
         kernels += [(1, 1), (7, 1), (3, 2), (5, 2), (7, 2)]
@@ -141,7 +141,7 @@ def cases(
         yield f"depthwise {size}x{size}/{dilation}", variants, (wide, draw(size, size, 2 * hidden))
     for size in (3, 5):
         variants = {
-            name: lambda a, b, k, name=name: grouped_conv([a], [b], k, name) for name in conv_names
+            name: lambda a, b, k, name=name: grouped_conv([a, b], k, name) for name in conv_names
         }
         arguments = (wide[..., :hidden], wide[..., hidden:], draw(size, size, 2, hidden))
         yield f"grouped {size}x{size}", {**variants, "plain": plain_pairs}, arguments
@@ -149,7 +149,8 @@ def cases(
     shapes += ((3, 3, 2, hidden), (5, 5, 2, hidden), (2 * hidden, channels))
     weights = MixedScaleWeights(*(Affine(draw(*shape), None) for shape in shapes))
     variants = {
-        name: functools.partial(mixed_scale, implementation=name) for name in ("whole", "strips")
+        name: functools.partial(mixed_scale, implementation=name)
+        for name in ("whole", "aligned", "strips")
     }
     yield "mixed_scale", {**variants, "plain": plain_mixed_scale}, (x, weights)
     yield "average_pool", {"single": average_pool, "plain": plain_pool}, (x,)

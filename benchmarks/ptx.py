@@ -7,6 +7,7 @@ memory. Kernels of cuBLAS and cuDNN are not among them.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -15,8 +16,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-_FOLDER = tempfile.TemporaryDirectory(prefix="ptx-")
-"""Of what this process compiles; removed at its end."""
 _ENTRY = re.compile(r"^(?:\.visible )?\.entry (\w+)\(", re.MULTILINE)
 _TARGET = re.compile(r"^\.target (\w+)", re.MULTILINE)
 _SPILLED = re.compile(
@@ -40,17 +39,24 @@ class Kernel:
     spilled: int | None
 
 
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Of what this process compiles; removed at its end."""
+    return tempfile.TemporaryDirectory(prefix="ptx-")
+
+
 def flags() -> str:
     """Value of XLA_FLAGS, before JAX is imported, for the PTX of all that is compiled."""
-    return f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={_FOLDER.name}"
+    return f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={_folder().name}"
 
 
 def clear() -> None:
     """Forgets earlier programs."""
-    for path in Path(_FOLDER.name).iterdir():
+    for path in Path(_folder().name).iterdir():
         path.unlink()
 
 
+@functools.cache
 def assembler() -> Path | None:
     """Where `ptxas` is; None if it is not installed."""
     try:
@@ -67,9 +73,9 @@ def kernels(folder: Path | None = None) -> list[Kernel]:
         folder: where their PTX is; default: where `flags` has it written.
     """
     found = []
-    for path in sorted((folder or Path(_FOLDER.name)).glob("*.ptx")):
+    for path in sorted((folder or Path(_folder().name)).glob("*.ptx")):
         text = path.read_text()
-        spilled = _spilled(path, text)
+        spilled = spills(_assembled(path, text))
         # What is before the first entry, then in turn a name and what follows it.
         _, *parts = _ENTRY.split(text)
         for name, body in zip(parts[::2], parts[1::2], strict=True):
@@ -79,11 +85,19 @@ def kernels(folder: Path | None = None) -> list[Kernel]:
     return sorted(found, key=lambda kernel: -kernel.instructions)
 
 
-def _spilled(path: Path, text: str) -> dict[str, int]:
-    """Bytes that each kernel of a file spills."""
+def _assembled(path: Path, text: str) -> str:
+    """What the assembler says of a file; empty if it is missing or cannot read the file."""
     tool, target = assembler(), _TARGET.search(text)
     if tool is None or target is None:
-        return {}
+        return ""
     command = [tool, "-v", f"--gpu-name={target[1]}", path, "--output-file", os.devnull]
     result = subprocess.run(command, capture_output=True, text=True)
-    return {name: int(store) + int(load) for name, store, load in _SPILLED.findall(result.stderr)}
+    if result.returncode:
+        print(f"ptxas fails ({result.stderr.strip().splitlines()[-1]}): spills are unknown")
+        return ""
+    return result.stderr
+
+
+def spills(said: str) -> dict[str, int]:
+    """Bytes that each kernel spills, of what the assembler says."""
+    return {name: int(store) + int(load) for name, store, load in _SPILLED.findall(said)}

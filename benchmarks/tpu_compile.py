@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
-from typing import Any
 
 import bundles
 import hlo_cost
@@ -84,8 +82,8 @@ def _figures(cost: hlo_cost.Cost) -> dict[str, float]:
     """Figures of a table's row; without schedules there are no bundles."""
     figures = {"flops": cost.flops, "bytes": cost.bytes, "hbm_bytes": cost.hbm_bytes}
     if cost.bundles:
-        kinds = {kind: getattr(cost, kind) for kind in ("bundles", "taps", "products", "copies")}
-        figures |= kinds
+        names = ("bundles", "taps", "products", "copies", "unclear")
+        figures |= {name: getattr(cost, name) for name in names}
     return figures
 
 
@@ -107,6 +105,8 @@ def line(row: Row) -> str:
         f"{row['arguments'] / 1e9:8.3f} {row['outputs'] / 1e9:8.3f} {row['hbm'] / HBM:7.1%} "
         f"{_line_of_figures(row)} {row['once_flops']:5.2f}{row['once_bytes']:5.2f}"
     ]
+    if row.get("unclear"):
+        parts.append(f"  {row['unclear']:.0f} loops have no clear end: their bundles count once")
     for loop in row["loops"]:
         name = f"  {loop['trips']} x {hlo_cost.short_name(loop['name'])}"
         parts.append(f"{name[:98]:98} {_line_of_figures(loop)}")
@@ -129,6 +129,7 @@ def _bundles(row: Row) -> str:
 
 
 BOUNDED = ("compile_cpu_seconds", "temporaries", "hbm", "bytes", "hbm_bytes", "bundles")
+"""Figures that have bounds."""
 
 
 def main() -> None:
@@ -138,12 +139,8 @@ def main() -> None:
         if importlib.util.find_spec("libtpu") is None:
             raise InputError('libtpu is missing; expected it, as by: pip install "jax[tpu]"')
         print(HEADER)
-        table(arguments, rows(arguments), line, "v5e", BOUNDED)
-
-
-def rows(arguments: Any) -> Iterator[Row]:
-    """Compiles what the command line asks for."""
-    return (measure(work, build) for work, build in programs(arguments, SUITE))
+        rows = (measure(work, build) for work, build in programs(arguments, SUITE))
+        table(arguments, rows, line, "v5e", BOUNDED)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""train.py, eval.py and drsformer as users run them: real processes."""
+"""train.py, eval.py and drsformer in real processes, which may begin as forks of one."""
 
 import json
 import os
@@ -96,8 +96,8 @@ class Programs:
     def forked(self, program, *arguments, environment=None):
         """Runs it in a fork of a process that has imported all programs: seconds less each.
 
-        That process computes nothing and so has no threads, which do not outlive a fork. What is
-        read from the environment while importing is the same for all.
+        That process computes nothing, so that JAX has no threads in it: they would not outlive a
+        fork. What is read from the environment while importing is the same for all.
         """
         if self._forks is None:
             self._outputs = Path(tempfile.mkdtemp())

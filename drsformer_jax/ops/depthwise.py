@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from drsformer_jax.ops import implementations
-from drsformer_jax.ops.linear import precision_of
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.strips import crop, materialized
 from drsformer_jax.types import Array, Bool, Float
@@ -40,34 +39,32 @@ def depthwise_conv(
             learning.
         dilation: distance of neighboring taps, in pixels.
         implementation: how the kernel's gradient is summed and `x` is padded: `by_pixel` (one pass
-            over the pixels; pads by writing into zeros), `by_tap` (one reduction a tap; the padded
-            image is written to memory), `by_conv` (one convolution over pixels; padding is fused
-            into what reads it), or None for the platform's.
+            over the pixels; pads by writing into zeros), `by_tap` (one reduction a tap; pads by
+            `jnp.pad`), or None for the platform's.
     """
     return _depthwise([x], kernel, dilation, implementation)
 
 
 def grouped_conv(
-    first: Sequence[Float[Array, "b h w _"]],
-    second: Sequence[Float[Array, "b h w _"]],
+    parts: Sequence[Float[Array, "b h w _"]],
     kernel: Float[Array, "k k 2 c"],
     implementation: str | None = None,
 ) -> Float[Array, "b h w c"]:
     """Grouped convolution with two input channels and one output channel a group.
 
     Equal to a convolution of 2c channels with c groups, stride 1 and zeros beyond the border, where
-    group i reads channel i of `first` with `kernel[:, :, 0, i]` and channel i of `second` with
-    `kernel[:, :, 1, i]`. Interleaved in one array, the channels would need strided reads.
+    group i reads channel i of the parts with `kernel[:, :, 0, i]` and channel c + i with
+    `kernel[:, :, 1, i]`. Were they neighbors, they would need strided reads.
 
     Args:
-        first: images whose c channels, one after another, are the first of each group.
-        second: images whose c channels, one after another, are the second of each group.
+        parts: images whose 2c channels, one after another, are the first ones of all groups, then
+            the second ones.
         kernel: k odd.
         implementation: as in `depthwise_conv`.
     """
-    channels = kernel.shape[-1]
-    both = _depthwise([*first, *second], kernel.reshape(*kernel.shape[:2], -1), 1, implementation)
-    return both[..., :channels] + both[..., channels:]
+    kernel = kernel.reshape(*kernel.shape[:2], -1)
+    first, second = jnp.split(_depthwise(list(parts), kernel, 1, implementation), 2, axis=-1)
+    return first + second
 
 
 def average_pool(
@@ -147,7 +144,7 @@ def _depthwise(
     )
 
 
-# Compiled functions inside others are traced once a shape, and XLA puts them where they are called.
+# The steps are compiled functions since those are traced once a shape; XLA inlines them.
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _correlate(padded: Array, kernel: Array, dilation: int, shape: tuple[int, ...]) -> Array:
     """The sum of shifted images."""
@@ -180,7 +177,9 @@ def _pad(parts: list[Array], size: int, dilation: int, implementation: str | Non
     border = (halo, halo)
 
     def join(*parts: Array) -> Array:
-        return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), border, border, (0, 0)))
+        joined = jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), border, border, (0, 0)))
+        # Else XLA for TPUs and GPUs decides for every tap again what is beyond the border.
+        return lax.optimization_barrier(joined)
 
     def write(*parts: Array) -> Array:
         # XLA compiles concatenate and pad for CPUs as a branch per element, which also slows
@@ -194,11 +193,7 @@ def _pad(parts: list[Array], size: int, dilation: int, implementation: str | Non
             channel += part.shape[-1]
         return padded
 
-    def fence(*parts: Array) -> Array:
-        # Else XLA for TPUs and GPUs recomputes the border for every tap.
-        return lax.optimization_barrier(join(*parts))
-
-    borders = {"by_pixel": write, "by_tap": fence, "by_conv": join}
+    borders = {"by_pixel": write, "by_tap": join}
     return implementations.run("depthwise_conv", borders, implementation, *parts)
 
 
@@ -245,23 +240,6 @@ def _kernel_grad_by_tap(padded: Array, grad: Array, *, size: int, dilation: int)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "dilation"))
-def _kernel_grad_by_conv(padded: Array, grad: Array, *, size: int, dilation: int) -> Array:
-    """A convolution over pixels: `grad` is its kernel, and its output has a pixel for each tap."""
-    channels = grad.shape[-1]
-    out = lax.conv_general_dilated(
-        padded,
-        grad,
-        window_strides=(dilation, dilation),
-        padding="VALID",
-        dimension_numbers=lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (0, 3, 1, 2)),
-        batch_group_count=channels,
-        precision=precision_of(padded),
-        preferred_element_type=_accumulator(grad),
-    )
-    return out[0]
-
-
-@functools.partial(jax.jit, static_argnames=("size", "dilation"))
 def _kernel_grad_by_pixel(padded: Array, grad: Array, *, size: int, dilation: int) -> Array:
     """One pass over the pixels that adds window times gradient; the sums stay in a CPU's cache."""
     batch, height, width, channels = grad.shape
@@ -289,6 +267,5 @@ def _kernel_grad_by_pixel(padded: Array, grad: Array, *, size: int, dilation: in
 _KERNEL_GRADS = {
     "by_pixel": _kernel_grad_by_pixel,
     "by_tap": _kernel_grad_by_tap,
-    "by_conv": _kernel_grad_by_conv,
 }
 _depthwise.defvjp(_forward, _backward)

@@ -8,15 +8,15 @@ from jax.nn import relu
 
 from drsformer_jax.ops import implementations
 from drsformer_jax.ops.depthwise import depthwise_conv, grouped_conv
-from drsformer_jax.ops.linear import Affine, biased, linear
+from drsformer_jax.ops.linear import biased, linear
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.mixed_scale_channels import (
     MixedScaleWeights,
-    PartWeights,
     aligned_parts,
     group_inputs,
     part_weights,
     select,
+    shared_place,
 )
 from drsformer_jax.ops.mixed_scale_strips import mixed_scale_in_strips
 from drsformer_jax.types import Array, Bool, Float
@@ -71,7 +71,7 @@ def _whole(x: Array, weights: MixedScaleWeights, valid_mask: Array | None) -> Ar
     ]
     (a1, a2), (b1, b2) = (jnp.split(path, 2, axis=-1) for path in both)
     mixed = [
-        relu(biased(grouped_conv(*group_inputs(a, b), grouped.kernel), grouped))
+        relu(biased(grouped_conv(sum(group_inputs(a, b), ()), grouped.kernel), grouped))
         for a, b, grouped in ((a1, b1, weights.grouped3x3), (a2, b2, weights.grouped5x5))
     ]
     out = weights.project_out
@@ -79,38 +79,25 @@ def _whole(x: Array, weights: MixedScaleWeights, valid_mask: Array | None) -> Ar
 
 
 def _aligned(x: Array, weights: MixedScaleWeights, valid_mask: Array | None) -> Array:
-    """`_whole` with the channels of `aligned_parts`: first and second ones of a half together."""
+    """`_whole` with the channels of `aligned_parts`."""
     hidden = weights.grouped3x3.kernel.shape[-1]
     parts = aligned_parts(hidden, LANES // 2)
     arranged = part_weights(weights, parts)
-    halves = []
-    for path in (0, 1):
-        into = select(
-            weights.project_in, np.concatenate([c for half in parts for c in half[path][:2]])
-        )
+    paths = []
+    for path, depthwise in enumerate((weights.depthwise3x3, weights.depthwise5x5)):
+        channels = np.concatenate([c for half in parts for c in half[path][:2]])
+        into, kernel = select(weights.project_in, channels), select(depthwise, channels)
         y = zero_outside(biased(linear(x, into.kernel), into), valid_mask)
-        depthwise = _joined([each for half in arranged for each in half[path][:2]])
-        y = zero_outside(relu(biased(depthwise_conv(y, depthwise.kernel), depthwise)), valid_mask)
-        halves.append(jnp.split(y, 2, axis=-1))
+        y = zero_outside(relu(biased(depthwise_conv(y, kernel.kernel), kernel)), valid_mask)
+        paths.append(jnp.split(y, 2, axis=-1))
     mixed = []
-    for small, large, (part, _), of_parts in zip(*halves, parts, arranged, strict=True):
-        small, large = map(_grouped, (small, large), of_parts)
-        if part.shared is not None:
-            small += jnp.where(jnp.arange(small.shape[-1]) == part.shared, large, 0)
+    for half, of_parts in zip(zip(*paths, strict=True), arranged, strict=True):
+        small, large = (
+            grouped_conv([path], part.grouped.kernel)
+            for path, part in zip(half, of_parts, strict=True)
+        )
+        if (place := shared_place(hidden)) is not None:
+            small += jnp.where(jnp.arange(small.shape[-1]) == place, large, 0)
         mixed += [relu(biased(y, p.grouped)) for y, p in zip((small, large), of_parts, strict=True)]
-    project_out = jnp.concatenate([p.project_out for of_parts in arranged for p in of_parts])
+    project_out = jnp.concatenate([part.project_out for half in arranged for part in half])
     return biased(linear(jnp.concatenate(mixed, axis=-1), project_out), weights.project_out)
-
-
-def _joined(affines: list[Affine]) -> Affine:
-    """Layers beside each other."""
-    biases = [affine.bias for affine in affines if affine.bias is not None]
-    kernel = jnp.concatenate([affine.kernel for affine in affines], axis=-1)
-    return Affine(kernel, jnp.concatenate(biases) if biases else None)
-
-
-def _grouped(x: Array, part: PartWeights) -> Array:
-    """The grouped convolution of channels of which the first half are the first of each group."""
-    kernel = part.grouped.kernel
-    both = depthwise_conv(x, kernel.reshape(*kernel.shape[:2], -1))
-    return jnp.add(*jnp.split(both, 2, axis=-1))

@@ -105,8 +105,11 @@ class Part(NamedTuple):
     """Groups, whose kernels apply."""
     outputs: np.ndarray
     """Groups but for the one that the 3x3 path gives."""
-    shared: int | None
-    """Place of the group to which both paths add, if there is one."""
+
+
+def shared_place(hidden: int) -> int | None:
+    """Place in its parts of the group to which both paths of a half add, if there is one."""
+    return hidden // 2 if hidden % 2 else None
 
 
 def aligned_parts(hidden: int, lanes: int) -> list[tuple[Part, Part]]:
@@ -120,9 +123,8 @@ def aligned_parts(hidden: int, lanes: int) -> list[tuple[Part, Part]]:
     width = -(-evens // lanes) * lanes
     even, odd, half = np.arange(evens), np.arange(evens, hidden), np.arange(hidden)
     small = (even, odd, half[:evens], half[:evens])
-    large, shared = (even, odd, half[evens:], half[evens:]), None
-    if hidden % 2:
-        shared = evens - 1
+    large = (even, odd, half[evens:], half[evens:])
+    if (shared := shared_place(hidden)) is not None:
         groups = np.append(half[evens:], shared)
         large = (odd, np.roll(even, -1), groups, half[evens:])
 
@@ -130,7 +132,7 @@ def aligned_parts(hidden: int, lanes: int) -> list[tuple[Part, Part]]:
         first, second, groups, outputs = (
             np.pad(each + start, (0, width - len(each)), constant_values=-1) for each in numbers
         )
-        return Part(first, second, groups, outputs, shared)
+        return Part(first, second, groups, outputs)
 
     return [(part(small, start), part(large, start)) for start in (0, hidden)]
 
@@ -161,7 +163,7 @@ def part_weights(
             select(path, part.first),
             select(path, part.second),
             select(grouped, np.where(part.groups < 0, -1, part.groups % hidden)),
-            take(weights.project_out.kernel, part.outputs, axis=0),
+            _take(weights.project_out.kernel, part.outputs, axis=0),
         )
 
     return [
@@ -172,11 +174,11 @@ def part_weights(
 
 def select(affine: Affine, channels: np.ndarray) -> Affine:
     """These output channels of an affine layer; weights of the filler -1 are zero."""
-    bias = None if affine.bias is None else take(affine.bias, channels)
-    return Affine(take(affine.kernel, channels), bias)
+    bias = None if affine.bias is None else _take(affine.bias, channels)
+    return Affine(_take(affine.kernel, channels), bias)
 
 
-def take(x: jax.Array, channels: np.ndarray, axis: int = -1) -> jax.Array:
+def _take(x: jax.Array, channels: np.ndarray, axis: int = -1) -> jax.Array:
     """These channels of x, zeros for the filler -1."""
     shape = [1] * x.ndim
     shape[axis] = len(channels)

@@ -24,6 +24,7 @@ from drsformer_jax.ops.mixed_scale_channels import (
     aligned_parts,
     part_weights,
     select,
+    shared_place,
 )
 from drsformer_jax.ops.strips import crop, in_strips, materialized, rows_in_cache
 from drsformer_jax.types import Array, Bool, Float
@@ -39,16 +40,16 @@ def mixed_scale_in_strips(
 ) -> Float[Array, "b h w c"]:
     """The implementation `strips` of `mixed_scale`."""
     both_halves = weights.project_out.kernel.shape[0]
-    parts = aligned_parts(both_halves // 2, LANES)
-    # The 5x5 path first, which adds to the 3x3 path.
-    order = [part for half in parts for part in (half[1], half[0])]
+    hidden = both_halves // 2
+    parts = aligned_parts(hidden, LANES)
     projected: list[np.ndarray] = []
-    reads = [(_index(projected, part.first), _index(projected, part.second)) for part in order]
+    reads = tuple(
+        [_index(projected, channels) for part in half for channels in part[:2]] for half in parts
+    )
     project_in = [select(weights.project_in, channels) for channels in projected]
-    chain = functools.partial(_strip, tuple(reads), order[0].shared)
+    chain = functools.partial(_strip, reads, shared_place(hidden))
     rows = rows_in_cache(x.shape[2], both_halves)
-    of_parts = [each for half in part_weights(weights, parts) for each in (half[1], half[0])]
-    arranged = project_in, of_parts
+    arranged = project_in, part_weights(weights, parts)
     y = in_strips(chain, HALO, rows, arranged, zero_outside(x, valid_mask), valid_mask)
     return biased(y, weights.project_out)
 
@@ -63,48 +64,51 @@ def _index(arrays: list[np.ndarray], array: np.ndarray) -> int:
 
 
 def _strip(
-    reads: tuple[tuple[int, int], ...],
+    reads: tuple[list[int], ...],
     shared: int | None,
-    weights: tuple[list[Affine], list[PartWeights]],
+    weights: tuple[list[Affine], list[tuple[PartWeights, PartWeights]]],
     x: Float[Array, "h w c"],
     valid_mask: Bool[Array, "h w 1"],
 ) -> Float[Array, "_ _ c"]:
     """A strip without the bias of project_out, see `strips.Chain`.
 
     Args:
-        reads: indices of the projections that the parts' first and second channels read.
+        reads: for each half, indices of the projections that its two parts read.
         shared: place of the group to which both parts of a half add.
-        weights: of project_in and of the parts.
+        weights: of project_in, and of the parts of each half.
         x: the window.
         valid_mask: of the window.
     """
-    project_in, parts = weights
+    project_in, halves = weights
     any_valid = jnp.any(valid_mask)
     hidden = [biased(linear(x, into.kernel), into) for into in project_in]
     if project_in[0].bias is not None:  # Otherwise zeros have stayed zeros.
         hidden = [zero_outside(x, valid_mask) for x in hidden]
+
+    def paths(first: int, second: int, part: PartWeights) -> tuple[Array, Array, Array]:
+        mask = crop(valid_mask, HALO - part.grouped.kernel.shape[0] // 2)
+        a, b = (
+            _path(hidden[index], path, mask, any_valid)
+            for index, path in ((first, part.first), (second, part.second))
+        )
+        return a, b, part.grouped.kernel
+
+    def grouped(a: Array, b: Array, kernel: Array) -> Array:
+        first, second = kernel[:, :, 0], kernel[:, :, 1]
+        return window_conv(a, first, any_valid) + window_conv(b, second, any_valid)
+
     total = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
-    large = None
-    for (first, second), part in zip(reads, parts, strict=True):
-        kernel = part.grouped.kernel
-        mask = crop(valid_mask, HALO - kernel.shape[0] // 2)
-        a = _path(hidden[first], part.first, mask, any_valid)
-        b = _path(hidden[second], part.second, mask, any_valid)
-
-        def grouped(a: Array, b: Array, kernel: Array = kernel) -> Array:
-            return window_conv(a, kernel[:, :, 0], any_valid) + window_conv(
-                b, kernel[:, :, 1], any_valid
-            )
-
+    for (a1, a2, b1, b2), (small, large) in zip(reads, halves, strict=True):
+        a_sums = grouped(*paths(a1, a2, small))
+        inputs = paths(b1, b2, large)
         if shared is None:
-            sums = grouped(a, b)
-        elif large is None:
-            sums = large = materialized(grouped, any_valid, a, b)
-        else:
-            place = jnp.arange(large.shape[-1]) == shared
-            sums, large = grouped(a, b) + jnp.where(place, large, 0), None
-        mixed = relu(biased(sums, part.grouped))
-        total += linear(mixed.astype(total.dtype), part.project_out)
+            b_sums = grouped(*inputs)
+        else:  # They are read twice, and would be computed twice.
+            b_sums = materialized(grouped, any_valid, *inputs)
+            a_sums += jnp.where(jnp.arange(b_sums.shape[-1]) == shared, b_sums, 0)
+        for sums, part in ((a_sums, small), (b_sums, large)):
+            mixed = relu(biased(sums, part.grouped)).astype(total.dtype)
+            total += linear(mixed, part.project_out)
     return total
 
 

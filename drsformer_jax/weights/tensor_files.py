@@ -201,7 +201,7 @@ def _root(names: list[str]) -> str:
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], length: int) -> None:
-    """Entries of torch are in the file plainly and once, so together they are shorter than it."""
+    """Entries of torch are uncompressed, each once, so together they are shorter than the file."""
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             name = shown(entry.filename)

@@ -35,11 +35,21 @@ def test_exchanges_between_chips_are_counted_by_kind_each_trip():
   %sum = bf16[4,8]{1,0} all-reduce(%y), to_apply=%add
   %start = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%part), dimensions={0}
   %done = f32[8,8]{1,0} all-gather-done(%start)
+  %two = (f32[3]{0}, f32[5]{0}) all-reduce-start(%part, %other), to_apply=%add
+  %reduced = (f32[3]{0}, f32[5]{0}) all-reduce-done(%two)
+  %branch = f32[2]{0} conditional(%p, %y, %y), branch_computations={%scatter, %scatter}
 """
-    program = PROGRAM.replace(inside, exchanges + inside)
+    scatter = """
+%scatter (y: f32[4]) -> f32[2] {
+  %y.9 = f32[4]{0} parameter(0)
+  ROOT %scattered = f32[2]{0} reduce-scatter(%y.9), dimensions={0}
+}
+"""
+    program = PROGRAM.replace(inside, exchanges + inside) + scatter
     assert hlo_cost.collectives(program) == {
-        "all-reduce": (6, 6 * 2 * 32),
+        "all-reduce": (12, 6 * (2 * 32 + 4 * 8)),
         "all-gather": (6, 6 * 4 * 64),
+        "reduce-scatter": (12, 12 * 4 * 2),
     }
     assert hlo_cost.collectives(PROGRAM) == {}
 

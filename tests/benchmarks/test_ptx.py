@@ -44,3 +44,16 @@ def test_instructions_of_each_kernel_are_counted(tmp_path):
     ]
     expected = {None} if ptx.assembler() is None else {0}
     assert {kernel.spilled for kernel in found} == expected
+
+
+def test_spills_of_each_kernel_are_read():
+    said = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'first' for 'sm_90a'
+ptxas info    : Function properties for first
+    424 bytes stack frame, 416 bytes spill stores, 412 bytes spill loads
+ptxas info    : Used 255 registers, used 0 barriers
+ptxas info    : Compiling entry function 'second' for 'sm_90a'
+ptxas info    : Function properties for second
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+"""
+    assert ptx.spills(said) == {"first": 828, "second": 0}

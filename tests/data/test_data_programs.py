@@ -254,7 +254,7 @@ def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained
 )
 def test_wrong_input_gives_one_line_and_makes_nothing(run, built, place, command, message):
     before = sorted(path for path in place.iterdir() if path.name != "compiled")
-    rejected(run.forked(*shlex.split(command)), message)
+    rejected(run(*shlex.split(command)), message)
     assert not (place / "x.png").exists()
     assert sorted(path for path in place.iterdir() if path.name != "compiled") == before
 

@@ -20,6 +20,7 @@ from drsformer_jax.ops.mixed_scale_channels import (
     aligned_parts,
     group_inputs,
     hidden_order,
+    shared_place,
 )
 
 IMPLEMENTATIONS = ("whole", "aligned", "strips")
@@ -155,12 +156,12 @@ def test_stored_order_makes_the_inputs_of_all_groups_contiguous():
 
 def test_parts_are_those_of_the_worked_example():
     parts = aligned_parts(5, 4)
-    small, large = ([list(numbers) for numbers in part[:4]] for part in parts[0])
+    assert (shared_place(5), shared_place(4)) == (2, None)
+    small, large = ([list(numbers) for numbers in part] for part in parts[0])
     assert small == [[0, 1, 2, -1], [3, 4, -1, -1], [0, 1, 2, -1], [0, 1, 2, -1]]
     assert large == [[3, 4, -1, -1], [1, 2, 0, -1], [3, 4, 2, -1], [3, 4, -1, -1]]
     for part, other in zip(parts[0], parts[1], strict=True):
-        assert part.shared == other.shared == 2
-        for numbers, further in zip(part[:4], other[:4], strict=True):
+        for numbers, further in zip(part, other, strict=True):
             np.testing.assert_array_equal(further, np.where(numbers < 0, -1, numbers + 5))
 
 
@@ -172,4 +173,3 @@ def test_every_channel_and_output_is_in_one_part_of_its_path(hidden):
         assert sorted(channels[channels >= 0]) == list(range(2 * hidden))
     outputs = np.concatenate([part.outputs for half in parts for part in half])
     assert sorted(outputs[outputs >= 0]) == list(range(2 * hidden))
-    assert (parts[0][0].shared is None) == (hidden % 2 == 0)

@@ -17,6 +17,7 @@ from drsformer_jax.config import DataConfig, MeshConfig, OptimConfig, TrainConfi
 from drsformer_jax.config.file import load_config
 from drsformer_jax.data.sources import open_training
 from drsformer_jax.errors import InputError
+from drsformer_jax.report.results import Kept
 from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.sharding import make_mesh
 
@@ -62,7 +63,6 @@ def test_a_checkpoint_is_not_evaluated_again_for_the_report(monkeypatch, best):
         command=command(config),
         validation=pairs,
         stop=types.SimpleNamespace(now=lambda: False),
-        scored={},
     )
     evaluated = []
     monkeypatch.setattr(train, "Restorer", lambda model, params: f"network of step {params}")
@@ -70,11 +70,10 @@ def test_a_checkpoint_is_not_evaluated_again_for_the_report(monkeypatch, best):
     monkeypatch.setattr(
         train, "shared_scores", lambda restorer, *_: evaluated.append(restorer) or scores
     )
-    train.scores_of(training, 6, "network of step 6")
-    train.report(training, 6, 0.0)
-    networks = ["network of step 6", f"network of step {best}"]
-    assert evaluated == (networks[:1] if best == 6 else networks)
-    assert written[0][2:6] == (best, networks[1], pairs, scores)
+    train.report(training, 6, (scores, Kept()), 0.0)
+    network = f"network of step {best}"
+    assert evaluated == ([] if best == 6 else [network])
+    assert written[0][2:6] == (best, network, pairs, scores)
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,6 @@ def test_throughput_and_memory_are_recorded(trained):
     ],
 )
 def test_wrong_flags_give_one_line_and_no_checkpoint(run, place, flags, message):
-    result = run.forked("train", "--config", "config.py", "--workdir", "rejected", *flags.split())
+    result = run("train", "--config", "config.py", "--workdir", "rejected", *flags.split())
     rejected(result, message)
     assert not list((place / "rejected").glob("checkpoints/[0-9]*"))

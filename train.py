@@ -37,11 +37,11 @@ from drsformer_jax.errors import InputError, check_device, one_line_errors
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import local, parse
 from drsformer_jax.nn.functional import is_wide
-from drsformer_jax.report.results import Kept, sheet, write_results
+from drsformer_jax.report.results import Kept, Scored, sheet, write_results
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.compile_cache import use_compile_cache
 from drsformer_jax.scoring.complexity import training_operations
-from drsformer_jax.scoring.evaluation import Scores, mean, shared_scores
+from drsformer_jax.scoring.evaluation import mean, shared_scores
 from drsformer_jax.sharding import batch_sharding, check_batches, gathered, make_mesh
 from drsformer_jax.training import (
     TrainState,
@@ -57,8 +57,6 @@ from drsformer_jax.training.processes import Stop
 from drsformer_jax.training.profiling import Profile
 from drsformer_jax.training.reporting import MetricsWriter, Progress
 
-Scored = tuple[list[Scores], Kept]
-"""Scores of all validation pairs, and the images that a report may show."""
 _RESUME = "rerun the command to resume"
 
 
@@ -177,11 +175,7 @@ def check_configuration(old: TrainConfig, command: Command) -> None:
 
 
 def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | None]:
-    """Trains until `config.steps` or a stop.
-
-    Returns:
-        The last step, whose state is saved, and its evaluation if it ends the run.
-    """
+    """Trains until the end or a stop; returns the last step, which is saved, and its scores."""
     config, run, stop = training.config, training.run, training.stop
     step = start = int(state.step)
     train_step = compiled_step(config, training.mesh)
@@ -312,11 +306,7 @@ def scores_of(training: Training, restorer: Restorer) -> Scored | None:
 def report(training: Training, end: int, scored: Scored | None, started: float) -> None:
     """After the last step, writes images and the report of the best checkpoint.
 
-    Args:
-        training: what the run works with.
-        end: the step that the run has reached.
-        scored: the evaluation of that step, if it is at hand.
-        started: time of the monotonic clock at which the program began.
+    `scored` is the evaluation of the step `end`, if it is at hand.
     """
     config, run = training.config, training.run
     if end < config.steps:

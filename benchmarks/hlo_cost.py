@@ -37,23 +37,9 @@ _FREE = {
 """Instructions that move nothing themselves, or whose counterpart is counted."""
 _ARITHMETIC = {
     *("add", "subtract", "multiply", "divide", "maximum", "minimum", "negate", "abs", "compare"),
-    *(
-        "select",
-        "convert",
-        "and",
-        "or",
-        "xor",
-        "not",
-        "clamp",
-        "floor",
-        "ceil",
-        "sign",
-        "power",
-        "remainder",
-    ),
+    *("select", "convert", "and", "or", "xor", "not", "clamp", "floor", "ceil", "sign", "power"),
+    "remainder",
 }
-
-
 _COLLECTIVES = {
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),
     "collective-broadcast",
@@ -67,8 +53,6 @@ _MOVES = {
     *("parameter", "constant", "tuple", "get-tuple-element"),
 }
 """What an instruction that only moves data consists of."""
-
-
 WIDE = 2**22
 """Bytes of arrays that are counted as large."""
 
@@ -94,7 +78,7 @@ class Cost:
     copies: float = 0.0
     """Bundles of instructions that only move data."""
     unclear: float = 0.0
-    """Loops in schedules whose trips are not clear, and whose bundles are counted once."""
+    """Loops of schedules whose trips are not clear, and instructions that have no schedule."""
     wide: float = 0.0
     """Bytes of float32 arrays of at least `WIDE` that are written."""
 
@@ -322,9 +306,11 @@ class _Count:
         bounds = re.search(r'iteration_bounds":\[([^\]]*)\]', line.line)
         sides = [int(side) for side in re.findall(r"\d+", bounds[1])] if bounds else []
         trips = math.prod(sides) if sides else None
-        found = self._schedules.of(line.name, trips) if self._schedules else None
-        if found is None:
+        if not self._schedules:
             return {}
+        found = self._schedules.of(line.name, trips)
+        if found is None:  # Transfers need none.
+            return {"unclear": not line.opcode.endswith("-start")}
         kind = self._kind(line)
         return {"bundles": found.bundles, "unclear": found.unclear} | (
             {kind: found.bundles} if kind else {}

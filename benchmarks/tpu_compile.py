@@ -106,7 +106,7 @@ def line(row: Row) -> str:
         f"{_line_of_figures(row)} {row['once_flops']:5.2f}{row['once_bytes']:5.2f}"
     ]
     if row.get("unclear"):
-        parts.append(f"  {row['unclear']:.0f} loops have no clear end: their bundles count once")
+        parts.append(f"  {row['unclear']:.0f} instructions or loops are unclear: too few ms")
     for loop in row["loops"]:
         name = f"  {loop['trips']} x {hlo_cost.short_name(loop['name'])}"
         parts.append(f"{name[:98]:98} {_line_of_figures(loop)}")

@@ -71,7 +71,7 @@ def _whole(x: Array, weights: MixedScaleWeights, valid_mask: Array | None) -> Ar
     ]
     (a1, a2), (b1, b2) = (jnp.split(path, 2, axis=-1) for path in both)
     mixed = [
-        relu(biased(grouped_conv(sum(group_inputs(a, b), ()), grouped.kernel), grouped))
+        relu(biased(grouped_conv(group_inputs(a, b), grouped.kernel), grouped))
         for a, b, grouped in ((a1, b1, weights.grouped3x3), (a2, b2, weights.grouped5x5))
     ]
     out = weights.project_out

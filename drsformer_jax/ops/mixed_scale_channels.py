@@ -72,7 +72,7 @@ def hidden_order(hidden: int) -> list[int]:
 
 def group_inputs(
     small: _Channels, large: _Channels
-) -> tuple[tuple[_Channels, _Channels], tuple[_Channels, _Channels]]:
+) -> tuple[_Channels, _Channels, _Channels, _Channels]:
     """The parts of two stored halves that hold the first and the second channel of each group.
 
     Args:
@@ -80,15 +80,15 @@ def group_inputs(
         large: the same half of the 5x5 path.
 
     Returns:
-        Two parts whose channels, one after another, are the first of each group; then two for the
-        second.
+        Two parts whose channels, one after another, are the first of each group, and two whose
+        channels are the second.
     """
     evens = (small.shape[-1] + 1) // 2
     small_even, small_odd = small[..., :evens], small[..., evens:]
     large_even, large_odd = large[..., :evens], large[..., evens:]
     if small.shape[-1] % 2:  # The last channel of `small` is in a group with the first of `large`.
         large_even, large_odd = large_odd, large_even
-    return (small_even, large_even), (small_odd, large_odd)
+    return small_even, large_even, small_odd, large_odd
 
 
 class Part(NamedTuple):

@@ -47,6 +47,10 @@ class Kept:
             del self.examples[other]
 
 
+Scored = tuple[list[Scores], Kept]
+"""Scores of all validation pairs, and the images that a report may show."""
+
+
 def sheet(examples: Sequence[Example]) -> np.ndarray:
     """Rainy, restored and clean images side by side, one row each: uint8 (h, w, 3)."""
     rows = [[getattr(each, kind) for kind in _PARTS.values()] for each in examples]

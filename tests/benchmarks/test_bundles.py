@@ -84,3 +84,10 @@ def test_bundles_of_a_program_are_those_of_its_instructions_each_trip(folder):
     (loop,) = hlo_cost.loops(PROGRAM, bundles.Schedules(folder))
     assert loop.trip.bundles == 2 * each
     assert hlo_cost.cost(PROGRAM).bundles == 0
+
+
+def test_an_instruction_without_a_schedule_is_counted_as_unclear(folder):
+    (folder / "17-TLP-00-deduplication-map.txt").unlink()
+    start = PROGRAM.replace("  %y = ", "  %copy = (s32[], s32[]) copy-start(%count)\n  %y = ")
+    assert hlo_cost.cost(start, bundles.Schedules(folder)).unclear == 6
+    assert hlo_cost.cost(start).unclear == 0

@@ -148,7 +148,8 @@ def test_stored_order_makes_the_inputs_of_all_groups_contiguous():
     for hidden in (1, 4, 5):
         # Official channels: a of the 3x3 path from 0 on, b of the 5x5 path from 100 on.
         stored = np.array(hidden_order(hidden))[:hidden]
-        first, second = map(np.concatenate, group_inputs(stored, 100 + stored))
+        parts = group_inputs(stored, 100 + stored)
+        first, second = np.concatenate(parts[:2]), np.concatenate(parts[2:])
         joined = np.concatenate([np.arange(hidden), 100 + np.arange(hidden)])
         np.testing.assert_array_equal(first, joined[0::2])
         np.testing.assert_array_equal(second, joined[1::2])

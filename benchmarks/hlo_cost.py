@@ -21,14 +21,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import hlo
+
 if TYPE_CHECKING:
     from bundles import Schedules
 
-_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s64": 8, "u64": 8}
-"""Bytes of an element where they are not 4."""
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_NAME = re.compile(r"%([\w.\-]+)")
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"),
     *("copy-done", "slice-done", "async-done", "iota", "partition-id", "replica-id", "conditional"),
@@ -45,8 +42,6 @@ _COLLECTIVES = {
     "collective-broadcast",
 }
 """Instructions that exchange data between chips."""
-_CALLED = re.compile(r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _MOVES = {
     *("copy", "pad", "transpose", "reshape", "slice", "concatenate", "copy-start", "slice-start"),
     *("dynamic-slice", "dynamic-update-slice", "broadcast", "convert", "bitcast", "fusion"),
@@ -104,21 +99,6 @@ class Loop:
     """Of one run, its inner loops multiplied out."""
 
 
-@dataclass(frozen=True)
-class Instruction:
-    """One line of a program."""
-
-    name: str
-    opcode: str
-    shape: str
-    operands: tuple[str, ...]
-    line: str
-
-
-Program = Mapping[str, list[Instruction]]
-"""Instructions of each computation, the last of which is what it returns."""
-
-
 def cost(text: str, schedules: Schedules | None = None) -> Cost:
     """Everything that a program does, loops multiplied out.
 
@@ -126,25 +106,25 @@ def cost(text: str, schedules: Schedules | None = None) -> Cost:
         text: the optimized program.
         schedules: of its instructions, if it is for a TPU.
     """
-    program, entry = parse(text)
+    program, entry = hlo.parse(text)
     return _Count(program, multiply=True, schedules=schedules).computation(entry)
 
 
 def cost_once(text: str) -> Cost:
     """The same with each loop counted once, as XLA's analysis does."""
-    program, entry = parse(text)
+    program, entry = hlo.parse(text)
     return _Count(program, multiply=False).computation(entry)
 
 
 def loops(text: str, schedules: Schedules | None = None) -> list[Loop]:
     """The outermost loops of a program, in its order; arguments as of `cost`."""
-    program, entry = parse(text)
+    program, entry = hlo.parse(text)
     count = _Count(program, multiply=True, schedules=schedules)
     found = []
     for line in program[entry]:
         if line.opcode == "while":
             name = re.search(r'op_name="([^"]*)"', line.line)
-            trip = count.computation(_called(line, "body"))
+            trip = count.computation(hlo.called(line, "body"))
             found.append(Loop(name[1] if name else line.name, count.trips(line), trip))
     return found
 
@@ -154,7 +134,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
     All branches of conditions are counted.
     """
-    program, entry = parse(text)
+    program, entry = hlo.parse(text)
     count = _Count(program, multiply=True)
     found: dict[str, tuple[int, int]] = {}
 
@@ -164,11 +144,11 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
             kind = line.opcode.removesuffix("-done")
             if kind in _COLLECTIVES:
                 number, size = found.get(kind, (0, 0))
-                found[kind] = number + times, size + times * _size(line.shape)[0]
+                found[kind] = number + times, size + times * hlo.size(line.shape)[0]
             elif line.opcode == "while":
-                add(_called(line, "body"), times * count.trips(line))
+                add(hlo.called(line, "body"), times * count.trips(line))
             elif line.opcode in ("call", "async-start", "conditional"):
-                for called in _called_by(line):
+                for called in hlo.called_by(line):
                     add(called, times)
 
     add(entry, 1)
@@ -180,78 +160,11 @@ def short_name(loop: str) -> str:
     return re.sub(r"jit.[^/]*./|/while$", "", loop)
 
 
-def parse(text: str) -> tuple[Program, str]:
-    """Reads the text of a program.
-
-    Returns:
-        Its computations, and the name of the one that it starts with.
-    """
-    program: dict[str, list[Instruction]] = {}
-    current = entry = ""
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            current = head[2]
-            program[current] = []
-            entry = current if head[1] else entry
-        elif instruction := _instruction(line):
-            program[current].append(instruction)
-    return program, entry
-
-
-def _instruction(line: str) -> Instruction | None:
-    match = re.match(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", line)
-    if not match:
-        return None
-    rest = match[2]
-    end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
-    shape, call = rest[:end], rest[end:].strip()
-    start = call.index("(")
-    inner = call[start + 1 : start + _closing(call[start:])]
-    return Instruction(match[1], call[:start], shape, tuple(_NAME.findall(inner)), line)
-
-
-def _closing(text: str) -> int:
-    depth = 0
-    for place, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            return place
-    raise ValueError(f"no closing parenthesis in {text!r}")
-
-
-def _called(line: Instruction, what: str) -> str:
-    found = re.search(rf"\b{what}=%?([\w.\-]+)", line.line)
-    if not found:
-        raise ValueError(f"no {what} in {line.line!r}")
-    return found[1]
-
-
-def _called_by(line: Instruction) -> list[str]:
-    """All computations that an instruction other than a loop may run."""
-    branches = _BRANCHES.search(line.line)
-    return _CALLED.findall(line.line) + (_NAME.findall(branches[1]) if branches else [])
-
-
-def _elements(shape: str) -> int:
-    found = _ARRAY.search(shape)
-    return math.prod(int(side) for side in found[2].split(",") if side) if found else 0
-
-
-def _size(shape: str) -> tuple[int, int]:
-    """Bytes of an array or a tuple of arrays, and those of them in the large memory."""
-    total = large = 0
-    for kind, sides, layout in _ARRAY.findall(shape):
-        size = _BYTES.get(kind, 4) * math.prod(int(side) for side in sides.split(",") if side)
-        total += size
-        large += size if not re.search(r"S\([1-9]\)", layout) else 0
-    return total, large
-
-
 class _Count:
     """Counts computations, each once however often it is called."""
 
     def __init__(
-        self, program: Program, *, multiply: bool, schedules: Schedules | None = None
+        self, program: hlo.Program, *, multiply: bool, schedules: Schedules | None = None
     ) -> None:
         self._program = program
         self._multiply = multiply
@@ -262,16 +175,16 @@ class _Count:
         shapes = {line.name: line.shape for line in self._program[name]}
         return sum((self._line(line, shapes) for line in self._program[name]), Cost())
 
-    def trips(self, line: Instruction) -> int:
+    def trips(self, line: hlo.Instruction) -> int:
         """How often a loop runs: scans count from 0 to the number in their condition."""
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line.line):
             return int(known[1])
-        condition = self._program[_called(line, "condition")]
+        condition = self._program[hlo.called(line, "condition")]
         inner = [
             other
             for call in condition
             if call.opcode == "fusion"
-            for other in self._program[_called(call, "calls")]
+            for other in self._program[hlo.called(call, "calls")]
         ]
         ends = [
             int(found[1])
@@ -282,26 +195,26 @@ class _Count:
             raise ValueError(f"the trips of {line.name} are not clear from its condition: {ends}")
         return ends[0]
 
-    def _line(self, line: Instruction, shapes: Mapping[str, str]) -> Cost:
+    def _line(self, line: hlo.Instruction, shapes: Mapping[str, str]) -> Cost:
         if line.opcode == "while":
             trips = self.trips(line) if self._multiply else 1
-            return self.computation(_called(line, "body")) * trips
+            return self.computation(hlo.called(line, "body")) * trips
         if line.opcode in ("call", "async-start"):
-            return sum((self.computation(called) for called in _called_by(line)), Cost())
+            return sum((self.computation(called) for called in hlo.called_by(line)), Cost())
         if line.opcode in _FREE:
             return Cost()
         flops = self._flops(line, shapes)
         moved, large = (sum(part) for part in zip(*self._moved(line, shapes), strict=True))
         return Cost(flops, moved, large, kernels=1.0, wide=self._wide(line), **self._bundles(line))
 
-    def _wide(self, line: Instruction) -> float:
+    def _wide(self, line: hlo.Instruction) -> float:
         """Bytes of large float32 arrays that an instruction writes."""
         shape = self._update(line) or line.shape
-        arrays = (found for found in _ARRAY.finditer(shape) if found[1] == "f32")
-        sizes = (_size(found[0])[0] for found in arrays)
+        arrays = (found for found in hlo.ARRAY.finditer(shape) if found[1] == "f32")
+        sizes = (hlo.size(found[0])[0] for found in arrays)
         return sum(size for size in sizes if size >= WIDE)
 
-    def _bundles(self, line: Instruction) -> dict[str, float]:
+    def _bundles(self, line: hlo.Instruction) -> dict[str, float]:
         """Bundles of an instruction, and once more under its kind."""
         bounds = re.search(r'iteration_bounds":\[([^\]]*)\]', line.line)
         sides = [int(side) for side in re.findall(r"\d+", bounds[1])] if bounds else []
@@ -316,11 +229,11 @@ class _Count:
             {kind: found.bundles} if kind else {}
         )
 
-    def _kind(self, line: Instruction) -> str:
+    def _kind(self, line: hlo.Instruction) -> str:
         """Whether an instruction is mostly taps, products or copies; empty for all others."""
         opcodes = [line.opcode]
         if line.opcode == "fusion":
-            opcodes += [other.opcode for other in self._program[_called(line, "calls")]]
+            opcodes += [other.opcode for other in self._program[hlo.called(line, "calls")]]
         multiplies = opcodes.count("multiply")
         # The smallest sum has 9 taps, or 6 where the compiler has split it.
         if "convolution" in opcodes or "dot" in opcodes:
@@ -329,36 +242,36 @@ class _Count:
             return "taps"
         return "copies" if set(opcodes) <= _MOVES else ""
 
-    def _flops(self, line: Instruction, shapes: Mapping[str, str]) -> float:
+    def _flops(self, line: hlo.Instruction, shapes: Mapping[str, str]) -> float:
         if line.opcode == "fusion":
-            inner = self._program[_called(line, "calls")]
+            inner = self._program[hlo.called(line, "calls")]
             shapes = {other.name: other.shape for other in inner}
             return sum(self._flops(other, shapes) for other in inner)
         if line.opcode in _ARITHMETIC:
-            return _elements(line.shape)
+            return hlo.elements(line.shape)
         if line.opcode == "reduce":
-            return _elements(shapes[line.operands[0]])
+            return hlo.elements(shapes[line.operands[0]])
         if line.opcode in ("convolution", "dot"):
             return self._products(line, shapes)
         return 0.0
 
     @staticmethod
-    def _products(line: Instruction, shapes: Mapping[str, str]) -> float:
+    def _products(line: hlo.Instruction, shapes: Mapping[str, str]) -> float:
         """Two operations for each weight that an output element has."""
         if line.opcode == "dot":
-            first = _sides(shapes[line.operands[0]])
+            first = hlo.sides(shapes[line.operands[0]])
             axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.line)
             summed = [int(axis) for axis in axes[1].split(",") if axis] if axes else []
-            return 2.0 * _elements(line.shape) * math.prod(first[axis] for axis in summed)
+            return 2.0 * hlo.elements(line.shape) * math.prod(first[axis] for axis in summed)
         labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.line)
         if not labels:
             raise ValueError(f"no dim_labels in {line.line!r}")
-        kernel_sides = dict(zip(labels[2], _sides(shapes[line.operands[1]]), strict=True))
-        given = dict(zip(labels[1], _sides(shapes[line.operands[0]]), strict=True))
-        made = dict(zip(labels[3], _sides(line.shape), strict=True))
+        kernel_sides = dict(zip(labels[2], hlo.sides(shapes[line.operands[1]]), strict=True))
+        given = dict(zip(labels[1], hlo.sides(shapes[line.operands[0]]), strict=True))
+        made = dict(zip(labels[3], hlo.sides(line.shape), strict=True))
         groups = re.search(r"batch_group_count=(\d+)", line.line)
         products = kernel_sides["i"] * made["f"] * given["b"] / int(groups[1] if groups else 1)
-        window = _window(line.line)
+        window = hlo.window(line.line)
         for axis in sorted(made.keys() - {"b", "f"}):
             products *= products_along(
                 given[axis],
@@ -367,41 +280,41 @@ class _Count:
             )
         return 2.0 * products
 
-    def _moved(self, line: Instruction, shapes: Mapping[str, str]) -> Iterator[tuple[int, int]]:
+    def _moved(self, line: hlo.Instruction, shapes: Mapping[str, str]) -> Iterator[tuple[int, int]]:
         if line.opcode in ("copy-start", "slice-start"):
             # Its shape has both ends and a counter, a copy's destination first, a slice's second.
-            ends = [found[0] for found in _ARRAY.finditer(line.shape)]
+            ends = [found[0] for found in hlo.ARRAY.finditer(line.shape)]
             out = ends[line.opcode == "slice-start"]
-            yield _size(out)
-            source = _size(shapes[line.operands[0]])
-            yield (_size(out)[0], _size(out)[0] if source[1] else 0)
+            yield hlo.size(out)
+            source = hlo.size(shapes[line.operands[0]])
+            yield (hlo.size(out)[0], hlo.size(out)[0] if source[1] else 0)
             return
         yield self._written(line)
         for place, operand in enumerate(line.operands):
             yield self._read(line, place, shapes[operand])
 
-    def _update(self, line: Instruction) -> str | None:
+    def _update(self, line: hlo.Instruction) -> str | None:
         """Shape of what a fusion writes into one of its operands, if it does so."""
         if line.opcode != "fusion":
             return None
-        inner = self._program[_called(line, "calls")]
+        inner = self._program[hlo.called(line, "calls")]
         if inner[-1].opcode != "dynamic-update-slice":
             return None
         return next(other.shape for other in inner if other.name == inner[-1].operands[1])
 
-    def _written(self, line: Instruction) -> tuple[int, int]:
+    def _written(self, line: hlo.Instruction) -> tuple[int, int]:
         """An update in place writes only the update."""
         if update := self._update(line):
-            return _placed(_size(update)[0], line.shape)
-        return _size(line.shape)
+            return _placed(hlo.size(update)[0], line.shape)
+        return hlo.size(line.shape)
 
-    def _read(self, line: Instruction, place: int, shape: str) -> tuple[int, int]:
+    def _read(self, line: hlo.Instruction, place: int, shape: str) -> tuple[int, int]:
         """Of an operand that is only sliced, the slices."""
         if line.opcode in ("dynamic-slice", "slice"):
-            return _placed(min(_size(line.shape)[0], _size(shape)[0]), shape)
+            return _placed(min(hlo.size(line.shape)[0], hlo.size(shape)[0]), shape)
         if line.opcode != "fusion":
-            return _size(shape)
-        inner = self._program[_called(line, "calls")]
+            return hlo.size(shape)
+        inner = self._program[hlo.called(line, "calls")]
         parameter = next(
             other.name
             for other in inner
@@ -409,26 +322,14 @@ class _Count:
         )
         users = [other for other in inner if parameter in other.operands]
         if users and all(user.opcode in ("dynamic-slice", "slice") for user in users):
-            read = sum(_size(user.shape)[0] for user in users)
-            return _placed(min(read, _size(shape)[0]), shape)
+            read = sum(hlo.size(user.shape)[0] for user in users)
+            return _placed(min(read, hlo.size(shape)[0]), shape)
         if all(
             user.opcode == "dynamic-update-slice" and user.operands[0] == parameter
             for user in users
         ):
             return 0, 0  # Updated in place.
-        return _size(shape)
-
-
-def _sides(shape: str) -> list[int]:
-    found = _ARRAY.search(shape)
-    return [int(side) for side in found[2].split(",") if side] if found else []
-
-
-def _window(line: str) -> dict[str, list[str]]:
-    """Size, stride, pad and so on of a convolution along each of its axes."""
-    found = re.search(r"window=\{([^}]*)\}", line)
-    parts = dict(part.split("=") for part in found[1].split()) if found else {}
-    return {key: value.split("x") for key, value in parts.items()}
+        return hlo.size(shape)
 
 
 def products_along(given: int, made: int, window: Mapping[str, str]) -> int:
@@ -447,4 +348,4 @@ def products_along(given: int, made: int, window: Mapping[str, str]) -> int:
 
 
 def _placed(size: int, shape: str) -> tuple[int, int]:
-    return size, size if _size(shape)[1] else 0
+    return size, size if hlo.size(shape)[1] else 0

@@ -35,10 +35,11 @@ os.environ.update(
     TF_CPP_MIN_LOG_LEVEL="3",
 )
 
+import jax
 from compiling import Build, Row, Work, command_line, compiled, mesh_of, programs, table
 from jax.experimental import topologies
 
-from drsformer_jax.errors import InputError, one_line_errors
+from drsformer_jax.errors import InputError, one_line_errors, reason
 
 HBM = 15.75 * 2**30
 """Bytes of a v5e chip that programs may use."""
@@ -58,7 +59,12 @@ SUITE = [
 def measure(work: Work, build: Build) -> Row:
     """Compiles a program; gives what it needs on one chip."""
     bundles.clear()
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=work.topology)
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=work.topology)
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(
+            f"the topology is {work.topology!r} ({reason(error)}); expected one such as v5e:2x4"
+        ) from error
     row, program = compiled(work, build, mesh_of(work, topology))
     if program is None:
         return row

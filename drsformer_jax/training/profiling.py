@@ -37,7 +37,9 @@ class Profile:
     def before(self, step: int) -> None:
         """Call it before a step begins."""
         if self._first <= step <= self._last and not self._runs:
-            jax.profiler.start_trace(str(self._folder))
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # It hooks threads that end meanwhile: it can crash.
+            jax.profiler.start_trace(str(self._folder), profiler_options=options)
             self._runs = True
 
     def after(self, step: int, results: Any) -> None:

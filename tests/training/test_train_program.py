@@ -132,7 +132,8 @@ def test_damaged_lines_of_metrics_are_dropped_and_a_damaged_checkpoint_is_report
 
 
 def test_trace_of_some_steps_is_written(run, place):
-    result = run("train", "--config", "config.py", "--workdir", "traced", "--profile", "2:3")
+    program = ("train", "--config", "config.py", "--workdir", "traced", "--profile", "2:3")
+    result = run(*program, environment=run.environment)  # No fork: tracers hook into all threads.
     assert result.returncode == 0, result.stderr
     assert list((place / "traced" / "profile").rglob("*.xplane.pb"))
 

@@ -34,6 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Runs a test with arrays of 64 bits."""
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference material beside the project; tests that need it skip without it."""

@@ -34,6 +34,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from drsformer_jax.ops.linear import Affine
 
@@ -179,8 +180,13 @@ def select(affine: Affine, channels: np.ndarray) -> Affine:
 
 
 def _take(x: jax.Array, channels: np.ndarray, axis: int = -1) -> jax.Array:
-    """These channels of x, zeros for the filler -1."""
-    shape = [1] * x.ndim
-    shape[axis] = len(channels)
-    taken = jnp.take(x, channels, axis=axis, mode="clip")
-    return jnp.where(np.reshape(channels >= 0, shape), taken, 0)
+    """These channels of x, zeros for the filler -1: by slices, which TPUs copy faster than gather."""
+    breaks = np.flatnonzero(np.diff(channels) != (channels[:-1] >= 0)) + 1
+    axis %= x.ndim
+
+    def run(numbers: np.ndarray) -> jax.Array:
+        if numbers[0] < 0:
+            return jnp.zeros((*x.shape[:axis], len(numbers), *x.shape[axis + 1 :]), x.dtype)
+        return lax.slice_in_dim(x, int(numbers[0]), int(numbers[-1]) + 1, axis=axis)
+
+    return jnp.concatenate([run(numbers) for numbers in np.split(channels, breaks)], axis=axis)

@@ -30,8 +30,12 @@ _LINE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+([A-Z]{2})?\s*:\s*(>*)\s*\{(.*)$")
 _EXIT = re.compile(r"scmp\.ge\.s32\.totalorder (?:\(!?%\w+\), )?%(\w+), (\d+) /\* loop exit test")
 _STEP = re.compile(r"%(\w+) = sadd\.s32 (?:\(!?%\w+\), )?(\d+), ")
 _PHI = re.compile(r"= sphi %\w+, %(\w+)")
-_DELAY = 5
-"""Most bundles from the branch at the end of a loop to the next one that shows its depth."""
+_DELAY = 7
+"""Most bundles from a branch to the next one that shows its depth."""
+_PIPELINED = "iteration index, stage"
+"""In the first bundle of the loop over a Pallas kernel's grid."""
+_FILLING = 2
+"""Trips of that loop that only load the first blocks, and write the last ones."""
 
 
 @functools.cache
@@ -148,7 +152,10 @@ def _trips(first: str, ends: dict[str, int], steps: dict[str, int]) -> int | Non
     for counter in _PHI.findall(first):
         step = steps.get(counter, 0)
         if counter in ends and 0 < step < 2**31:  # Negative ones are printed as large ones.
-            return -(-ends[counter] // step)
+            trips = -(-ends[counter] // step)
+            return trips - _FILLING if _PIPELINED in first else trips
+    if _PIPELINED in first and ends:  # The counter is kept in memory; its loop ends last.
+        return list(ends.values())[-1] - _FILLING
     return None
 
 
@@ -159,8 +166,8 @@ def _bundles(text: str) -> list[_Bundle]:
             bundles.append(_Bundle(found[1] or "", len(found[2]), found[3]))
         elif bundles:
             bundles[-1].text += "\n" + line
-    # The branch at the end of a loop is printed as if it were outside all loops, and with it the
-    # bundles that still run behind it: not so where a loop goes on.
+    # A branch in a loop or at its end is printed as if it were outside, and with it the bundles
+    # that still run behind it: not so where a loop goes on.
     for index in range(1, len(bundles) - 1):
         before, bundle = bundles[index - 1], bundles[index]
         if bundle.depth < before.depth and not bundle.label:

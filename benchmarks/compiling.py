@@ -59,19 +59,26 @@ class Work:
     chips: int = 1
     strips: int = 0
     """Rows of the strips that images are computed in; 0 for all at once."""
+    kernels: str = "xla"
+    """As in `ModelConfig`."""
 
     @property
     def key(self) -> str:
         """Names the row in a file of bounds."""
         size = f"{self.batch}x{self.height}x{self.width}"
         rows = f" strips {self.strips}" if self.strips else ""
-        return f"{self.what} {self.preset} {size} {self.dtype} {self.topology} {self.chips}{rows}"
+        kernels = "" if self.kernels == "xla" else f" {self.kernels}"
+        where = f"{self.topology} {self.chips}"
+        return f"{self.what} {self.preset} {size} {self.dtype} {where}{rows}{kernels}"
 
     @property
     def config(self) -> ModelConfig:
         """The network; trained ones compute each layer again in the backward pass."""
         return dataclasses.replace(
-            PRESETS[self.preset], dtype=self.dtype, remat=self.what == "train"
+            PRESETS[self.preset],
+            dtype=self.dtype,
+            remat=self.what == "train",
+            kernels=self.kernels,
         )
 
 
@@ -139,20 +146,24 @@ def operation(name: str, channels: int, gradients: bool) -> Build:
         def weights(*shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, jnp.float32)
 
+        kernels = work.config.implementation
         run, arguments = {
             "depthwise": (
-                lambda kernel, x: depthwise_conv(x, kernel),
+                lambda kernel, x: depthwise_conv(x, kernel, 1, kernels),
                 (weights(side, side, channels), image(channels)),
             ),
             "dilated": (
-                lambda kernel, x: depthwise_conv(x, kernel, 2),
+                lambda kernel, x: depthwise_conv(x, kernel, 2, kernels),
                 (weights(side, side, channels), image(channels)),
             ),
             "grouped": (
-                lambda kernel, x: grouped_conv([x[0], x[1]], kernel),
+                lambda kernel, x: grouped_conv([x[0], x[1]], kernel, kernels),
                 (weights(side, side, 2, channels), (image(channels), image(channels))),
             ),
-            "pool": (lambda _, x: average_pool(x, side), (weights(), image(channels))),
+            "pool": (
+                lambda _, x: average_pool(x, side, None, kernels),
+                (weights(), image(channels)),
+            ),
             "linear": (
                 lambda kernel, x: linear(x, kernel),
                 (weights(channels, channels), image(channels)),
@@ -238,6 +249,7 @@ def command_line(description: str, topology: str) -> argparse.Namespace:
     parser.add_argument("--topology", default=topology, help=f"default: {topology}")
     parser.add_argument("--chips", type=int, default=1, help="how many of them share the batch")
     parser.add_argument("--strips", type=int, default=0, help="rows of each (all at once)")
+    parser.add_argument("--kernels", choices=("xla", "pallas"), default="xla")
     parser.add_argument("--channels", type=int, default=254, help="of an operation")
     parser.add_argument("--gradients", action="store_true", help="stages and operations with both")
     parser.add_argument("--json", type=Path, help="file for the figures")
@@ -255,7 +267,7 @@ def programs(arguments: argparse.Namespace, suite: Iterable[Work]) -> Iterator[t
     asked = Work(
         *(arguments.what, arguments.batch, arguments.height, arguments.width),
         *(arguments.preset, arguments.dtype, arguments.topology),
-        *(arguments.chips, arguments.strips),
+        *(arguments.chips, arguments.strips, arguments.kernels),
     )
     suffix = "'" if arguments.gradients else ""
     if asked.what in whole:

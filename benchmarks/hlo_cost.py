@@ -234,6 +234,8 @@ class _Count:
         opcodes = [line.opcode]
         if line.opcode == "fusion":
             opcodes += [other.opcode for other in self._program[hlo.called(line, "calls")]]
+        if re.match(r"(correlate|kernel_grad)\d", line.name):
+            return "taps"  # Our own kernels.
         multiplies = opcodes.count("multiply")
         # The smallest sum has 9 taps, or 6 where the compiler has split it.
         if "convolution" in opcodes or "dot" in opcodes:

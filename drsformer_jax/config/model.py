@@ -67,6 +67,10 @@ class ModelConfig:
     unroll: bool = False
     """Compile every block by itself instead of one for each stage: a CPU trains networks of few
     blocks a sixth faster, and compiling takes longer."""
+    kernels: Literal["xla", "pallas"] = "xla"
+    """`pallas` computes depthwise convolutions on TPUs by kernels of our own. They were compiled
+    for TPUs and their schedules counted, but no chip has run them yet. Other platforms: no
+    difference."""
 
     def __post_init__(self) -> None:
         check_types(self, "model.")
@@ -136,9 +140,14 @@ class ModelConfig:
         """How many scores of each row each branch of the sparse attention keeps (Sec. 3.2)."""
         return tuple(int(head_channels * Fraction(text)) for text in self.topk_fractions)
 
+    @property
+    def implementation(self) -> str | None:
+        """Of operations that have kernels, see `ops.implementations.run`."""
+        return None if self.kernels == "xla" else self.kernels
+
     def architecture(self) -> dict[str, Any]:
         """The fields that decide which parameters there are and what they mean."""
-        runtime = {"dtype", "param_dtype", "remat", "unroll"}
+        runtime = {"dtype", "param_dtype", "remat", "unroll", "kernels"}
         return {
             name: value for name, value in dataclasses.asdict(self).items() if name not in runtime
         }

@@ -36,6 +36,7 @@ class Attention(nnx.Module):
 
     def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
         self.heads = heads
+        self.implementation = config.implementation
         self.qkv = Conv1x1(channels, 3 * channels, config, bias=config.bias)
         self.qkv_dwconv = DepthwiseConv(3 * channels, 3, config, bias=config.bias)
         self.project_out = Conv1x1(channels, channels, config, bias=config.bias)
@@ -53,7 +54,7 @@ class Attention(nnx.Module):
         """Sums of queries and keys, over the pixels that are `counted`; default: all."""
         part = slice(0, 2 * x.shape[-1])
         weights = QueryKeyWeights(self.qkv.weights(part), self.qkv_dwconv.weights(part))
-        return query_key_sums(x, weights, self.heads, valid_mask, counted)
+        return query_key_sums(x, weights, self.heads, valid_mask, counted, self.implementation)
 
     def mixing(self, sums: ChannelSums) -> Float[Array, "b c c"]:
         """Attention and output projection of each image, as one matrix: row e, column o.

@@ -66,6 +66,7 @@ class Step(nnx.Module):
             setattr(self, f"separable{size}", Separable(channels, size, config))
         for size in DILATED_SIZES:
             setattr(self, f"dilated{size}", Dilated(channels, size, config))
+        self.implementation = config.implementation
         self.join = Conv1x1(EXPERTS * channels, channels, config, bias=False)
 
     def __call__(
@@ -86,7 +87,7 @@ class Step(nnx.Module):
         experts = [getattr(self, f"separable{size}") for size in SEPARABLE_SIZES]
         experts += [getattr(self, f"dilated{size}") for size in DILATED_SIZES]
         features = [expert(x, valid_mask) for expert in experts] + [
-            average_pool(x, valid_mask=valid_mask)
+            average_pool(x, valid_mask=valid_mask, implementation=self.implementation)
         ]
         last = [expert.pointwise_last.kernel[...] for expert in experts]
         last.append(jnp.eye(channels, dtype=last[0].dtype))  # The pool has no 1x1 convolution.

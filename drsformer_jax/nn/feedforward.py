@@ -30,6 +30,7 @@ class MixedScale(nnx.Module):
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         hidden, bias = config.hidden(channels), config.bias
+        self.implementation = config.implementation
         self.project_in = Conv1x1(channels, 2 * hidden, config, bias=bias)
         self.dwconv3x3 = DepthwiseConv(2 * hidden, 3, config, bias=bias)
         self.dwconv5x5 = DepthwiseConv(2 * hidden, 5, config, bias=bias)
@@ -46,7 +47,7 @@ class MixedScale(nnx.Module):
             *(self.dwconv3x3_1, self.dwconv5x5_1, self.project_out),
         )
         weights = MixedScaleWeights(*(layer.weights() for layer in layers))
-        return mixed_scale(x, weights, valid_mask)
+        return mixed_scale(x, weights, valid_mask, self.implementation)
 
 
 class Gated(nnx.Module):

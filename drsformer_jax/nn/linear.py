@@ -131,6 +131,7 @@ class DepthwiseConv(_Affine):
         self.kernel = uninitialized((size, size, channels), size**2, config)
         self.bias = uninitialized((channels,), size**2, config) if bias else None
         self.dilation = dilation
+        self.implementation = config.implementation
 
     def __call__(
         self,
@@ -140,7 +141,8 @@ class DepthwiseConv(_Affine):
     ) -> Float[Array, "b h w c"]:
         """Convolves each channel of `x`, which are `part` of the layer's."""
         weights = self.weights(part)
-        y = depthwise_conv(zero_outside(x, valid_mask), weights.kernel, self.dilation)
+        x = zero_outside(x, valid_mask)
+        y = depthwise_conv(x, weights.kernel, self.dilation, self.implementation)
         return biased(y, weights)
 
 

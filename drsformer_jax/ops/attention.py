@@ -77,10 +77,11 @@ def query_key_sums(
             zeros at other pixels.
         counted: True at the pixels to sum over; default: everywhere, whatever `valid_mask` says.
         implementation: `whole` (convolutions of whole images), `strips` (of a few rows at a time),
-            or None for the platform's.
+            None or `pallas` (see `implementations.run`).
     """
+    kernels = implementations.PALLAS if implementation == implementations.PALLAS else None
     by_name = {
-        "whole": functools.partial(_whole, heads),
+        "whole": functools.partial(_whole, heads, kernels),
         "strips": functools.partial(_strips, heads),
     }
     return implementations.recomputed(
@@ -89,11 +90,16 @@ def query_key_sums(
 
 
 def _whole(
-    heads: int, x: Array, weights: QueryKeyWeights, valid_mask: Array | None, counted: Array | None
+    heads: int,
+    kernels: str | None,
+    x: Array,
+    weights: QueryKeyWeights,
+    valid_mask: Array | None,
+    counted: Array | None,
 ) -> ChannelSums:
     pointwise, depthwise = weights
     y = zero_outside(biased(linear(x, pointwise.kernel), pointwise), valid_mask)
-    both = biased(depthwise_conv(y, depthwise.kernel), depthwise)
+    both = biased(depthwise_conv(y, depthwise.kernel, 1, kernels), depthwise)
     return _sums_of(zero_outside(both, counted), heads)
 
 

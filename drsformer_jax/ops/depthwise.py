@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from drsformer_jax.ops import implementations
+from drsformer_jax.ops import implementations, mosaic
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.strips import crop, materialized
 from drsformer_jax.types import Array, Bool, Float
@@ -38,11 +40,14 @@ def depthwise_conv(
         kernel: one kernel a channel, k odd; applied as a correlation, as convolutions are in deep
             learning.
         dilation: distance of neighboring taps, in pixels.
-        implementation: how the kernel's gradient is summed and `x` is padded: `by_pixel` (one pass
-            over the pixels; pads by writing into zeros), `by_tap` (one reduction a tap; pads by
-            `jnp.pad`), or None for the platform's.
+        implementation: `by_pixel` and `by_tap` differ in how the kernel's gradient is summed (in
+            one pass over the pixels, or in one reduction a tap) and in how `x` is padded (by
+            writing into zeros, or by `jnp.pad`); `mosaic` is a kernel for TPUs. See
+            `implementations.run` for others.
     """
-    return _depthwise([x], kernel, dilation, implementation)
+    if implementation == implementations.PALLAS and len(kernel) == 1:
+        implementation = None  # XLA fuses a single tap with what is before and behind it.
+    return _depthwise([x], kernel, dilation, 1, implementation)
 
 
 def grouped_conv(
@@ -63,12 +68,14 @@ def grouped_conv(
         implementation: as in `depthwise_conv`.
     """
     kernel = kernel.reshape(*kernel.shape[:2], -1)
-    first, second = jnp.split(_depthwise(list(parts), kernel, 1, implementation), 2, axis=-1)
-    return first + second
+    return _depthwise(list(parts), kernel, 1, 2, implementation)
 
 
 def average_pool(
-    x: Float[Array, "b h w c"], size: int = 3, valid_mask: Bool[Array, "b h w 1"] | None = None
+    x: Float[Array, "b h w c"],
+    size: int = 3,
+    valid_mask: Bool[Array, "b h w 1"] | None = None,
+    implementation: str | None = None,
 ) -> Float[Array, "b h w c"]:
     """Mean over a size x size window, stride 1, that counts only pixels of the image.
 
@@ -77,11 +84,12 @@ def average_pool(
         size: side of the window, odd.
         valid_mask: True at the pixels of the images; default: everywhere. What the result has at
             other pixels means nothing.
+        implementation: as in `depthwise_conv`.
     """
     ones = jnp.ones((size, size, x.shape[-1]), _accumulator(x))
     counted = jnp.ones_like(x[:1, :, :, :1], ones.dtype) if valid_mask is None else valid_mask
     count = depthwise_conv(counted.astype(ones.dtype), ones[..., :1])
-    total = depthwise_conv(zero_outside(x, valid_mask), ones)
+    total = depthwise_conv(zero_outside(x, valid_mask), ones, 1, implementation)
     return (total / jnp.maximum(count, 1)).astype(x.dtype)
 
 
@@ -133,15 +141,51 @@ def _window_backward(
 window_conv.defvjp(_window_forward, _window_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _depthwise(
-    parts: list[Array], kernel: Array, dilation: int, implementation: str | None
+    parts: list[Array], kernel: Array, dilation: int, terms: int, implementation: str | None
 ) -> Array:
-    """`depthwise_conv` of the parts joined along their channels."""
-    shape = (*parts[0].shape[:3], kernel.shape[-1])
-    return _correlate(
-        _pad(parts, kernel.shape[0], dilation, implementation), kernel, dilation, shape
-    )
+    """`depthwise_conv` of the parts joined along their channels.
+
+    Args:
+        parts: images.
+        kernel: one kernel a channel.
+        dilation: distance of neighboring taps, in pixels.
+        terms: 2 adds the second half of the result's channels to the first one.
+        implementation: as in `depthwise_conv`.
+    """
+
+    def plain(parts: list[Array], kernel: Array) -> Array:
+        shape = (*parts[0].shape[:3], kernel.shape[-1])
+        padded = _pad(parts, kernel.shape[0], dilation, implementation)
+        return _added(_correlate(padded, kernel, dilation, shape), terms)
+
+    def by_mosaic(parts: list[Array], kernel: Array) -> Array:
+        x = jnp.concatenate(parts, axis=-1)
+        if kernel.shape[-1] % (terms * mosaic.LANES):
+            return _added(mosaic.correlate(x, kernel, dilation), terms)
+        return mosaic.correlate(x, kernel, dilation, terms)
+
+    return _chosen(plain, by_mosaic, implementation, parts, kernel)
+
+
+def _added(x: Array, terms: int) -> Array:
+    return functools.reduce(operator.add, jnp.split(x, terms, axis=-1))
+
+
+def _chosen(
+    plain: Callable[..., Array],
+    by_mosaic: Callable[..., Array],
+    implementation: str | None,
+    *arrays: Any,
+) -> Array:
+    """Computes one of two functions of the arrays: kernels where they are asked for."""
+    if implementation == "mosaic":
+        return by_mosaic(*arrays)
+    if implementation == implementations.PALLAS:
+        by_name = {"mosaic": by_mosaic, "plain": plain}
+        return implementations.run("depthwise_kernels", by_name, None, *arrays)
+    return plain(*arrays)
 
 
 # The steps are compiled functions since those are traced once a shape; XLA inlines them.
@@ -198,28 +242,53 @@ def _pad(parts: list[Array], size: int, dilation: int, implementation: str | Non
 
 
 def _forward(
-    parts: list[Array], kernel: Array, dilation: int, implementation: str | None
+    parts: list[Array], kernel: Array, *options: Any
 ) -> tuple[Array, tuple[list[Array], Array]]:
-    return _depthwise(parts, kernel, dilation, implementation), (parts, kernel)
+    return _depthwise(parts, kernel, *options), (parts, kernel)
 
 
 def _backward(
-    dilation: int, implementation: str | None, saved: tuple[list[Array], Array], grad: Array
+    dilation: int,
+    terms: int,
+    implementation: str | None,
+    saved: tuple[list[Array], Array],
+    grad: Array,
 ) -> tuple[list[Array], Array]:
     parts, kernel = saved
+    size = kernel.shape[0]
+
+    def plain_x_grad(grad: Array, kernel: Array) -> Array:
+        grad = jnp.concatenate([grad] * terms, axis=-1)
+        padded = _pad([grad], size, dilation, implementation)
+        return _correlate(padded, kernel, dilation, grad.shape)
+
+    def plain_kernel_grad(grad: Array, *parts: Array) -> Array:
+        grad = jnp.concatenate([grad] * terms, axis=-1)
+        padded = _pad(list(parts), size, dilation, implementation)
+        by_name = {
+            name: functools.partial(kernel_grad, size=size, dilation=dilation)
+            for name, kernel_grad in _KERNEL_GRADS.items()
+        }
+        return implementations.run("depthwise_conv", by_name, implementation, padded, grad)
+
+    def repeated(grad: Array) -> Array:
+        aligned = grad.shape[-1] % mosaic.LANES == 0  # Then the kernels read it again.
+        return grad if aligned else jnp.concatenate([grad] * terms, axis=-1)
+
+    def x_grad_by_mosaic(grad: Array, kernel: Array) -> Array:
+        return mosaic.correlate(repeated(grad), kernel, dilation)
+
+    def kernel_grad_by_mosaic(grad: Array, *parts: Array) -> Array:
+        x = jnp.concatenate(parts, axis=-1)
+        return mosaic.kernel_grad(x, repeated(grad), size, dilation)
+
     # The transpose of a correlation is the correlation with the kernel turned by half a circle.
     # Apart, or XLA for TPUs sums the gradients of all that read x in one loop of hundreds of taps.
     x_grad = lax.optimization_barrier(
-        depthwise_conv(grad, kernel[::-1, ::-1], dilation, implementation)
+        _chosen(plain_x_grad, x_grad_by_mosaic, implementation, grad, kernel[::-1, ::-1])
     )
+    kernel_grad = _chosen(plain_kernel_grad, kernel_grad_by_mosaic, implementation, grad, *parts)
     ends = itertools.accumulate(part.shape[-1] for part in parts)
-    size = kernel.shape[0]
-    padded = _pad(parts, size, dilation, implementation)
-    kernel_grads = {
-        name: functools.partial(kernel_grad, size=size, dilation=dilation)
-        for name, kernel_grad in _KERNEL_GRADS.items()
-    }
-    kernel_grad = implementations.run("depthwise_conv", kernel_grads, implementation, padded, grad)
     return jnp.split(x_grad, list(ends)[:-1], axis=-1), kernel_grad.astype(kernel.dtype)
 
 

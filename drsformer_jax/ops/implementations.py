@@ -20,8 +20,12 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     "depthwise_conv": {"cpu": "by_pixel", "default": "by_tap"},
     "mixed_scale": {"cpu": "strips", "tpu": "aligned", "default": "whole"},
     "query_key_sums": {"cpu": "strips", "default": "whole"},
+    "depthwise_kernels": {"tpu": "mosaic", "default": "plain"},
 }
 """For each operation its implementation on each platform; `default` is for all not named."""
+
+PALLAS = "pallas"
+"""The implementation with the Pallas kernels that the platform has, and its own for the rest."""
 
 NARROW = 48
 """Width of an image, in pixels, below which the halos of strips cost more than strips save."""
@@ -40,10 +44,10 @@ def run(
     Args:
         operation: a key of `CHOICES`.
         implementations: each a function of `arrays`.
-        implementation: a key of `implementations`, or None for the platform's.
+        implementation: a key of `implementations`, or None or `PALLAS` for the platform's.
         *arrays: arrays, or trees of them.
     """
-    if implementation is not None:
+    if implementation not in (None, PALLAS):
         return implementations[implementation](*arrays)
     platforms = {platform: implementations[name] for platform, name in CHOICES[operation].items()}
     return lax.platform_dependent(*arrays, **platforms)
@@ -59,18 +63,18 @@ def recomputed(
 ) -> Any:
     """`run` of an operation whose backward pass saves its arguments alone and recomputes the rest.
 
-    Without an `implementation`, images narrower than `NARROW` are computed `whole` and
+    Without an implementation's name, images narrower than `NARROW` are computed `whole` and
     differentiated as usual: strips gain nothing there, and what would be saved is small.
 
     Args:
         operation: a key of `CHOICES`.
         implementations: each a function of `x`, `weights` and `masks`; one is named `whole`.
-        implementation: a key of `implementations`, or None for the platform's.
+        implementation: as in `run`.
         x: images.
         weights: tree of arrays.
         *masks: what has no derivative.
     """
-    if implementation is None and x.shape[2] < NARROW:
+    if implementation in (None, PALLAS) and x.shape[2] < NARROW:
         return implementations["whole"](x, weights, *masks)
     compute = functools.partial(run, operation, implementations, implementation)
     # In the scans of layers nothing merges the two computations.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import relu
@@ -54,31 +56,40 @@ def mixed_scale(
         valid_mask: True at the pixels of the images; default: everywhere. What the result has at
             other pixels means nothing.
         implementation: `whole` (convolutions of whole images), `aligned` (likewise, with hidden
-            channels in full vectors of `LANES`), `strips` (of a few rows at a time), or None for
-            the platform's.
+            channels in full vectors of `LANES`), `strips` (of a few rows at a time), None or
+            `pallas` (see `implementations.run`).
     """
-    by_name = {"whole": _whole, "aligned": _aligned, "strips": mixed_scale_in_strips}
+    kernels = implementations.PALLAS if implementation == implementations.PALLAS else None
+    by_name: implementations.Implementations = {
+        "whole": functools.partial(_whole, kernels),
+        "aligned": functools.partial(_aligned, kernels),
+        "strips": mixed_scale_in_strips,
+    }
     return implementations.recomputed(
         "mixed_scale", by_name, implementation, x, weights, valid_mask
     )
 
 
-def _whole(x: Array, weights: MixedScaleWeights, valid_mask: Array | None) -> Array:
+def _whole(
+    kernels: str | None, x: Array, weights: MixedScaleWeights, valid_mask: Array | None
+) -> Array:
     x = zero_outside(biased(linear(x, weights.project_in.kernel), weights.project_in), valid_mask)
     both = [
-        zero_outside(relu(biased(depthwise_conv(x, path.kernel), path)), valid_mask)
+        zero_outside(relu(biased(depthwise_conv(x, path.kernel, 1, kernels), path)), valid_mask)
         for path in (weights.depthwise3x3, weights.depthwise5x5)
     ]
     (a1, a2), (b1, b2) = (jnp.split(path, 2, axis=-1) for path in both)
     mixed = [
-        relu(biased(grouped_conv(group_inputs(a, b), grouped.kernel), grouped))
+        relu(biased(grouped_conv(group_inputs(a, b), grouped.kernel, kernels), grouped))
         for a, b, grouped in ((a1, b1, weights.grouped3x3), (a2, b2, weights.grouped5x5))
     ]
     out = weights.project_out
     return biased(linear(jnp.concatenate(mixed, axis=-1), out.kernel), out)
 
 
-def _aligned(x: Array, weights: MixedScaleWeights, valid_mask: Array | None) -> Array:
+def _aligned(
+    kernels: str | None, x: Array, weights: MixedScaleWeights, valid_mask: Array | None
+) -> Array:
     """`_whole` with the channels of `aligned_parts`."""
     hidden = weights.grouped3x3.kernel.shape[-1]
     parts = aligned_parts(hidden, LANES // 2)
@@ -88,12 +99,14 @@ def _aligned(x: Array, weights: MixedScaleWeights, valid_mask: Array | None) -> 
         channels = np.concatenate([c for half in parts for c in half[path][:2]])
         into, kernel = select(weights.project_in, channels), select(depthwise, channels)
         y = zero_outside(biased(linear(x, into.kernel), into), valid_mask)
-        y = zero_outside(relu(biased(depthwise_conv(y, kernel.kernel), kernel)), valid_mask)
+        y = zero_outside(
+            relu(biased(depthwise_conv(y, kernel.kernel, 1, kernels), kernel)), valid_mask
+        )
         paths.append(jnp.split(y, 2, axis=-1))
     mixed = []
     for half, of_parts in zip(zip(*paths, strict=True), arranged, strict=True):
         small, large = (
-            grouped_conv([path], part.grouped.kernel)
+            grouped_conv([path], part.grouped.kernel, kernels)
             for path, part in zip(half, of_parts, strict=True)
         )
         if (place := shared_place(hidden)) is not None:

@@ -180,7 +180,7 @@ def select(affine: Affine, channels: np.ndarray) -> Affine:
 
 
 def _take(x: jax.Array, channels: np.ndarray, axis: int = -1) -> jax.Array:
-    """These channels of x, zeros for the filler -1: by slices, which TPUs copy faster than gather."""
+    """These channels of x, zeros for the filler -1; slices, since TPUs gather slowly."""
     breaks = np.flatnonzero(np.diff(channels) != (channels[:-1] >= 0)) + 1
     axis %= x.ndim
 

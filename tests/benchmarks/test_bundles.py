@@ -56,6 +56,20 @@ def test_loops_one_after_another_are_counted_apart():
     assert bundles.read(loop(4) + loop(7)).bundles == 2 * 4 + 2 * 7
 
 
+def test_trips_that_fill_and_drain_the_pipeline_of_a_kernel_are_left_out():
+    expected = bundles.Schedule(OUTSIDE + 3 * OUTER + 3 * 3 * INNER)
+    text = SCHEDULE.replace("%s9_s9  ;;", "%s9_s9 /* iteration index, stage = 0 */  ;;")
+    assert bundles.read(text) == expected
+    spilled = text.replace("totalorder %s9_s9", "totalorder %s99_s1")
+    assert bundles.read(spilled) == expected
+
+
+def test_bundles_behind_a_branch_in_a_loop_belong_to_the_loop():
+    branch = "   0x7   :  { sbr.rel target = $region9 }\n" + "   0x8   :  {}\n" * 4
+    text = SCHEDULE.replace("   0x3 LB: >>", branch + "   0x2   : > {}\n   0x3 LB: >>")
+    assert bundles.read(text).bundles == OUTSIDE + 5 * (OUTER + 6) + 5 * 3 * INNER
+
+
 def test_equal_instructions_share_a_schedule_and_others_have_none(folder):
     schedules = bundles.Schedules(folder)
     assert len(schedules) == 1

@@ -262,7 +262,10 @@ def test_hidden_channels_are_cut_to_an_integer():
 
 def test_architecture_leaves_out_what_changes_no_parameter():
     config = PRESETS["drsformer"]
-    running = {"dtype": "bfloat16", "param_dtype": "float64", "remat": True, "unroll": True}
+    running = {
+        **{"dtype": "bfloat16", "param_dtype": "float64", "remat": True, "unroll": True},
+        "kernels": "pallas",
+    }
     assert dataclasses.replace(config, **running).architecture() == config.architecture()
     every = {field.name for field in dataclasses.fields(ModelConfig)}
     assert config.architecture().keys() == every - running.keys()

@@ -1,0 +1,312 @@
+"""Depthwise convolutions as kernels for TPUs: Pallas, compiled by Mosaic.
+
+A kernel reads blocks of some rows and 128 channels, one on each lane of the vector unit, with the
+rows around them, into the core's own memory. There it widens them to float32 once, between columns
+of zeros, so that every tap is a load at another place. Sums stay in registers. Where an image has
+at most 64 channels, the upper and the lower half of a block share the lanes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from drsformer_jax.types import Array, Float
+
+LANES = 128
+"""Channels of a block."""
+_EDGE = 8
+"""Columns of zeros on each side of a strip: whole tiles, and at least the largest halo."""
+_ROWS = 32
+"""Most rows of a strip."""
+_STRIP_BYTES = 24 * 2**20
+"""About as much of the core's memory as strips have."""
+_GROUP = 4
+"""Rows that are computed together: they share loads."""
+_COLUMNS = 16
+"""Columns that are computed together: a tile of bfloat16."""
+_SUMS = 28
+"""Taps whose sums are in registers at the same time."""
+_OPTIONS = pltpu.CompilerParams(vmem_limit_bytes=100 * 2**20)
+"""All chips since v4 have more memory in their cores."""
+
+
+def correlate(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "k k o"], dilation: int = 1, terms: int = 1
+) -> Float[Array, "b h w _"]:
+    """Depthwise convolution, stride 1, zeros beyond the border; sums are in float32.
+
+    Args:
+        x: images. With fewer channels than the kernel each channel is read several times: the
+            kernel's channel c reads channel c modulo i.
+        kernel: k odd.
+        dilation: distance of neighboring taps, in pixels.
+        terms: 2 adds the results of the second half of the channels to those of the first one.
+
+    Where `terms` is 2 or i is below o, `LANES` must divide o / terms and i.
+    """
+    batch, height, width, inputs = x.shape
+    size, _, outputs = kernel.shape
+    channels, halo = outputs // terms, dilation * (size // 2)
+    strips = _Strips.of(height, width, channels, halo, terms, _GROUP * dilation)
+    blocks = pl.cdiv(channels, LANES)
+
+    def body(*refs: Any) -> None:
+        views, kernels, out = refs[: 3 * terms], refs[3 * terms : 4 * terms], refs[4 * terms]
+        wide = refs[4 * terms + 1 :]
+        for term in range(terms):
+            strips.load(views[3 * term : 3 * term + 3], wide[term])
+
+        def group(top: Array, left: Array | int, count: int) -> None:
+            """Computes `_GROUP` rows, as far apart as taps, that begin at `top`."""
+            sums: list[Any] = [0] * _GROUP
+            for strip, taps in zip(wide, kernels, strict=True):
+                for dx, row in itertools.product(range(size), range(_GROUP + size - 1)):
+                    start = left + (_EDGE - halo + dilation * dx)
+                    value = strip[top + dilation * row, pl.ds(start, count)]
+                    for dy in range(max(0, row - _GROUP + 1), min(size, row + 1)):
+                        tap = dy * size + dx
+                        sums[row - dy] += value * taps[tap : tap + 1]
+            for row, total in enumerate(sums):
+                for half, lanes in enumerate(strips.lanes):
+                    below = half * strips.rows + top + dilation * row
+                    out[0, below, pl.ds(left, count)] = total[:, lanes].astype(out.dtype)
+
+        def groups(index: Array, _: None) -> None:
+            top = lax.div(index, dilation) * (_GROUP * dilation) + lax.rem(index, dilation)
+
+            def columns(column: Array, _: None) -> None:
+                group(top, pl.multiple_of(column * _COLUMNS, _COLUMNS), _COLUMNS)
+
+            whole = width // _COLUMNS
+            lax.fori_loop(0, whole, columns, None, unroll=math.gcd(whole, 8) or 1)
+            if width % _COLUMNS:
+                group(top, whole * _COLUMNS, width % _COLUMNS)
+
+        lax.fori_loop(0, strips.rows // _GROUP, groups, None)
+
+    taps = strips.packed(kernel.astype(jnp.float32).reshape(size * size, outputs))
+    in_specs: list[pl.BlockSpec] = []
+    for term in range(terms):
+
+        def block(channel: Array, term: int = term) -> Array:
+            return (term * blocks + channel) % pl.cdiv(inputs, LANES)
+
+        in_specs += strips.views(lambda b, c, s, block=block: (b, s, block(c)))
+    for term in range(terms):
+        in_specs.append(
+            pl.BlockSpec((size * size, LANES), lambda b, c, s, term=term: (0, term * blocks + c))
+        )
+    return pl.pallas_call(
+        body,
+        out_shape=jax.ShapeDtypeStruct((batch, height, width, channels), x.dtype),
+        grid=(batch, blocks, strips.steps),
+        in_specs=in_specs,
+        out_specs=strips.spec(lambda b, c, s: (b, s, c)),
+        scratch_shapes=[strips.scratch(halo)] * terms,
+        compiler_params=_OPTIONS,
+        name=f"correlate{size}x{size}",
+    )(*[x] * (3 * terms), *[taps] * terms)
+
+
+def kernel_grad(
+    x: Float[Array, "b h w c"], grad: Float[Array, "b h w o"], size: int, dilation: int = 1
+) -> Float[Array, "k k c"]:
+    """The gradient of the kernel of `correlate`, in float32.
+
+    Args:
+        x: images.
+        grad: gradient of the result; with fewer channels than x, channel c modulo o belongs to x's
+            channel c, and `LANES` must divide both.
+        size: k.
+        dilation: distance of neighboring taps, in pixels.
+    """
+    batch, height, width, channels = x.shape
+    halo = dilation * (size // 2)
+    strips = _Strips.of(height, width, channels, halo, 2, 8)
+    blocks, read = pl.cdiv(channels, LANES), pl.cdiv(grad.shape[-1], LANES)
+    at_once = max(1, _SUMS // size)
+
+    def body(*refs: Any) -> None:
+        *views, grads, out, strip, weights = refs
+        strips.load(views, strip)
+        strips.load([None, grads, None], weights)
+
+        @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
+        def _begin() -> None:
+            out[...] = jnp.zeros_like(out)
+
+        for first in range(0, size, at_once):
+            rows_of_taps = range(first, min(first + at_once, size))
+            taps = list(itertools.product(rows_of_taps, range(size)))
+
+            def row(index: Array, sums: tuple[Array, ...], taps: Any = taps) -> tuple[Array, ...]:
+                def columns(column: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+                    left = pl.multiple_of(column * 8, 8)
+                    weight = weights[index, pl.ds(left + _EDGE, 8)]
+                    start = left + _EDGE - halo
+                    return tuple(
+                        total
+                        + strip[index + dilation * dy, pl.ds(start + dilation * dx, 8)] * weight
+                        for total, (dy, dx) in zip(sums, taps, strict=True)
+                    )
+
+                count = pl.cdiv(width, 8)
+                return lax.fori_loop(0, count, columns, sums, unroll=math.gcd(count, 8))
+
+            numbers = [dy * size + dx for dy, dx in taps]
+            sums = lax.fori_loop(0, strips.rows, row, tuple(out[number] for number in numbers))
+            for number, total in zip(numbers, sums, strict=True):
+                out[number] = total
+
+    summed = pl.pallas_call(
+        body,
+        out_shape=jax.ShapeDtypeStruct((size * size, 8, blocks * LANES), jnp.float32),
+        grid=(blocks, batch, strips.steps),
+        in_specs=[
+            *strips.views(lambda c, b, s: (b, s, c)),
+            strips.spec(lambda c, b, s: (b, s, c % read)),
+        ],
+        out_specs=pl.BlockSpec((size * size, 8, LANES), lambda c, b, s: (0, 0, c)),
+        scratch_shapes=[strips.scratch(halo), strips.scratch(0)],
+        compiler_params=_OPTIONS,
+        name=f"kernel_grad{size}x{size}",
+    )(x, x, x, grad)
+    return strips.added(jnp.sum(summed, axis=1)).reshape(size, size, channels)
+
+
+@dataclass(frozen=True)
+class _Strips:
+    """How images are cut into blocks, and blocks into strips that share the lanes."""
+
+    height: int
+    width: int
+    channels: int
+    """Of the images, at most half of the lanes if there are two strips, or more."""
+    halo: int
+    rows: int
+    """Of a strip."""
+    view: int
+    """Rows of the blocks beside a block that have its halo; a divisor of its rows."""
+
+    @classmethod
+    def of(
+        cls, height: int, width: int, channels: int, halo: int, copies: int, unit: int
+    ) -> _Strips:
+        """Chooses the rows: a multiple of `unit`, so that `copies` strips fit into memory."""
+        view = 1 << max(0, halo - 1).bit_length()
+        unit = max(view, unit)
+        row_bytes = 4 * LANES * copies * (width + 4 * _EDGE)
+        shared = cls(height, width, channels, halo, 0, view)
+        needed = pl.cdiv(height, len(shared.lanes))
+        most = min(_ROWS, _STRIP_BYTES // row_bytes - 2 * halo)
+        rows = max(unit, min(most, needed + unit - 1) // unit * unit)
+        return cls(height, width, channels, halo, rows, view)
+
+    @property
+    def lanes(self) -> list[slice]:
+        """Lanes of each strip of a block, one below the other."""
+        half = LANES // 2
+        if self.channels > half:
+            return [slice(0, LANES)]
+        return [slice(0, self.channels), slice(half, half + self.channels)]
+
+    @property
+    def steps(self) -> int:
+        """Blocks of an image, one below the other."""
+        return pl.cdiv(self.height, self.rows * len(self.lanes))
+
+    def packed(self, taps: Array) -> Array:
+        """Rows of values by channel, for all lanes."""
+        if len(self.lanes) == 1:
+            return taps
+        half = jnp.pad(taps, ((0, 0), (0, LANES // 2 - self.channels)))
+        return jnp.concatenate([half, half], axis=-1)
+
+    def added(self, sums: Array) -> Array:
+        """Sums by channel of those of all lanes."""
+        if len(self.lanes) == 1:
+            return sums[:, : self.channels]
+        first, second = self.lanes
+        return sums[:, first] + sums[:, second]
+
+    def spec(
+        self, place: Callable[..., tuple[Any, Any, Any]], rows: int | None = None
+    ) -> pl.BlockSpec:
+        """A block of rows; `place` gives image, block of rows and block of channels."""
+        lanes = min(self.channels, LANES) if len(self.lanes) == 2 else LANES
+        shape = (1, rows or self.rows * len(self.lanes), self.width, lanes)
+
+        def index(*ids: Array) -> tuple[Any, ...]:
+            image, row, channel = place(*ids)
+            return image, row, 0, channel
+
+        return pl.BlockSpec(shape, index)
+
+    def views(self, place: Callable[..., tuple[Any, Any, Any]]) -> list[pl.BlockSpec]:
+        """The block with the halo above a block, the block, and the one with the halo below."""
+        ratio = self.rows * len(self.lanes) // self.view
+        last = pl.cdiv(self.height, self.view) - 1
+
+        def above(*ids: Array) -> tuple[Any, Any, Any]:
+            image, step, channel = place(*ids)
+            return image, jnp.maximum(step * ratio - 1, 0), channel
+
+        def below(*ids: Array) -> tuple[Any, Any, Any]:
+            image, step, channel = place(*ids)
+            return image, jnp.minimum((step + 1) * ratio, last), channel
+
+        return [self.spec(above, self.view), self.spec(place), self.spec(below, self.view)]
+
+    def scratch(self, halo: int) -> Any:
+        """Strips in float32, with their halo."""
+        return pltpu.VMEM((self.rows + 2 * halo, self.width + 3 * _EDGE, LANES), jnp.float32)
+
+    def load(self, views: Sequence[Any], wide: Any) -> None:
+        """Fills strips in float32: zeros beyond the image.
+
+        Args:
+            views: blocks above, at and below this place; the first and the last are None where the
+                strips have no halo.
+            wide: the strips.
+        """
+        top, middle, bottom = views
+        halo = 0 if top is None else self.halo
+        rows, image = self.rows * len(self.lanes), slice(_EDGE, _EDGE + self.width)
+        step = pl.program_id(2)
+
+        @pl.when(step == 0)
+        def _zero_sides() -> None:
+            for side in (slice(0, _EDGE), slice(_EDGE + self.width, wide.shape[1])):
+                zeros = (wide.shape[0], side.stop - side.start, LANES)
+                wide[:, side] = jnp.zeros(zeros, jnp.float32)
+
+        for half, lanes in enumerate(self.lanes):
+            first = half * self.rows - halo
+            start, end = max(first, 0), min(first + wide.shape[0], rows)
+            inside = middle[0, start:end].astype(jnp.float32)
+            wide[start - first : end - first, image, lanes] = inside
+            if first < 0:
+                above = top[0, self.view - halo :].astype(jnp.float32)
+                wide[:halo, image, lanes] = jnp.where(step > 0, above, 0)
+            if end - first < wide.shape[0]:
+                wide[end - first :, image, lanes] = bottom[0, :halo].astype(jnp.float32)
+            # Blocks have any values beyond the array. It ends in the last of them, or in the halo
+            # of the one before.
+            for last in range(max(0, self.steps - 2), self.steps):
+                beyond = max(0, self.height - last * rows - first)
+                if beyond < wide.shape[0]:
+
+                    @pl.when(step == last)
+                    def _zero_below(beyond: int = beyond, lanes: slice = lanes) -> None:
+                        zeros = (wide.shape[0] - beyond, self.width, lanes.stop - lanes.start)
+                        wide[beyond:, image, lanes] = jnp.zeros(zeros, jnp.float32)

@@ -1,0 +1,95 @@
+"""Kernels for TPUs, interpreted, against plain convolutions; and that TPUs get them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.experimental.pallas import tpu as pltpu
+from plain import STEPS, assert_close, conv, normal, vjp, wide
+
+from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.drsformer import Block
+from drsformer_jax.nn.experts import EXPERTS, Step
+from drsformer_jax.nn.rows import AT_ONCE
+from drsformer_jax.ops import mosaic
+from drsformer_jax.ops.depthwise import depthwise_conv, grouped_conv
+
+BLOCK = mosaic.LANES
+CALL = "custom_call @tpu_custom_call"
+
+
+@pytest.fixture
+def interpreted():
+    """Kernels run without a TPU; what they read beyond arrays, or never wrote, is NaN."""
+    params = pltpu.InterpretParams(uninitialized_memory="nan", out_of_bounds_reads="uninitialized")
+    with pltpu.force_tpu_interpret_mode(params):
+        yield
+
+
+# Batch, height, width, channels; size and dilation of the kernel.
+CASES = {
+    "one pixel": (1, 1, 1, 3, 7, 1),
+    "two strips share the lanes": (1, 19, 9, 48, 5, 1),
+    "several blocks of rows, an odd width": (2, 37, 17, 72, 3, 1),
+    "a last block of few channels": (1, 6, 5, BLOCK + 4, 3, 2),
+    "dilated, as wide as a block": (1, 21, 16, BLOCK, 7, 2),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow) for case in CASES])
+def test_kernels_equal_plain_convolutions_and_their_gradients(interpreted, case, dtype):
+    *shape, size, dilation = CASES[case]
+    x, cotangent = (normal(seed, *shape, dtype=dtype) for seed in (1, 2))
+    kernel = normal(3, size, size, shape[-1], dtype="float32")
+    value, gradients = jax.vjp(lambda x, k: depthwise_conv(x, k, dilation, "mosaic"), x, kernel)
+    found = [value, *gradients(cotangent)]
+    reference = vjp(
+        lambda x, kernel: conv(x, kernel, dilation=dilation),
+        (x.astype("float32"), kernel),
+        cotangent.astype("float32"),
+    )
+    for array, expected in zip(found, jax.tree.leaves(reference), strict=True):
+        assert_close(wide(array), wide(expected), 2 * STEPS[str(array.dtype)] + 1e-6)
+
+
+@pytest.mark.parametrize("channels", [5, pytest.param(BLOCK, marks=pytest.mark.slow)])
+def test_grouped_convolutions_add_both_channels_of_a_group(interpreted, channels):
+    parts = [normal(seed, 1, 9, 7, channels, dtype="float32") for seed in (1, 2)]
+    kernel = normal(3, 3, 3, 2, channels, dtype="float32")
+    cotangent = normal(4, 1, 9, 7, channels, dtype="float32")
+    value, gradients = jax.vjp(lambda p, k: grouped_conv(p, k, "mosaic"), parts, kernel)
+    reference = vjp(
+        lambda parts, kernel: sum(conv(p, kernel[:, :, n]) for n, p in enumerate(parts)),
+        (parts, kernel),
+        cotangent,
+    )
+    found = jax.tree.leaves((value, gradients(cotangent)))
+    for array, expected in zip(found, jax.tree.leaves(reference), strict=True):
+        assert_close(wide(array), wide(expected), 2e-6)
+
+
+def test_asked_for_they_are_in_all_layers_for_tpus_and_in_none_for_other_hardware():
+    config = ModelConfig(kernels="pallas")
+    layers = [(8, Block(8, 1, config), ()), (10, Step(8, config), (jnp.ones((1, EXPERTS)),))]
+    for convolutions, layer, gates in layers:
+        definition, params = nnx.split(layer)
+
+        def run(params, x, definition=definition, gates=gates):
+            return nnx.merge(definition, params)(x, *gates, rows=AT_ONCE)
+
+        traced = jax.jit(run).trace(params, jax.ShapeDtypeStruct((1, 8, 64, 8), jnp.float32))
+        calls = {
+            platform: traced.lower(lowering_platforms=(platform,)).as_text().count(CALL)
+            for platform in ("tpu", "cpu", "cuda")
+        }
+        assert calls == {"tpu": convolutions, "cpu": 0, "cuda": 0}
+
+
+def test_without_being_asked_for_they_are_not():
+    x, kernel = np.zeros((1, 8, 8, 4), np.float32), np.zeros((3, 3, 4), np.float32)
+    lowered = jax.jit(depthwise_conv).trace(x, kernel).lower(lowering_platforms=("tpu",))
+    assert CALL not in lowered.as_text()

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -323,15 +323,27 @@ class _Count:
             if other.opcode == "parameter" and f"parameter({place})" in other.line
         )
         users = [other for other in inner if parameter in other.operands]
-        if users and all(user.opcode in ("dynamic-slice", "slice") for user in users):
-            read = sum(hlo.size(user.shape)[0] for user in users)
-            return _placed(min(read, hlo.size(shape)[0]), shape)
         if all(
             user.opcode == "dynamic-update-slice" and user.operands[0] == parameter
             for user in users
         ):
             return 0, 0  # Updated in place.
-        return hlo.size(shape)
+        share = min(1.0, self._needed(inner, parameter) / max(1, hlo.elements(shape)))
+        return _placed(round(share * hlo.size(shape)[0]), shape)
+
+    def _needed(self, inner: Sequence[hlo.Instruction], name: str) -> float:
+        """Elements of an array that a fusion needs, infinite where it is not only sliced."""
+        users = [other for other in inner if name in other.operands]
+        elements = next(hlo.elements(other.shape) for other in inner if other.name == name)
+        total = 0.0 if users else math.inf
+        for user in users:
+            if user.opcode in ("dynamic-slice", "slice"):
+                total += hlo.elements(user.shape)
+            elif user.opcode in _ARITHMETIC and hlo.elements(user.shape) == elements:
+                total += self._needed(inner, user.name)
+            else:
+                return math.inf
+        return total
 
 
 def products_along(given: int, made: int, window: Mapping[str, str]) -> int:

@@ -68,8 +68,8 @@ class ModelConfig:
     """Compile every block by itself instead of one for each stage: a CPU trains networks of few
     blocks a sixth faster, and compiling takes longer."""
     kernels: Literal["xla", "pallas"] = "xla"
-    """`pallas` computes depthwise convolutions on TPUs by kernels of our own. They were compiled
-    for TPUs and their schedules counted, but no chip has run them yet. Other platforms: no
+    """`pallas` computes depthwise convolutions on TPUs and NVIDIA GPUs by kernels of our own. They
+    were compiled for both and counted, but no such hardware has run them yet. On others there is no
     difference."""
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from drsformer_jax.ops import implementations, mosaic
+from drsformer_jax.ops import implementations, mosaic, triton
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.strips import crop, materialized
 from drsformer_jax.types import Array, Bool, Float
@@ -42,8 +42,8 @@ def depthwise_conv(
         dilation: distance of neighboring taps, in pixels.
         implementation: `by_pixel` and `by_tap` differ in how the kernel's gradient is summed (in
             one pass over the pixels, or in one reduction a tap) and in how `x` is padded (by
-            writing into zeros, or by `jnp.pad`); `mosaic` is a kernel for TPUs. See
-            `implementations.run` for others.
+            writing into zeros, or by `jnp.pad`); `mosaic` and `triton` are kernels for TPUs and
+            GPUs. See `implementations.run` for others.
     """
     if implementation == implementations.PALLAS and len(kernel) == 1:
         implementation = None  # XLA fuses a single tap with what is before and behind it.
@@ -160,30 +160,33 @@ def _depthwise(
         padded = _pad(parts, kernel.shape[0], dilation, implementation)
         return _added(_correlate(padded, kernel, dilation, shape), terms)
 
-    def by_mosaic(parts: list[Array], kernel: Array) -> Array:
-        x = jnp.concatenate(parts, axis=-1)
-        if kernel.shape[-1] % (terms * mosaic.LANES):
-            return _added(mosaic.correlate(x, kernel, dilation), terms)
-        return mosaic.correlate(x, kernel, dilation, terms)
+    def by_kernel(kernels: Any, parts: list[Array], kernel: Array) -> Array:
+        return kernels.correlate(jnp.concatenate(parts, axis=-1), kernel, dilation, terms)
 
-    return _chosen(plain, by_mosaic, implementation, parts, kernel)
+    return _chosen(plain, by_kernel, implementation, parts, kernel)
 
 
 def _added(x: Array, terms: int) -> Array:
     return functools.reduce(operator.add, jnp.split(x, terms, axis=-1))
 
 
+_KERNELS = {"mosaic": mosaic, "triton": triton}
+
+
 def _chosen(
     plain: Callable[..., Array],
-    by_mosaic: Callable[..., Array],
+    by_kernel: Callable[..., Array],
     implementation: str | None,
     *arrays: Any,
 ) -> Array:
-    """Computes one of two functions of the arrays: kernels where they are asked for."""
-    if implementation == "mosaic":
-        return by_mosaic(*arrays)
+    """Computes `plain` of the arrays, or `by_kernel` of one of `_KERNELS` and the arrays."""
+    by_name: dict[str, Callable[..., Array]] = {
+        name: functools.partial(by_kernel, kernels) for name, kernels in _KERNELS.items()
+    }
+    if implementation in by_name:
+        return by_name[implementation](*arrays)
     if implementation == implementations.PALLAS:
-        by_name = {"mosaic": by_mosaic, "plain": plain}
+        by_name["plain"] = plain
         return implementations.run("depthwise_kernels", by_name, None, *arrays)
     return plain(*arrays)
 
@@ -271,23 +274,18 @@ def _backward(
         }
         return implementations.run("depthwise_conv", by_name, implementation, padded, grad)
 
-    def repeated(grad: Array) -> Array:
-        aligned = grad.shape[-1] % mosaic.LANES == 0  # Then the kernels read it again.
-        return grad if aligned else jnp.concatenate([grad] * terms, axis=-1)
+    def x_grad_by_kernel(kernels: Any, grad: Array, kernel: Array) -> Array:
+        return kernels.correlate(grad, kernel, dilation)
 
-    def x_grad_by_mosaic(grad: Array, kernel: Array) -> Array:
-        return mosaic.correlate(repeated(grad), kernel, dilation)
-
-    def kernel_grad_by_mosaic(grad: Array, *parts: Array) -> Array:
-        x = jnp.concatenate(parts, axis=-1)
-        return mosaic.kernel_grad(x, repeated(grad), size, dilation)
+    def kernel_grad_by_kernel(kernels: Any, grad: Array, *parts: Array) -> Array:
+        return kernels.kernel_grad(jnp.concatenate(parts, axis=-1), grad, size, dilation)
 
     # The transpose of a correlation is the correlation with the kernel turned by half a circle.
     # Apart, or XLA for TPUs sums the gradients of all that read x in one loop of hundreds of taps.
     x_grad = lax.optimization_barrier(
-        _chosen(plain_x_grad, x_grad_by_mosaic, implementation, grad, kernel[::-1, ::-1])
+        _chosen(plain_x_grad, x_grad_by_kernel, implementation, grad, kernel[::-1, ::-1])
     )
-    kernel_grad = _chosen(plain_kernel_grad, kernel_grad_by_mosaic, implementation, grad, *parts)
+    kernel_grad = _chosen(plain_kernel_grad, kernel_grad_by_kernel, implementation, grad, *parts)
     ends = itertools.accumulate(part.shape[-1] for part in parts)
     return jnp.split(x_grad, list(ends)[:-1], axis=-1), kernel_grad.astype(kernel.dtype)
 

@@ -51,12 +51,15 @@ def correlate(
         kernel: k odd.
         dilation: distance of neighboring taps, in pixels.
         terms: 2 adds the results of the second half of the channels to those of the first one.
-
-    Where `terms` is 2 or i is below o, `LANES` must divide o / terms and i.
     """
     batch, height, width, inputs = x.shape
     size, _, outputs = kernel.shape
     channels, halo = outputs // terms, dilation * (size // 2)
+    if inputs < outputs and inputs % LANES:  # A block reads whole blocks.
+        return correlate(_repeated(x, outputs), kernel, dilation, terms)
+    if terms > 1 and channels % LANES:
+        first, second = jnp.split(correlate(x, kernel, dilation), terms, axis=-1)
+        return first + second
     strips = _Strips.of(height, width, channels, halo, terms, _GROUP * dilation)
     blocks = pl.cdiv(channels, LANES)
 
@@ -126,12 +129,14 @@ def kernel_grad(
     Args:
         x: images.
         grad: gradient of the result; with fewer channels than x, channel c modulo o belongs to x's
-            channel c, and `LANES` must divide both.
+            channel c.
         size: k.
         dilation: distance of neighboring taps, in pixels.
     """
     batch, height, width, channels = x.shape
     halo = dilation * (size // 2)
+    if grad.shape[-1] < channels and grad.shape[-1] % LANES:
+        grad = _repeated(grad, channels)
     strips = _Strips.of(height, width, channels, halo, 2, 8)
     blocks, read = pl.cdiv(channels, LANES), pl.cdiv(grad.shape[-1], LANES)
     at_once = max(1, _SUMS // size)
@@ -182,6 +187,10 @@ def kernel_grad(
         name=f"kernel_grad{size}x{size}",
     )(x, x, x, grad)
     return strips.added(jnp.sum(summed, axis=1)).reshape(size, size, channels)
+
+
+def _repeated(x: Array, channels: int) -> Array:
+    return jnp.concatenate([x] * (channels // x.shape[-1]), axis=-1)
 
 
 @dataclass(frozen=True)

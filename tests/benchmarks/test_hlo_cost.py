@@ -23,6 +23,32 @@ def test_each_trip_of_a_loop_is_counted():
     assert hlo_cost.loops(PROGRAM) == [hlo_cost.Loop("jit(f)/stage/while", 6, once)]
 
 
+def test_of_an_operand_that_is_only_sliced_in_the_end_the_slices_are_read():
+    program = """
+HloModule sliced
+
+%halves (p.1: bf16[4,8]) -> f32[4,2] {
+  %p.1 = bf16[4,8]{1,0} parameter(0)
+  %zero = bf16[] constant(0)
+  %zeros = bf16[4,8]{1,0} broadcast(%zero), dimensions={}
+  %relu = bf16[4,8]{1,0} maximum(%p.1, %zeros)
+  %wide = f32[4,8]{1,0} convert(%relu)
+  ROOT %part = f32[4,2]{1,0} slice(%wide), slice={[0:4], [6:8]}
+}
+
+ENTRY %main (x: bf16[4,8]) -> f32[4,2] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  ROOT %y = f32[4,2]{1,0} fusion(%x), kind=kLoop, calls=%halves
+}
+"""
+    assert hlo_cost.cost(program).bytes == 4 * 2 * 4 + 4 * 2 * 2
+    whole = program.replace(
+        "ROOT %part = f32[4,2]{1,0} slice(%wide), slice={[0:4], [6:8]}",
+        "ROOT %part = f32[4,2]{1,0} reverse(%wide), dimensions={1}",
+    )
+    assert hlo_cost.cost(whole).bytes == 4 * 2 * 4 + 4 * 8 * 2
+
+
 def test_trips_that_the_compiler_knows_are_taken():
     known = 'body=%body, backend_config={"known_trip_count":{"n":"9"}}'
     program = PROGRAM.replace("constant(6)", "parameter(1)").replace("body=%body", known)

@@ -1,12 +1,16 @@
-"""Kernels for TPUs, interpreted, against plain convolutions; and that TPUs get them."""
+"""Kernels for TPUs and GPUs, interpreted, against plain convolutions; and who gets them."""
 
 from __future__ import annotations
+
+import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from plain import STEPS, assert_close, conv, normal, vjp, wide
 
@@ -14,19 +18,29 @@ from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.drsformer import Block
 from drsformer_jax.nn.experts import EXPERTS, Step
 from drsformer_jax.nn.rows import AT_ONCE
-from drsformer_jax.ops import mosaic
+from drsformer_jax.ops import mosaic, triton
 from drsformer_jax.ops.depthwise import depthwise_conv, grouped_conv
 
 BLOCK = mosaic.LANES
-CALL = "custom_call @tpu_custom_call"
+CALL = {"tpu": "custom_call @tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}
 
 
-@pytest.fixture
-def interpreted():
-    """Kernels run without a TPU; what they read beyond arrays, or never wrote, is NaN."""
-    params = pltpu.InterpretParams(uninitialized_memory="nan", out_of_bounds_reads="uninitialized")
-    with pltpu.force_tpu_interpret_mode(params):
-        yield
+@pytest.fixture(params=["mosaic", "triton"])
+def kernels(request, monkeypatch):
+    """Kernels by name, which run without their hardware."""
+    if request.param == "mosaic":
+        # What they read beyond arrays, or never wrote, is NaN.
+        params = pltpu.InterpretParams(
+            uninitialized_memory="nan", out_of_bounds_reads="uninitialized"
+        )
+        with pltpu.force_tpu_interpret_mode(params):
+            yield request.param
+    else:
+        call = functools.partial(pl.pallas_call, interpret=True)
+        monkeypatch.setattr(
+            triton, "pl", types.SimpleNamespace(**{**vars(pl), "pallas_call": call})
+        )
+        yield request.param
 
 
 # Batch, height, width, channels; size and dilation of the kernel.
@@ -41,11 +55,11 @@ CASES = {
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow) for case in CASES])
-def test_kernels_equal_plain_convolutions_and_their_gradients(interpreted, case, dtype):
+def test_kernels_equal_plain_convolutions_and_their_gradients(kernels, case, dtype):
     *shape, size, dilation = CASES[case]
     x, cotangent = (normal(seed, *shape, dtype=dtype) for seed in (1, 2))
     kernel = normal(3, size, size, shape[-1], dtype="float32")
-    value, gradients = jax.vjp(lambda x, k: depthwise_conv(x, k, dilation, "mosaic"), x, kernel)
+    value, gradients = jax.vjp(lambda x, k: depthwise_conv(x, k, dilation, kernels), x, kernel)
     found = [value, *gradients(cotangent)]
     reference = vjp(
         lambda x, kernel: conv(x, kernel, dilation=dilation),
@@ -57,11 +71,11 @@ def test_kernels_equal_plain_convolutions_and_their_gradients(interpreted, case,
 
 
 @pytest.mark.parametrize("channels", [5, pytest.param(BLOCK, marks=pytest.mark.slow)])
-def test_grouped_convolutions_add_both_channels_of_a_group(interpreted, channels):
+def test_grouped_convolutions_add_both_channels_of_a_group(kernels, channels):
     parts = [normal(seed, 1, 9, 7, channels, dtype="float32") for seed in (1, 2)]
     kernel = normal(3, 3, 3, 2, channels, dtype="float32")
     cotangent = normal(4, 1, 9, 7, channels, dtype="float32")
-    value, gradients = jax.vjp(lambda p, k: grouped_conv(p, k, "mosaic"), parts, kernel)
+    value, gradients = jax.vjp(lambda p, k: grouped_conv(p, k, kernels), parts, kernel)
     reference = vjp(
         lambda parts, kernel: sum(conv(p, kernel[:, :, n]) for n, p in enumerate(parts)),
         (parts, kernel),
@@ -72,24 +86,25 @@ def test_grouped_convolutions_add_both_channels_of_a_group(interpreted, channels
         assert_close(wide(array), wide(expected), 2e-6)
 
 
-def test_asked_for_they_are_in_all_layers_for_tpus_and_in_none_for_other_hardware():
+def test_asked_for_they_are_in_all_layers_for_tpus_and_gpus():
     config = ModelConfig(kernels="pallas")
-    layers = [(8, Block(8, 1, config), ()), (10, Step(8, config), (jnp.ones((1, EXPERTS)),))]
-    for convolutions, layer, gates in layers:
+    # On TPUs each half of the MSFN has its grouped convolutions in two parts.
+    block = {"tpu": 8, "cuda": 6, "cpu": 0}, Block(8, 1, config), ()
+    step = {"tpu": 10, "cuda": 10, "cpu": 0}, Step(8, config), (jnp.ones((1, EXPERTS)),)
+    for expected, layer, gates in (block, step):
         definition, params = nnx.split(layer)
 
         def run(params, x, definition=definition, gates=gates):
             return nnx.merge(definition, params)(x, *gates, rows=AT_ONCE)
 
         traced = jax.jit(run).trace(params, jax.ShapeDtypeStruct((1, 8, 64, 8), jnp.float32))
-        calls = {
-            platform: traced.lower(lowering_platforms=(platform,)).as_text().count(CALL)
-            for platform in ("tpu", "cpu", "cuda")
-        }
-        assert calls == {"tpu": convolutions, "cpu": 0, "cuda": 0}
+        for platform, convolutions in expected.items():
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+            assert sum(text.count(call) for call in CALL.values()) == convolutions
 
 
 def test_without_being_asked_for_they_are_not():
     x, kernel = np.zeros((1, 8, 8, 4), np.float32), np.zeros((3, 3, 4), np.float32)
-    lowered = jax.jit(depthwise_conv).trace(x, kernel).lower(lowering_platforms=("tpu",))
-    assert CALL not in lowered.as_text()
+    for platform, call in CALL.items():
+        lowered = jax.jit(depthwise_conv).trace(x, kernel).lower(lowering_platforms=(platform,))
+        assert call not in lowered.as_text()

@@ -10,6 +10,7 @@ drawing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,7 @@ MAX_HALO = 6
 """The largest halo of any layer of the network, in rows above and below: that of MEFC's steps."""
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["size"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """All rows at once."""
@@ -69,6 +71,7 @@ class Rows:
 AT_ONCE = Rows()
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["size"], meta_fields=["height"])
 @dataclasses.dataclass(frozen=True)
 class Strips(Rows):
     """In strips, one after another: intermediates of a layer exist for one strip at a time.
@@ -133,6 +136,7 @@ class Strips(Rows):
         return first, top, lax.dynamic_slice_in_dim(x, top, rows, axis=1)
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["size"], meta_fields=["count"])
 @dataclasses.dataclass(frozen=True)
 class Shards(Rows):
     """Sharded over the mesh axis `rows`: halo exchange gives each device the rows around its own.

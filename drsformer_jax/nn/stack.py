@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -51,11 +52,24 @@ class Stack(nnx.Module):
             rows: how the rows of images are computed, by every layer.
         """
         definition, params = nnx.split(self.layers)
+        return _scan(definition, self.remat, self.unroll, params, x, per_layer, rows)
 
-        def apply(x: Array, layer: tuple[Any, tuple[Any, ...]]) -> tuple[Array, None]:
-            params, arguments = layer
-            return nnx.merge(definition, params)(x, *arguments, rows=rows), None
 
-        if self.remat:
-            apply = jax.checkpoint(apply, prevent_cse=False)  # A scan cannot be merged with CSE.
-        return jax.lax.scan(apply, x, (params, per_layer), unroll=self.unroll)[0]
+# Stages of equal layers and shapes, as a level has in encoder and decoder, are traced once.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _scan(
+    definition: Any,
+    remat: bool,
+    unroll: bool,
+    params: Any,
+    x: Array,
+    per_layer: tuple[Any, ...],
+    rows: Rows,
+) -> Array:
+    def apply(x: Array, layer: tuple[Any, tuple[Any, ...]]) -> tuple[Array, None]:
+        params, arguments = layer
+        return nnx.merge(definition, params)(x, *arguments, rows=rows), None
+
+    if remat:
+        apply = jax.checkpoint(apply, prevent_cse=False)  # A scan cannot be merged with CSE.
+    return jax.lax.scan(apply, x, (params, per_layer), unroll=unroll)[0]

@@ -10,6 +10,7 @@ differentiating the shifts would keep a copy of the image per tap.
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import operator
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from drsformer_jax.ops import implementations, mosaic, triton
+from drsformer_jax.ops import implementations
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.strips import crop, materialized
 from drsformer_jax.types import Array, Bool, Float
@@ -170,7 +171,8 @@ def _added(x: Array, terms: int) -> Array:
     return functools.reduce(operator.add, jnp.split(x, terms, axis=-1))
 
 
-_KERNELS = {"mosaic": mosaic, "triton": triton}
+_KERNELS = ("mosaic", "triton")
+"""Modules with kernels. Importing Pallas takes a third of a second, so they are when needed."""
 
 
 def _chosen(
@@ -180,13 +182,15 @@ def _chosen(
     *arrays: Any,
 ) -> Array:
     """Computes `plain` of the arrays, or `by_kernel` of one of `_KERNELS` and the arrays."""
-    by_name: dict[str, Callable[..., Array]] = {
-        name: functools.partial(by_kernel, kernels) for name, kernels in _KERNELS.items()
-    }
-    if implementation in by_name:
-        return by_name[implementation](*arrays)
+
+    def of(name: str) -> Callable[..., Array]:
+        module = importlib.import_module(f"drsformer_jax.ops.{name}")
+        return functools.partial(by_kernel, module)
+
+    if implementation in _KERNELS:
+        return of(implementation)(*arrays)
     if implementation == implementations.PALLAS:
-        by_name["plain"] = plain
+        by_name = {name: of(name) for name in _KERNELS} | {"plain": plain}
         return implementations.run("depthwise_kernels", by_name, None, *arrays)
     return plain(*arrays)
 

@@ -59,17 +59,17 @@ class Work:
     chips: int = 1
     strips: int = 0
     """Rows of the strips that images are computed in; 0 for all at once."""
-    kernels: str = "xla"
-    """As in `ModelConfig`."""
+    variant: str = "xla"
+    """`kernels` of `ModelConfig`."""
 
     @property
     def key(self) -> str:
         """Names the row in a file of bounds."""
         size = f"{self.batch}x{self.height}x{self.width}"
         rows = f" strips {self.strips}" if self.strips else ""
-        kernels = "" if self.kernels == "xla" else f" {self.kernels}"
+        variant = "" if self.variant == "xla" else f" {self.variant}"
         where = f"{self.topology} {self.chips}"
-        return f"{self.what} {self.preset} {size} {self.dtype} {where}{rows}{kernels}"
+        return f"{self.what} {self.preset} {size} {self.dtype} {where}{rows}{variant}"
 
     @property
     def config(self) -> ModelConfig:
@@ -78,7 +78,7 @@ class Work:
             PRESETS[self.preset],
             dtype=self.dtype,
             remat=self.what == "train",
-            kernels=self.kernels,
+            kernels=self.variant,
         )
 
 

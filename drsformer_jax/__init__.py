@@ -35,7 +35,7 @@ def load(path: str | os.PathLike[str], step: int | None = None, **options: Any) 
     Args:
         path: a training run, a converted folder, or an official `.pth` or `.safetensors` file.
         step: checkpoint of a training run; default: the best one.
-        **options: `dtype`, `tile` and `overlap` of `Restorer.load`.
+        **options: `dtype`, `kernels`, `tile` and `overlap` of `Restorer.load`.
 
     Raises:
         InputError: if there is no network, or not that step of it.

@@ -17,7 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from drsformer_jax import weights
-from drsformer_jax.config import DataConfig, DType
+from drsformer_jax.config import DataConfig, DType, Kernels
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, summary
 from drsformer_jax.data.folders import describe_left_out
 from drsformer_jax.data.pairs import sizes_of
@@ -67,6 +67,9 @@ class Derain:
     dtype: DType | None = None
     """What the network computes in; default: as it was trained. bfloat16 is faster on accelerators
     and changes images by a little."""
+    kernels: Kernels | None = None
+    """pallas: kernels of our own for depthwise convolutions on TPUs and NVIDIA GPUs, which no such
+    hardware has confirmed yet; default: as it was trained, which is xla."""
     batch: int | None = None
     """Images of like sizes that are computed together, as far as memory goes; default: 8, on CPUs
     1."""
@@ -180,7 +183,12 @@ class Derain:
 
     def _restorer(self) -> Restorer:
         return Restorer.load(
-            self.checkpoint, self.step, dtype=self.dtype, tile=self.tile, overlap=self.overlap
+            self.checkpoint,
+            self.step,
+            dtype=self.dtype,
+            kernels=self.kernels,
+            tile=self.tile,
+            overlap=self.overlap,
         )
 
     def _check_unused(self, what: str, *flags: str) -> None:

@@ -4,7 +4,7 @@ Sizes are in pixels, times in optimizer steps. This part needs the standard libr
 """
 
 from drsformer_jax.config.data import RESTORMER_PATCHES, DataConfig
-from drsformer_jax.config.model import PRESETS, SIZE_MULTIPLE, DType, ModelConfig
+from drsformer_jax.config.model import PRESETS, SIZE_MULTIPLE, DType, Kernels, ModelConfig
 from drsformer_jax.config.optim import OptimConfig
 from drsformer_jax.config.rain import KINDS, DropRanges, Kind, RainConfig, Range
 from drsformer_jax.config.train import MeshConfig, Protocol, TrainConfig
@@ -17,6 +17,7 @@ __all__ = [
     "DType",
     "DataConfig",
     "DropRanges",
+    "Kernels",
     "Kind",
     "MeshConfig",
     "ModelConfig",

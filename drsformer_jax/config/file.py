@@ -29,7 +29,7 @@ and older runs and model folders load as before.
 _HARMLESS = {
     *("steps", "log-every", "eval-every", "checkpoint-every", "keep-checkpoints", "init-from"),
     *("data.data-dir", "data.cache-mib", "data.cache-dir", "data.workers"),
-    *("model.remat", "model.unroll", "optim.nonfinite-steps"),
+    *("model.remat", "model.unroll", "model.kernels", "optim.nonfinite-steps"),
 }
 """Fields that change no step of a run that has begun."""
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from drsformer_jax.config.fields import check, check_types
 
 DType = Literal["float32", "bfloat16", "float64"]
+Kernels = Literal["xla", "pallas"]
 
 SIZE_MULTIPLE = 8
 """Height and width of what the network reads are multiples of this, in pixels: three levels of the
@@ -67,7 +68,7 @@ class ModelConfig:
     unroll: bool = False
     """Compile every block by itself instead of one for each stage: a CPU trains networks of few
     blocks a sixth faster, and compiling takes longer."""
-    kernels: Literal["xla", "pallas"] = "xla"
+    kernels: Kernels = "xla"
     """`pallas` computes depthwise convolutions on TPUs and NVIDIA GPUs by kernels of our own. They
     were compiled for both and counted, but no such hardware has run them yet. On others there is no
     difference."""

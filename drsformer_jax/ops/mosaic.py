@@ -8,6 +8,7 @@ at most 64 channels, the upper and the lower half of a block share the lanes.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ _OPTIONS = pltpu.CompilerParams(vmem_limit_bytes=100 * 2**20)
 """All chips since v4 have more memory in their cores."""
 
 
+# Compiled functions are traced once a shape.
+@functools.partial(jax.jit, static_argnames=("dilation", "terms"))
 def correlate(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k o"], dilation: int = 1, terms: int = 1
 ) -> Float[Array, "b h w _"]:
@@ -121,6 +124,7 @@ def correlate(
     )(*[x] * (3 * terms), *[taps] * terms)
 
 
+@functools.partial(jax.jit, static_argnames=("size", "dilation"))
 def kernel_grad(
     x: Float[Array, "b h w c"], grad: Float[Array, "b h w o"], size: int, dilation: int = 1
 ) -> Float[Array, "k k c"]:

@@ -7,6 +7,7 @@ tap of, which stay in registers. Sums are in float32. Rows of a band are as far 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ _SUMS = 256
 _OPTIONS = plgpu.CompilerParams(num_warps=4)
 
 
+# Compiled functions are traced once a shape.
+@functools.partial(jax.jit, static_argnames=("dilation", "terms"))
 def correlate(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k o"], dilation: int = 1, terms: int = 1
 ) -> Float[Array, "b h w _"]:
@@ -72,6 +75,7 @@ def correlate(
     )(x, kernel.astype(jnp.float32).reshape(size * size, outputs))
 
 
+@functools.partial(jax.jit, static_argnames=("size", "dilation"))
 def kernel_grad(
     x: Float[Array, "b h w c"], grad: Float[Array, "b h w o"], size: int, dilation: int = 1
 ) -> Float[Array, "k k c"]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from drsformer_jax import weights
-from drsformer_jax.config import SIZE_MULTIPLE, DType, ModelConfig
+from drsformer_jax.config import SIZE_MULTIPLE, DType, Kernels, ModelConfig
 from drsformer_jax.errors import InputError, check_device
 from drsformer_jax.images.pixels import to_8_bits
 from drsformer_jax.nn.functional import Params, apply, wide_types
@@ -101,6 +101,7 @@ class Restorer:
         step: int | None = None,
         *,
         dtype: DType | None = None,
+        kernels: Kernels | None = None,
         tile: int | Literal["auto"] = "auto",
         overlap: int | None = None,
     ) -> Restorer:
@@ -112,6 +113,7 @@ class Restorer:
             path: where it is.
             step: checkpoint of a training run; default: the best one.
             dtype: what the network computes in; default: as it was trained.
+            kernels: see `ModelConfig`; default: as it was trained.
             tile: see `Restorer`.
             overlap: see `Restorer`.
 
@@ -122,8 +124,9 @@ class Restorer:
         check_device(jax.devices)
         use_compile_cache()
         config, params = weights.load(path, step)
-        if dtype is not None:
-            config = dataclasses.replace(config, dtype=dtype)
+        config = dataclasses.replace(
+            config, dtype=dtype or config.dtype, kernels=kernels or config.kernels
+        )
         return cls(config, params, tile=tile, overlap=overlap)
 
     def plan(self, sizes: Iterable[Size]) -> None:

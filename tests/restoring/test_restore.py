@@ -168,6 +168,13 @@ def test_narrow_type_is_near_and_not_the_same(model, network):
     assert 0 < np.sqrt(np.mean(error**2)) < 2
 
 
+def test_kernels_that_are_asked_for_change_nothing_on_other_hardware(model, network):
+    image = noise(20, 30)
+    restorer = drsformer_jax.load(model, kernels="pallas")
+    assert restorer.config.kernels == "pallas"
+    np.testing.assert_array_equal(restorer(image), drsformer_jax.load(model)(image))
+
+
 def out_of_memory(*fails: bool) -> Callable[..., Array]:
     """`restore_batch` as on a device whose memory is too small, for the calls that are to fail."""
     left = list(fails)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -31,7 +32,9 @@ from drsformer_jax.nn.drsformer import DRSformer
 from drsformer_jax.nn.functional import abstract_params, apply
 from drsformer_jax.nn.rows import AT_ONCE, Strips
 from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, grouped_conv
-from drsformer_jax.ops.linear import linear
+from drsformer_jax.ops.linear import Affine, linear
+from drsformer_jax.ops.mixed_scale import mixed_scale
+from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights
 from drsformer_jax.sharding import batch_sharding, replicated
 from drsformer_jax.training import abstract_state, compiled_step
 
@@ -133,8 +136,8 @@ def stage(name: str, gradients: bool) -> Build:
 
 
 def operation(name: str, channels: int, gradients: bool) -> Build:
-    """One operation of `drsformer_jax.ops`, such as depthwise5, grouped3, dilated7, linear."""
-    parts = re.fullmatch(r"(depthwise|dilated|grouped|pool|linear)(\d*)", name)
+    """One operation of `drsformer_jax.ops`, such as depthwise5, grouped3, dilated7, mixed_scale."""
+    parts = re.fullmatch(r"(depthwise|dilated|grouped|pool|linear|mixed_scale)(\d*)", name)
     if parts is None:
         raise InputError(f"the operation is {name!r}; expected, say, depthwise5, grouped3, linear")
     kind, side = parts[1], int(parts[2] or 3)
@@ -147,7 +150,23 @@ def operation(name: str, channels: int, gradients: bool) -> Build:
             return jax.ShapeDtypeStruct(shape, jnp.float32)
 
         kernels = work.config.implementation
+        hidden = work.config.hidden(channels)
+        affine = functools.partial(Affine, bias=None)
         run, arguments = {
+            "mixed_scale": (
+                lambda layers, x: mixed_scale(x, layers, None, kernels),
+                (
+                    MixedScaleWeights(
+                        affine(weights(channels, 2 * hidden)),
+                        affine(weights(3, 3, 2 * hidden)),
+                        affine(weights(5, 5, 2 * hidden)),
+                        affine(weights(3, 3, 2, hidden)),
+                        affine(weights(5, 5, 2, hidden)),
+                        affine(weights(2 * hidden, channels)),
+                    ),
+                    image(channels),
+                ),
+            ),
             "depthwise": (
                 lambda kernel, x: depthwise_conv(x, kernel, 1, kernels),
                 (weights(side, side, channels), image(channels)),

@@ -27,7 +27,7 @@ LANES = 128
 """Channels of a block."""
 _EDGE = 8
 """Columns of zeros on each side of a strip: whole tiles, and at least the largest halo."""
-_ROWS = 32
+_ROWS = 64
 """Most rows of a strip."""
 _STRIP_BYTES = 24 * 2**20
 """About as much of the core's memory as strips have."""

@@ -12,7 +12,7 @@ from drsformer_jax.nn.linear import Conv1x1, DepthwiseConv
 from drsformer_jax.nn.rows import AT_ONCE, MAX_HALO, Mask, Rows
 from drsformer_jax.nn.stack import Stack
 from drsformer_jax.ops.depthwise import average_pool
-from drsformer_jax.ops.linear import precision_of
+from drsformer_jax.ops.linear import linear, precision_of
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.types import Array, Bool, Float
 
@@ -117,6 +117,12 @@ class Separable(nnx.Module):
         self, x: Float[Array, "b h w c"], valid_mask: Bool[Array, "b h w 1"] | None = None
     ) -> Float[Array, "b h w c"]:
         """Returns the input of the last 1x1 convolution."""
+        if self.depthwise_first.kernel.shape[0] == 1:  # Factors of channels: not worth a pass.
+            first, last = (
+                layer.kernel[0, 0] for layer in (self.depthwise_first, self.depthwise_last)
+            )
+            kernel = first[:, None] * self.pointwise_first.kernel[...]
+            return relu(linear(x, kernel)) * last.astype(x.dtype)
         # XLA for TPUs would fuse the first convolution into each tap of the second.
         y = jax.lax.optimization_barrier(self.depthwise_first(x, valid_mask))
         return self.depthwise_last(relu(self.pointwise_first(y)), valid_mask)

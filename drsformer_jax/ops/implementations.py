@@ -2,7 +2,7 @@
 
 All implementations of an operation have the same result but for rounding. The choices were
 measured with `benchmarks/ops.py` on CPUs, and follow what XLA makes of each implementation for
-TPUs: see docs/performance.md. There are no Pallas kernels.
+TPUs and GPUs: see docs/performance.md.
 """
 
 from __future__ import annotations

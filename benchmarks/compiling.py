@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +281,8 @@ def programs(arguments: argparse.Namespace, suite: Iterable[Work]) -> Iterator[t
     """What the command line asks for."""
     whole: dict[str, Build] = {"forward": forward, "train": train}
     if arguments.suite:
-        yield from ((work, whole[work.what]) for work in suite)
+        variant = arguments.kernels
+        yield from ((replace(work, variant=variant), whole[work.what]) for work in suite)
         return
     asked = Work(
         *(arguments.what, arguments.batch, arguments.height, arguments.width),
@@ -293,13 +294,13 @@ def programs(arguments: argparse.Namespace, suite: Iterable[Work]) -> Iterator[t
         yield asked, whole[asked.what]
     elif asked.what == "op":
         for name in arguments.names or ["depthwise3", "depthwise5", "grouped3", "grouped5"]:
-            work = dataclasses.replace(asked, what=f"{name}{suffix} of {arguments.channels}")
+            work = replace(asked, what=f"{name}{suffix} of {arguments.channels}")
             yield work, operation(name, arguments.channels, arguments.gradients)
     else:
         for name in arguments.names or STAGES:
             if name not in STAGES:
                 raise InputError(f"the stage is {name!r}; expected one of {', '.join(STAGES)}")
-            work = dataclasses.replace(asked, what=f"{name}{suffix}")
+            work = replace(asked, what=f"{name}{suffix}")
             yield work, stage(name, arguments.gradients)
 
 

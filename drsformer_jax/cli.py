@@ -69,7 +69,7 @@ class Derain:
     and changes images by a little."""
     kernels: Kernels | None = None
     """pallas: kernels of our own for depthwise convolutions on TPUs and NVIDIA GPUs, which no such
-    hardware has confirmed yet; default: as it was trained, which is xla."""
+    hardware has confirmed yet; default: as it was trained."""
     batch: int | None = None
     """Images of like sizes that are computed together, as far as memory goes; default: 8, on CPUs
     1."""

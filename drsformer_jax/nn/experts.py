@@ -89,7 +89,7 @@ class Step(nnx.Module):
         features = [expert(x, valid_mask) for expert in experts] + [
             average_pool(x, valid_mask=valid_mask, implementation=self.implementation)
         ]
-        last = [expert.pointwise_last.kernel[...] for expert in experts]
+        last = [expert.last() for expert in experts]
         last.append(jnp.eye(channels, dtype=last[0].dtype))  # The pool has no 1x1 convolution.
         join = self.join.kernel[...].reshape(EXPERTS, channels, channels)
         highest = jax.lax.Precision.HIGHEST
@@ -108,6 +108,7 @@ class Separable(nnx.Module):
     """Separable convolution: depthwise, 1x1, relu, depthwise, 1x1; `Step` applies the last one."""
 
     def __init__(self, channels: int, size: int, config: ModelConfig) -> None:
+        self.size = size
         self.depthwise_first = DepthwiseConv(channels, size, config)
         self.pointwise_first = Conv1x1(channels, channels, config, bias=False)
         self.depthwise_last = DepthwiseConv(channels, size, config)
@@ -117,15 +118,17 @@ class Separable(nnx.Module):
         self, x: Float[Array, "b h w c"], valid_mask: Bool[Array, "b h w 1"] | None = None
     ) -> Float[Array, "b h w c"]:
         """Returns the input of the last 1x1 convolution."""
-        if self.depthwise_first.kernel.shape[0] == 1:  # Factors of channels: not worth a pass.
-            first, last = (
-                layer.kernel[0, 0] for layer in (self.depthwise_first, self.depthwise_last)
-            )
-            kernel = first[:, None] * self.pointwise_first.kernel[...]
-            return relu(linear(x, kernel)) * last.astype(x.dtype)
+        if self.size == 1:  # A factor of each channel, which its neighbors take over.
+            kernel = self.depthwise_first.kernel[0, 0][:, None] * self.pointwise_first.kernel[...]
+            return relu(linear(x, kernel))
         # XLA for TPUs would fuse the first convolution into each tap of the second.
         y = jax.lax.optimization_barrier(self.depthwise_first(x, valid_mask))
         return self.depthwise_last(relu(self.pointwise_first(y)), valid_mask)
+
+    def last(self) -> Float[Array, "c c"]:
+        """The matrix of the last 1x1 convolution."""
+        kernel = self.pointwise_last.kernel[...]
+        return self.depthwise_last.kernel[0, 0][:, None] * kernel if self.size == 1 else kernel
 
 
 class Dilated(nnx.Module):
@@ -140,3 +143,7 @@ class Dilated(nnx.Module):
     ) -> Float[Array, "b h w c"]:
         """Returns the input of the 1x1 convolution."""
         return self.depthwise(x, valid_mask)
+
+    def last(self) -> Float[Array, "c c"]:
+        """The matrix of the 1x1 convolution."""
+        return self.pointwise_last.kernel[...]

@@ -46,8 +46,6 @@ def depthwise_conv(
             writing into zeros, or by `jnp.pad`); `mosaic` and `triton` are kernels for TPUs and
             GPUs. See `implementations.run` for others.
     """
-    if implementation == implementations.PALLAS and len(kernel) == 1:
-        implementation = None  # XLA fuses a single tap with what is before and behind it.
     return _depthwise([x], kernel, dilation, 1, implementation)
 
 
@@ -164,7 +162,8 @@ def _depthwise(
     def by_kernel(kernels: Any, parts: list[Array], kernel: Array) -> Array:
         return kernels.correlate(jnp.concatenate(parts, axis=-1), kernel, dilation, terms)
 
-    return _chosen(plain, by_kernel, implementation, parts, kernel)
+    options = (len(kernel), dilation, terms, implementation)
+    return _chosen(plain, by_kernel, parts, *options)(parts, kernel)
 
 
 def _added(x: Array, terms: int) -> Array:
@@ -178,21 +177,39 @@ _KERNELS = ("mosaic", "triton")
 def _chosen(
     plain: Callable[..., Array],
     by_kernel: Callable[..., Array],
+    parts: Sequence[Array],
+    size: int,
+    dilation: int,
+    terms: int,
     implementation: str | None,
-    *arrays: Any,
-) -> Array:
-    """Computes `plain` of the arrays, or `by_kernel` of one of `_KERNELS` and the arrays."""
+) -> Callable[..., Array]:
+    """`plain`, or `by_kernel` of one of `_KERNELS`.
+
+    Args:
+        plain: a function of arrays.
+        by_kernel: the same after a first argument, a module with kernels.
+        parts: as of `_depthwise`.
+        size: k.
+        dilation: as of `_depthwise`.
+        terms: as of `_depthwise`.
+        implementation: as of `_depthwise`.
+    """
+    if implementation not in (*_KERNELS, implementations.PALLAS):
+        return plain
+    channels = sum(part.shape[-1] for part in parts)
+    shape = (*parts[0].shape[:3], channels)
 
     def of(name: str) -> Callable[..., Array]:
-        module = importlib.import_module(f"drsformer_jax.ops.{name}")
-        return functools.partial(by_kernel, module)
+        kernels = importlib.import_module(f"drsformer_jax.ops.{name}")
+        # Kernels have no 64 bits, neither in values nor in indices.
+        narrow = jax.dtypes.canonicalize_dtype(float) == jnp.float32
+        usable = narrow and kernels.supports(shape, parts[0].dtype, size, dilation, terms)
+        return functools.partial(by_kernel, kernels) if usable else plain
 
     if implementation in _KERNELS:
-        return of(implementation)(*arrays)
-    if implementation == implementations.PALLAS:
-        by_name = {name: of(name) for name in _KERNELS} | {"plain": plain}
-        return implementations.run("depthwise_kernels", by_name, None, *arrays)
-    return plain(*arrays)
+        return of(implementation)
+    by_name = {name: of(name) for name in _KERNELS} | {"plain": plain}
+    return functools.partial(implementations.run, "depthwise_kernels", by_name, None)
 
 
 # The steps are compiled functions since those are traced once a shape; XLA inlines them.
@@ -288,10 +305,10 @@ def _backward(
 
     # The transpose of a correlation is the correlation with the kernel turned by half a circle.
     # Apart, or XLA for TPUs sums the gradients of all that read x in one loop of hundreds of taps.
-    x_grad = lax.optimization_barrier(
-        _chosen(plain_x_grad, x_grad_by_kernel, implementation, grad, kernel[::-1, ::-1])
-    )
-    kernel_grad = _chosen(plain_kernel_grad, kernel_grad_by_kernel, implementation, grad, *parts)
+    options = (size, dilation, terms, implementation)
+    x_grad = _chosen(plain_x_grad, x_grad_by_kernel, parts, *options)
+    x_grad = lax.optimization_barrier(x_grad(grad, kernel[::-1, ::-1]))
+    kernel_grad = _chosen(plain_kernel_grad, kernel_grad_by_kernel, parts, *options)(grad, *parts)
     ends = itertools.accumulate(part.shape[-1] for part in parts)
     return jnp.split(x_grad, list(ends)[:-1], axis=-1), kernel_grad.astype(kernel.dtype)
 

@@ -8,12 +8,13 @@ at most 64 channels, the upper and the lower half of a block share the lanes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,19 +27,29 @@ from drsformer_jax.types import Array, Float
 LANES = 128
 """Channels of a block."""
 _EDGE = 8
-"""Columns of zeros on each side of a strip: whole tiles, and at least the largest halo."""
+"""Columns of zeros on each side of a strip: whole tiles, and at least the halo."""
 _ROWS = 64
 """Most rows of a strip."""
-_STRIP_BYTES = 24 * 2**20
-"""About as much of the core's memory as strips have."""
+_MEMORY = 48 * 2**20
+"""Bytes of the core's memory that strips and blocks may have."""
 _GROUP = 4
 """Rows that are computed together: they share loads."""
 _COLUMNS = 16
 """Columns that are computed together: a tile of bfloat16."""
 _SUMS = 28
 """Taps whose sums are in registers at the same time."""
-_OPTIONS = pltpu.CompilerParams(vmem_limit_bytes=100 * 2**20)
-"""All chips since v4 have more memory in their cores."""
+_LIMIT = 60 * 2**20
+"""Bytes that the compiler may use: cores of v5p have 64 MiB, of v5e and v6e 128, of v4 only 16."""
+
+
+def supports(
+    shape: tuple[int, ...], dtype: jnp.dtype, size: int, dilation: int = 1, terms: int = 1
+) -> bool:
+    """Whether these functions can compute images of this shape and type, and their gradients."""
+    halo = dilation * (size // 2)
+    strips = _Strips.of(shape, dtype, shape[-1] // terms, halo, 2, _GROUP * dilation)
+    narrow = dtype in (jnp.float32, jnp.bfloat16)
+    return narrow and halo <= _EDGE and strips.bytes(dtype, 2) <= _MEMORY
 
 
 # Compiled functions are traced once a shape.
@@ -49,11 +60,12 @@ def correlate(
     """Depthwise convolution, stride 1, zeros beyond the border; sums are in float32.
 
     Args:
-        x: images. With fewer channels than the kernel each channel is read several times: the
-            kernel's channel c reads channel c modulo i.
+        x: images. With fewer channels than the kernel, where `terms` is 1, each channel is read
+            several times: the kernel's channel c reads channel c modulo i.
         kernel: k odd.
         dilation: distance of neighboring taps, in pixels.
-        terms: 2 adds the results of the second half of the channels to those of the first one.
+        terms: 2 adds the results of the second half of the channels to those of the first one;
+            where `LANES` does not divide a half, both are rounded first.
     """
     batch, height, width, inputs = x.shape
     size, _, outputs = kernel.shape
@@ -63,7 +75,7 @@ def correlate(
     if terms > 1 and channels % LANES:
         first, second = jnp.split(correlate(x, kernel, dilation), terms, axis=-1)
         return first + second
-    strips = _Strips.of(height, width, channels, halo, terms, _GROUP * dilation)
+    strips = _Strips.of(x.shape, x.dtype, channels, halo, terms, _GROUP * dilation)
     blocks = pl.cdiv(channels, LANES)
 
     def body(*refs: Any) -> None:
@@ -94,7 +106,7 @@ def correlate(
                 group(top, pl.multiple_of(column * _COLUMNS, _COLUMNS), _COLUMNS)
 
             whole = width // _COLUMNS
-            lax.fori_loop(0, whole, columns, None, unroll=math.gcd(whole, 8) or 1)
+            lax.fori_loop(0, whole, columns, None, unroll=math.gcd(whole, 8))
             if width % _COLUMNS:
                 group(top, whole * _COLUMNS, width % _COLUMNS)
 
@@ -119,7 +131,7 @@ def correlate(
         in_specs=in_specs,
         out_specs=strips.spec(lambda b, c, s: (b, s, c)),
         scratch_shapes=[strips.scratch(halo)] * terms,
-        compiler_params=_OPTIONS,
+        compiler_params=_options("parallel", "parallel", "arbitrary"),
         name=f"correlate{size}x{size}",
     )(*[x] * (3 * terms), *[taps] * terms)
 
@@ -137,11 +149,11 @@ def kernel_grad(
         size: k.
         dilation: distance of neighboring taps, in pixels.
     """
-    batch, height, width, channels = x.shape
+    batch, _, width, channels = x.shape
     halo = dilation * (size // 2)
     if grad.shape[-1] < channels and grad.shape[-1] % LANES:
         grad = _repeated(grad, channels)
-    strips = _Strips.of(height, width, channels, halo, 2, 8)
+    strips = _Strips.of(x.shape, x.dtype, channels, halo, 2, 8)
     blocks, read = pl.cdiv(channels, LANES), pl.cdiv(grad.shape[-1], LANES)
     at_once = max(1, _SUMS // size)
 
@@ -187,10 +199,15 @@ def kernel_grad(
         ],
         out_specs=pl.BlockSpec((size * size, 8, LANES), lambda c, b, s: (0, 0, c)),
         scratch_shapes=[strips.scratch(halo), strips.scratch(0)],
-        compiler_params=_OPTIONS,
+        compiler_params=_options("parallel", "arbitrary", "arbitrary"),
         name=f"kernel_grad{size}x{size}",
     )(x, x, x, grad)
     return strips.added(jnp.sum(summed, axis=1)).reshape(size, size, channels)
+
+
+def _options(*semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
+    """Which axes of the grid cores may share."""
+    return pltpu.CompilerParams(vmem_limit_bytes=_LIMIT, dimension_semantics=semantics)
 
 
 def _repeated(x: Array, channels: int) -> Array:
@@ -213,17 +230,33 @@ class _Strips:
 
     @classmethod
     def of(
-        cls, height: int, width: int, channels: int, halo: int, copies: int, unit: int
+        cls,
+        shape: tuple[int, ...],
+        dtype: jnp.dtype,
+        channels: int,
+        halo: int,
+        copies: int,
+        unit: int,
     ) -> _Strips:
         """Chooses the rows: a multiple of `unit`, so that `copies` strips fit into memory."""
+        _, height, width, _ = shape
         view = 1 << max(0, halo - 1).bit_length()
-        unit = max(view, unit)
-        row_bytes = 4 * LANES * copies * (width + 4 * _EDGE)
-        shared = cls(height, width, channels, halo, 0, view)
-        needed = pl.cdiv(height, len(shared.lanes))
-        most = min(_ROWS, _STRIP_BYTES // row_bytes - 2 * halo)
-        rows = max(unit, min(most, needed + unit - 1) // unit * unit)
-        return cls(height, width, channels, halo, rows, view)
+        unit = math.lcm(view, unit)
+        least = cls(height, width, channels, halo, unit, view)
+        needed = pl.cdiv(height, len(least.lanes))
+        rows = min(max(_ROWS, unit), needed + unit - 1) // unit * unit
+        while rows > unit:
+            strips = dataclasses.replace(least, rows=rows)
+            if strips.bytes(dtype, copies) <= _MEMORY:
+                return strips
+            rows -= unit
+        return least
+
+    def bytes(self, dtype: jnp.dtype, copies: int) -> int:
+        """Bytes of so many strips, and of the blocks: one is computed, the next one loaded."""
+        strips = 4 * copies * (self.rows + 2 * self.halo) * (self.width + 3 * _EDGE)
+        rows = (copies + 1) * self.rows * len(self.lanes) + 2 * copies * self.view
+        return LANES * (strips + 2 * jnp.dtype(dtype).itemsize * rows * self.width)
 
     @property
     def lanes(self) -> list[slice]:

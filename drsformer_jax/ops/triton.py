@@ -29,6 +29,14 @@ _SUMS = 256
 _OPTIONS = plgpu.CompilerParams(num_warps=4)
 
 
+def supports(
+    shape: tuple[int, ...], dtype: jnp.dtype, size: int, dilation: int = 1, terms: int = 1
+) -> bool:
+    """Whether these functions can compute images of this shape and type, and their gradients."""
+    del shape, size, dilation, terms
+    return dtype in (jnp.float32, jnp.bfloat16)
+
+
 # Compiled functions are traced once a shape.
 @functools.partial(jax.jit, static_argnames=("dilation", "terms"))
 def correlate(
@@ -37,8 +45,8 @@ def correlate(
     """Depthwise convolution, stride 1, zeros beyond the border.
 
     Args:
-        x: images. With fewer channels than the kernel each channel is read several times: the
-            kernel's channel c reads channel c modulo i.
+        x: images. With fewer channels than the kernel, where `terms` is 1, each channel is read
+            several times: the kernel's channel c reads channel c modulo i.
         kernel: k odd.
         dilation: distance of neighboring taps, in pixels.
         terms: 2 adds the results of the second half of the channels to those of the first one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import types
@@ -23,41 +24,53 @@ from drsformer_jax.ops import mosaic, triton
 from drsformer_jax.ops.depthwise import depthwise_conv, grouped_conv
 
 BLOCK = mosaic.LANES
+MODULES = {"mosaic": mosaic, "triton": triton}
 CALL = {"tpu": "custom_call @tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}
 
 
-@pytest.fixture(params=["mosaic", "triton"])
+@pytest.fixture(params=MODULES)
 def kernels(request, monkeypatch):
     """Kernels by name, which run without their hardware."""
     if request.param == "mosaic":
+        monkeypatch.setattr(mosaic, "_ROWS", 8)  # For several blocks, one below the other.
         # What they read beyond arrays, or never wrote, is NaN.
         params = pltpu.InterpretParams(
             uninitialized_memory="nan", out_of_bounds_reads="uninitialized"
         )
-        with pltpu.force_tpu_interpret_mode(params):
-            yield request.param
+        interpreter = pltpu.force_tpu_interpret_mode(params)
     else:
-        call = functools.partial(pl.pallas_call, interpret=True)
-        monkeypatch.setattr(
-            triton, "pl", types.SimpleNamespace(**{**vars(pl), "pallas_call": call})
-        )
+        interpreted = {**vars(pl), "pallas_call": functools.partial(pl.pallas_call, interpret=True)}
+        monkeypatch.setattr(triton, "pl", types.SimpleNamespace(**interpreted))
+        interpreter = contextlib.nullcontext()
+    with interpreter:
         yield request.param
+    for function in (MODULES[request.param].correlate, MODULES[request.param].kernel_grad):
+        function.clear_cache()
 
 
 # Batch, height, width, channels; size and dilation of the kernel.
 CASES = {
+    "few channels": (1, 19, 5, 8, 3, 1),
     "one pixel": (1, 1, 1, 3, 7, 1),
-    "two strips share the lanes": (1, 19, 9, 48, 5, 1),
-    "several blocks of rows, an odd width": (2, 37, 17, 72, 3, 1),
+    "two strips share the lanes": (1, 37, 9, 48, 5, 1),
+    "several images, an odd width": (2, 19, 17, 72, 3, 1),
     "a last block of few channels": (1, 6, 5, BLOCK + 4, 3, 2),
     "dilated, as wide as a block": (1, 21, 16, BLOCK, 7, 2),
+    "dilated by 3": (1, 30, 4, 72, 3, 3),
 }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case == "few channels" else pytest.param(case, marks=pytest.mark.slow)
+        for case in CASES
+    ],
+)
 def test_kernels_equal_plain_convolutions_and_their_gradients(kernels, case, dtype):
     *shape, size, dilation = CASES[case]
+    assert MODULES[kernels].supports(tuple(shape), jnp.dtype(dtype), size, dilation)
     x, cotangent = (normal(seed, *shape, dtype=dtype) for seed in (1, 2))
     kernel = normal(3, size, size, shape[-1], dtype="float32")
     value, gradients = jax.vjp(lambda x, k: depthwise_conv(x, k, dilation, kernels), x, kernel)
@@ -104,6 +117,37 @@ def test_asked_for_they_are_in_all_layers_for_tpus_and_gpus():
             text = traced.lower(lowering_platforms=(platform,)).as_text()
             assert len(re.findall(r"call @correlate\w*\(", text)) == convolutions
             assert all((text.count(call) > 0) == (platform == p) for p, call in CALL.items())
+
+
+def test_gradients_are_computed_by_them_too():
+    x, kernel = np.zeros((1, 8, 8, 4), np.float32), np.zeros((3, 3, 4), np.float32)
+    gradient = jax.grad(lambda x, k: jnp.sum(depthwise_conv(x, k, 1, "pallas")), argnums=(0, 1))
+    traced = jax.jit(gradient).trace(x, kernel)
+    for platform, call in CALL.items():
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "call @kernel_grad" in text
+        assert text.count(call) == 2, "one for the kernel, one for the image"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options"),
+    [
+        ((1, 128, 3840, 48), "bfloat16", (7, 2)),  # Not even few rows fit into a core's memory.
+        ((1, 8, 8, 8), "bfloat16", (7, 3)),  # A halo wider than the edge.
+        ((1, 8, 8, 8), "float16", (3, 1)),
+    ],
+)
+def test_what_they_do_not_support_is_computed_without_them(shape, dtype, options):
+    assert not mosaic.supports(shape, jnp.dtype(dtype), *options)
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    kernel = jax.ShapeDtypeStruct((options[0], options[0], shape[-1]), jnp.float32)
+    run = jax.jit(lambda x, kernel: depthwise_conv(x, kernel, options[1], "pallas"))
+    assert CALL["tpu"] not in run.trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_arrays_of_64_bits_are_computed_without_them(x64):
+    x, kernel = normal(1, 1, 5, 4, 3), normal(2, 3, 3, 3)
+    np.testing.assert_array_equal(depthwise_conv(x, kernel, 1, "pallas"), depthwise_conv(x, kernel))
 
 
 def test_without_being_asked_for_they_are_not():

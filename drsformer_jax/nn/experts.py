@@ -89,7 +89,7 @@ class Step(nnx.Module):
         features = [expert(x, valid_mask) for expert in experts] + [
             average_pool(x, valid_mask=valid_mask, implementation=self.implementation)
         ]
-        last = [expert.last() for expert in experts]
+        last = [expert.last_matrix() for expert in experts]
         last.append(jnp.eye(channels, dtype=last[0].dtype))  # The pool has no 1x1 convolution.
         join = self.join.kernel[...].reshape(EXPERTS, channels, channels)
         highest = jax.lax.Precision.HIGHEST
@@ -125,7 +125,7 @@ class Separable(nnx.Module):
         y = jax.lax.optimization_barrier(self.depthwise_first(x, valid_mask))
         return self.depthwise_last(relu(self.pointwise_first(y)), valid_mask)
 
-    def last(self) -> Float[Array, "c c"]:
+    def last_matrix(self) -> Float[Array, "c c"]:
         """The matrix of the last 1x1 convolution."""
         kernel = self.pointwise_last.kernel[...]
         return self.depthwise_last.kernel[0, 0][:, None] * kernel if self.size == 1 else kernel
@@ -144,6 +144,6 @@ class Dilated(nnx.Module):
         """Returns the input of the 1x1 convolution."""
         return self.depthwise(x, valid_mask)
 
-    def last(self) -> Float[Array, "c c"]:
+    def last_matrix(self) -> Float[Array, "c c"]:
         """The matrix of the 1x1 convolution."""
         return self.pointwise_last.kernel[...]

@@ -79,7 +79,7 @@ def query_key_sums(
         implementation: `whole` (convolutions of whole images), `strips` (of a few rows at a time),
             None or `pallas` (see `implementations.run`).
     """
-    kernels = implementations.PALLAS if implementation == implementations.PALLAS else None
+    kernels = implementations.kernels_of(implementation)
     by_name = {
         "whole": functools.partial(_whole, heads, kernels),
         "strips": functools.partial(_strips, heads),

@@ -183,7 +183,7 @@ def _chosen(
     terms: int,
     implementation: str | None,
 ) -> Callable[..., Array]:
-    """`plain`, or `by_kernel` of one of `_KERNELS`.
+    """`plain`, or `by_kernel` of one of `_KERNELS`: of a named one, or where it is supported.
 
     Args:
         plain: a function of arrays.
@@ -194,22 +194,25 @@ def _chosen(
         terms: as of `_depthwise`.
         implementation: as of `_depthwise`.
     """
-    if implementation not in (*_KERNELS, implementations.PALLAS):
+    if implementation in _KERNELS:
+        return functools.partial(by_kernel, _kernels(implementation))
+    if implementation != implementations.PALLAS:
         return plain
     channels = sum(part.shape[-1] for part in parts)
     shape = (*parts[0].shape[:3], channels)
 
-    def of(name: str) -> Callable[..., Array]:
-        kernels = importlib.import_module(f"drsformer_jax.ops.{name}")
-        # Kernels have no 64 bits, neither in values nor in indices.
-        narrow = jax.dtypes.canonicalize_dtype(float) == jnp.float32
+    # Kernels have no 64 bits, neither in values nor in indices.
+    narrow = jax.dtypes.canonicalize_dtype(float) == jnp.float32
+    by_name = {"plain": plain}
+    for name in _KERNELS:
+        kernels = _kernels(name)
         usable = narrow and kernels.supports(shape, parts[0].dtype, size, dilation, terms)
-        return functools.partial(by_kernel, kernels) if usable else plain
-
-    if implementation in _KERNELS:
-        return of(implementation)
-    by_name = {name: of(name) for name in _KERNELS} | {"plain": plain}
+        by_name[name] = functools.partial(by_kernel, kernels) if usable else plain
     return functools.partial(implementations.run, "depthwise_kernels", by_name, None)
+
+
+def _kernels(name: str) -> Any:
+    return importlib.import_module(f"drsformer_jax.ops.{name}")
 
 
 # The steps are compiled functions since those are traced once a shape; XLA inlines them.
@@ -242,8 +245,6 @@ def _taps(size: int, dilation: int) -> list[tuple[int, int]]:
 def _pad(parts: list[Array], size: int, dilation: int, implementation: str | None = None) -> Array:
     """Joins the parts along their channels and puts zeros around them."""
     halo = dilation * (size // 2)
-    if halo == 0:
-        return jnp.concatenate(parts, axis=-1)
     border = (halo, halo)
 
     def join(*parts: Array) -> Array:

@@ -34,6 +34,11 @@ Implementations = Mapping[str, Callable[..., Any]]
 """Functions of the same arrays, by the names that `CHOICES` gives them."""
 
 
+def kernels_of(implementation: str | None) -> str | None:
+    """The implementation of the convolutions in an operation with this one."""
+    return PALLAS if implementation == PALLAS else None
+
+
 def run(
     operation: str, implementations: Implementations, implementation: str | None, *arrays: Any
 ) -> Any:

@@ -59,7 +59,7 @@ def mixed_scale(
             channels in full vectors of `LANES`), `strips` (of a few rows at a time), None or
             `pallas` (see `implementations.run`).
     """
-    kernels = implementations.PALLAS if implementation == implementations.PALLAS else None
+    kernels = implementations.kernels_of(implementation)
     by_name: implementations.Implementations = {
         "whole": functools.partial(_whole, kernels),
         "aligned": functools.partial(_aligned, kernels),

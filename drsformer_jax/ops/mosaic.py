@@ -76,64 +76,74 @@ def correlate(
         first, second = jnp.split(correlate(x, kernel, dilation), terms, axis=-1)
         return first + second
     strips = _Strips.of(x.shape, x.dtype, channels, halo, terms, _GROUP * dilation)
-    blocks = pl.cdiv(channels, LANES)
+    blocks, read = pl.cdiv(channels, LANES), pl.cdiv(inputs, LANES)
 
-    def body(*refs: Any) -> None:
-        views, kernels, out = refs[: 3 * terms], refs[3 * terms : 4 * terms], refs[4 * terms]
-        wide = refs[4 * terms + 1 :]
-        for term in range(terms):
-            strips.load(views[3 * term : 3 * term + 3], wide[term])
+    def block_of(term: int) -> Callable[..., tuple[Any, Any, Any]]:
+        return lambda b, c, s: (b, s, (term * blocks + c) % read)
 
-        def group(top: Array, left: Array | int, count: int) -> None:
-            """Computes `_GROUP` rows, as far apart as taps, that begin at `top`."""
-            sums: list[Any] = [0] * _GROUP
-            for strip, taps in zip(wide, kernels, strict=True):
-                for dx, row in itertools.product(range(size), range(_GROUP + size - 1)):
-                    start = left + (_EDGE - halo + dilation * dx)
-                    value = strip[top + dilation * row, pl.ds(start, count)]
-                    for dy in range(max(0, row - _GROUP + 1), min(size, row + 1)):
-                        tap = dy * size + dx
-                        sums[row - dy] += value * taps[tap : tap + 1]
-            for row, total in enumerate(sums):
-                for half, lanes in enumerate(strips.lanes):
-                    below = half * strips.rows + top + dilation * row
-                    out[0, below, pl.ds(left, count)] = total[:, lanes].astype(out.dtype)
-
-        def groups(index: Array, _: None) -> None:
-            top = lax.div(index, dilation) * (_GROUP * dilation) + lax.rem(index, dilation)
-
-            def columns(column: Array, _: None) -> None:
-                group(top, pl.multiple_of(column * _COLUMNS, _COLUMNS), _COLUMNS)
-
-            whole = width // _COLUMNS
-            lax.fori_loop(0, whole, columns, None, unroll=math.gcd(whole, 8))
-            if width % _COLUMNS:
-                group(top, whole * _COLUMNS, width % _COLUMNS)
-
-        lax.fori_loop(0, strips.rows // _GROUP, groups, None)
+    def taps_of(term: int) -> Callable[..., tuple[Any, Any]]:
+        return lambda b, c, s: (0, term * blocks + c)
 
     taps = strips.packed(kernel.astype(jnp.float32).reshape(size * size, outputs))
-    in_specs: list[pl.BlockSpec] = []
-    for term in range(terms):
-
-        def block(channel: Array, term: int = term) -> Array:
-            return (term * blocks + channel) % pl.cdiv(inputs, LANES)
-
-        in_specs += strips.views(lambda b, c, s, block=block: (b, s, block(c)))
-    for term in range(terms):
-        in_specs.append(
-            pl.BlockSpec((size * size, LANES), lambda b, c, s, term=term: (0, term * blocks + c))
-        )
+    views = [view for term in range(terms) for view in strips.views(block_of(term))]
+    kernels = [pl.BlockSpec((size * size, LANES), taps_of(term)) for term in range(terms)]
     return pl.pallas_call(
-        body,
+        functools.partial(_correlate_block, strips, size, dilation, terms),
         out_shape=jax.ShapeDtypeStruct((batch, height, width, channels), x.dtype),
         grid=(batch, blocks, strips.steps),
-        in_specs=in_specs,
+        in_specs=[*views, *kernels],
         out_specs=strips.spec(lambda b, c, s: (b, s, c)),
         scratch_shapes=[strips.scratch(halo)] * terms,
         compiler_params=_options("parallel", "parallel", "arbitrary"),
         name=f"correlate{size}x{size}",
-    )(*[x] * (3 * terms), *[taps] * terms)
+    )(*[x] * len(views), *[taps] * terms)
+
+
+def _correlate_block(strips: _Strips, size: int, dilation: int, terms: int, *refs: Any) -> None:
+    """Computes a block: views of each term, taps of each term, the result, strips of each term."""
+    kernels, out, wide = refs[3 * terms : 4 * terms], refs[4 * terms], refs[4 * terms + 1 :]
+    for term, strip in enumerate(wide):
+        strips.load(refs[3 * term : 3 * term + 3], strip)
+    whole, rest = divmod(strips.width, _COLUMNS)
+
+    def rows(index: Array, _: None) -> None:
+        top = lax.div(index, dilation) * (_GROUP * dilation) + lax.rem(index, dilation)
+        add = functools.partial(_add_taps, strips, size, dilation, wide, kernels, out, top)
+
+        def columns(column: Array, _: None) -> None:
+            add(pl.multiple_of(column * _COLUMNS, _COLUMNS), _COLUMNS)
+
+        lax.fori_loop(0, whole, columns, None, unroll=math.gcd(whole, 8))
+        if rest:
+            add(whole * _COLUMNS, rest)
+
+    lax.fori_loop(0, strips.rows // _GROUP, rows, None)
+
+
+def _add_taps(
+    strips: _Strips,
+    size: int,
+    dilation: int,
+    wide: Sequence[Any],
+    kernels: Sequence[Any],
+    out: Any,
+    top: Array,
+    left: Array | int,
+    columns: int,
+) -> None:
+    """Computes `columns` of `_GROUP` rows, which are as far apart as taps, from (top, left)."""
+    sums: list[Any] = [0] * _GROUP
+    for strip, taps in zip(wide, kernels, strict=True):
+        for dx, row in itertools.product(range(size), range(_GROUP + size - 1)):
+            start = left + (_EDGE - strips.halo + dilation * dx)
+            value = strip[top + dilation * row, pl.ds(start, columns)]
+            for dy in range(max(0, row - _GROUP + 1), min(size, row + 1)):
+                tap = dy * size + dx
+                sums[row - dy] += value * taps[tap : tap + 1]
+    for row, total in enumerate(sums):
+        for half, lanes in enumerate(strips.lanes):
+            place = half * strips.rows + top + dilation * row
+            out[0, place, pl.ds(left, columns)] = total[:, lanes].astype(out.dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "dilation"))
@@ -149,48 +159,14 @@ def kernel_grad(
         size: k.
         dilation: distance of neighboring taps, in pixels.
     """
-    batch, _, width, channels = x.shape
+    batch, _, _, channels = x.shape
     halo = dilation * (size // 2)
     if grad.shape[-1] < channels and grad.shape[-1] % LANES:
         grad = _repeated(grad, channels)
     strips = _Strips.of(x.shape, x.dtype, channels, halo, 2, 8)
     blocks, read = pl.cdiv(channels, LANES), pl.cdiv(grad.shape[-1], LANES)
-    at_once = max(1, _SUMS // size)
-
-    def body(*refs: Any) -> None:
-        *views, grads, out, strip, weights = refs
-        strips.load(views, strip)
-        strips.load([None, grads, None], weights)
-
-        @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
-        def _begin() -> None:
-            out[...] = jnp.zeros_like(out)
-
-        for first in range(0, size, at_once):
-            rows_of_taps = range(first, min(first + at_once, size))
-            taps = list(itertools.product(rows_of_taps, range(size)))
-
-            def row(index: Array, sums: tuple[Array, ...], taps: Any = taps) -> tuple[Array, ...]:
-                def columns(column: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-                    left = pl.multiple_of(column * 8, 8)
-                    weight = weights[index, pl.ds(left + _EDGE, 8)]
-                    start = left + _EDGE - halo
-                    return tuple(
-                        total
-                        + strip[index + dilation * dy, pl.ds(start + dilation * dx, 8)] * weight
-                        for total, (dy, dx) in zip(sums, taps, strict=True)
-                    )
-
-                count = pl.cdiv(width, 8)
-                return lax.fori_loop(0, count, columns, sums, unroll=math.gcd(count, 8))
-
-            numbers = [dy * size + dx for dy, dx in taps]
-            sums = lax.fori_loop(0, strips.rows, row, tuple(out[number] for number in numbers))
-            for number, total in zip(numbers, sums, strict=True):
-                out[number] = total
-
     summed = pl.pallas_call(
-        body,
+        functools.partial(_kernel_grad_block, strips, size, dilation),
         out_shape=jax.ShapeDtypeStruct((size * size, 8, blocks * LANES), jnp.float32),
         grid=(blocks, batch, strips.steps),
         in_specs=[
@@ -203,6 +179,41 @@ def kernel_grad(
         name=f"kernel_grad{size}x{size}",
     )(x, x, x, grad)
     return strips.added(jnp.sum(summed, axis=1)).reshape(size, size, channels)
+
+
+def _kernel_grad_block(strips: _Strips, size: int, dilation: int, *refs: Any) -> None:
+    """Adds the sums of a block: views of the images, the gradient, the sums, strips of both."""
+    *views, grads, out, strip, weights = refs
+    strips.load(views, strip)
+    strips.load([None, grads, None], weights)
+    count = pl.cdiv(strips.width, 8)
+
+    @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
+    def _begin() -> None:
+        out[...] = jnp.zeros_like(out)
+
+    def add(taps: list[tuple[int, int]], row: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Adds a row to the sums of some taps."""
+
+        def columns(column: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+            left = pl.multiple_of(column * 8, 8) + _EDGE
+            weight = weights[row, pl.ds(left, 8)]
+            return tuple(
+                total
+                + strip[row + dilation * dy, pl.ds(left - strips.halo + dilation * dx, 8)] * weight
+                for total, (dy, dx) in zip(sums, taps, strict=True)
+            )
+
+        return lax.fori_loop(0, count, columns, sums, unroll=math.gcd(count, 8))
+
+    taps = list(itertools.product(range(size), range(size)))
+    at_once = max(1, _SUMS // size) * size  # Whole rows of taps.
+    for first in range(0, len(taps), at_once):
+        some = range(first, min(first + at_once, len(taps)))
+        step = functools.partial(add, [taps[tap] for tap in some])
+        sums = lax.fori_loop(0, strips.rows, step, tuple(out[tap] for tap in some))
+        for tap, total in zip(some, sums, strict=True):
+            out[tap] = total
 
 
 def _options(*semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
@@ -255,7 +266,7 @@ class _Strips:
     def bytes(self, dtype: jnp.dtype, copies: int) -> int:
         """Bytes of so many strips, and of the blocks: one is computed, the next one loaded."""
         strips = 4 * copies * (self.rows + 2 * self.halo) * (self.width + 3 * _EDGE)
-        rows = (copies + 1) * self.rows * len(self.lanes) + 2 * copies * self.view
+        rows = (copies + 1) * self.block + 2 * copies * self.view
         return LANES * (strips + 2 * jnp.dtype(dtype).itemsize * rows * self.width)
 
     @property
@@ -267,9 +278,14 @@ class _Strips:
         return [slice(0, self.channels), slice(half, half + self.channels)]
 
     @property
+    def block(self) -> int:
+        """Rows of a block."""
+        return self.rows * len(self.lanes)
+
+    @property
     def steps(self) -> int:
         """Blocks of an image, one below the other."""
-        return pl.cdiv(self.height, self.rows * len(self.lanes))
+        return pl.cdiv(self.height, self.block)
 
     def packed(self, taps: Array) -> Array:
         """Rows of values by channel, for all lanes."""
@@ -289,8 +305,7 @@ class _Strips:
         self, place: Callable[..., tuple[Any, Any, Any]], rows: int | None = None
     ) -> pl.BlockSpec:
         """A block of rows; `place` gives image, block of rows and block of channels."""
-        lanes = min(self.channels, LANES) if len(self.lanes) == 2 else LANES
-        shape = (1, rows or self.rows * len(self.lanes), self.width, lanes)
+        shape = (1, rows or self.block, self.width, self.lanes[0].stop)
 
         def index(*ids: Array) -> tuple[Any, ...]:
             image, row, channel = place(*ids)
@@ -300,7 +315,7 @@ class _Strips:
 
     def views(self, place: Callable[..., tuple[Any, Any, Any]]) -> list[pl.BlockSpec]:
         """The block with the halo above a block, the block, and the one with the halo below."""
-        ratio = self.rows * len(self.lanes) // self.view
+        ratio = self.block // self.view
         last = pl.cdiv(self.height, self.view) - 1
 
         def above(*ids: Array) -> tuple[Any, Any, Any]:
@@ -327,7 +342,7 @@ class _Strips:
         """
         top, middle, bottom = views
         halo = 0 if top is None else self.halo
-        rows, image = self.rows * len(self.lanes), slice(_EDGE, _EDGE + self.width)
+        image = slice(_EDGE, _EDGE + self.width)
         step = pl.program_id(2)
 
         @pl.when(step == 0)
@@ -338,7 +353,7 @@ class _Strips:
 
         for half, lanes in enumerate(self.lanes):
             first = half * self.rows - halo
-            start, end = max(first, 0), min(first + wide.shape[0], rows)
+            start, end = max(first, 0), min(first + wide.shape[0], self.block)
             inside = middle[0, start:end].astype(jnp.float32)
             wide[start - first : end - first, image, lanes] = inside
             if first < 0:
@@ -349,7 +364,7 @@ class _Strips:
             # Blocks have any values beyond the array. It ends in the last of them, or in the halo
             # of the one before.
             for last in range(max(0, self.steps - 2), self.steps):
-                beyond = max(0, self.height - last * rows - first)
+                beyond = max(0, self.height - last * self.block - first)
                 if beyond < wide.shape[0]:
 
                     @pl.when(step == last)

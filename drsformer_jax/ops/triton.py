@@ -42,15 +42,7 @@ def supports(
 def correlate(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k o"], dilation: int = 1, terms: int = 1
 ) -> Float[Array, "b h w _"]:
-    """Depthwise convolution, stride 1, zeros beyond the border.
-
-    Args:
-        x: images. With fewer channels than the kernel, where `terms` is 1, each channel is read
-            several times: the kernel's channel c reads channel c modulo i.
-        kernel: k odd.
-        dilation: distance of neighboring taps, in pixels.
-        terms: 2 adds the results of the second half of the channels to those of the first one.
-    """
+    """`mosaic.correlate` on GPUs; all sums are rounded once."""
     batch, height, width, inputs = x.shape
     size, _, outputs = kernel.shape
     channels, halo = outputs // terms, dilation * (size // 2)
@@ -87,19 +79,10 @@ def correlate(
 def kernel_grad(
     x: Float[Array, "b h w c"], grad: Float[Array, "b h w o"], size: int, dilation: int = 1
 ) -> Float[Array, "k k c"]:
-    """The gradient of the kernel of `correlate`, in float32.
-
-    Args:
-        x: images.
-        grad: gradient of the result; with fewer channels than x, channel c modulo o belongs to x's
-            channel c.
-        size: k.
-        dilation: distance of neighboring taps, in pixels.
-    """
+    """`mosaic.kernel_grad` on GPUs."""
     batch, height, width, channels = x.shape
     halo = dilation * (size // 2)
     tiles = _Tiles.of(height, width, grad.shape[-1], dilation, _SUMS)
-    grid = tiles.grid(batch, channels)
 
     def body(x: Any, grad: Any, out: Any) -> None:
         here = tiles.here()
@@ -126,7 +109,7 @@ def kernel_grad(
     summed = pl.pallas_call(
         body,
         out_shape=jax.ShapeDtypeStruct((*tiles.parts(batch), size * size, channels), jnp.float32),
-        grid=grid,
+        grid=tiles.grid(batch, channels),
         compiler_params=_OPTIONS,
         name=f"kernel_grad{size}x{size}",
     )(x, grad)
@@ -155,31 +138,38 @@ class _Tiles:
         rows = min(_ROWS, pl.cdiv(height, dilation))
         return cls(height, width, unit, dilation, rows, (columns, channels))
 
+    @property
+    def across(self) -> int:
+        """Programs side by side in a band."""
+        return pl.cdiv(self.width, self.shape[0])
+
+    @property
+    def blocks(self) -> int:
+        """Programs for the channels of a unit."""
+        return pl.cdiv(self.unit, self.shape[1])
+
     def parts(self, batch: int) -> tuple[int, int, int]:
         """Programs of one block of channels: of columns, of rows, and of images."""
-        columns = pl.cdiv(self.width, self.shape[0])
         bands = pl.cdiv(self.height, self.rows * self.dilation) * self.dilation
-        return columns, bands, batch
+        return self.across, bands, batch
 
     def grid(self, batch: int, channels: int) -> tuple[int, int, int]:
         """The programs, for images with so many channels."""
-        columns, bands, batch = self.parts(batch)
-        return columns * pl.cdiv(self.unit, self.shape[1]) * (channels // self.unit), bands, batch
+        across, bands, batch = self.parts(batch)
+        return across * self.blocks * (channels // self.unit), bands, batch
 
     def here(self) -> _Here:
         """The place of the program that calls it."""
-        columns, channels = self.shape
-        across = pl.cdiv(self.width, columns)
-        blocks = pl.cdiv(self.unit, channels)
-        block, band = lax.div(pl.program_id(0), across), pl.program_id(1)
+        number, band, image = (pl.program_id(axis) for axis in range(3))
+        block, part = lax.div(number, self.across), lax.rem(number, self.across)
         first = lax.div(band, self.dilation) * (self.rows * self.dilation)
         return _Here(
             tiles=self,
-            part=(lax.rem(pl.program_id(0), across), band, pl.program_id(2)),
+            part=(part, band, image),
             row=first + lax.rem(band, self.dilation),
-            column=lax.rem(pl.program_id(0), across) * columns,
-            channel=lax.rem(block, blocks) * channels,
-            repeat=lax.div(block, blocks),
+            column=part * self.shape[0],
+            channel=lax.rem(block, self.blocks) * self.shape[1],
+            repeat=lax.div(block, self.blocks),
         )
 
 

@@ -125,7 +125,7 @@ def test_every_flag_of_derain_does_what_it_says(run, trained, place):
     result = run(
         *("drsformer", "derain", "flags", "flagged", "--checkpoint", trained[0], "--step", 2),
         *("--format", "jpg", "--quality", 40, "--background", 255, 0, 0, "--compare", "compared"),
-        *("--tile", 32, "--overlap", 16, "--workers", 1),
+        *("--tile", 32, "--overlap", 16, "--workers", 1, "--kernels", "pallas"),
     )
     assert result.returncode == 0, result.stderr
     assert "clear.jpg: transparency is laid on the color (255, 0, 0)" in result.stderr

@@ -1,6 +1,7 @@
 """Times the network beside the same in PyTorch, with the same weights, in turn in one process.
 
 python benchmarks/against_torch.py [--preset drsformer] [--size 256x256] [--train] [--json F.json]
+python benchmarks/against_torch.py --dtypes float32 --modes eager --runtimes OpenVINO "ONNX Runtime"
 python benchmarks/against_torch.py --verify
 """
 
@@ -33,6 +34,7 @@ from drsformer_jax.nn.functional import Params, apply, init_params
 from drsformer_jax.weights.convert import params_to_torch
 
 try:
+    import runtimes
     import torch
     from torch.nn import functional
     from torch_network import DRSformer
@@ -43,6 +45,8 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden"
 NETWORKS = ("drsformer", "drsformer_no_mefc")
 DTYPES = ("float32", "bfloat16")
+KERNELS = ("xla", "pallas")
+RUNTIMES = ("OpenVINO", "ONNX Runtime")
 MODES = ("eager", "channels last", "compiled", "compiled channels last")
 CLOSE = {"float32": 5e-3, "bfloat16": 5e-2}
 """Relative L2 between ours and PyTorch's: the choice of scores is discontinuous, and rounding
@@ -80,6 +84,16 @@ def main() -> None:
     parser.add_argument(
         "--modes", nargs="+", choices=MODES, default=MODES, help="of PyTorch, such as 'eager' (all)"
     )
+    parser.add_argument(
+        "--runtimes",
+        nargs="+",
+        choices=RUNTIMES,
+        default=(),
+        help="that run PyTorch's network too, forward in float32 on a CPU (none)",
+    )
+    parser.add_argument(
+        "--kernels", nargs="+", choices=KERNELS, default=KERNELS[:1], help="of ours (xla)"
+    )
     parser.add_argument("--train", action="store_true", help="the gradient of the L1 loss")
     parser.add_argument("--runs", type=int, default=5, help="of each, in turn (default 5)")
     parser.add_argument("--json", type=Path, help="file for the figures")
@@ -87,6 +101,8 @@ def main() -> None:
         "--verify", action="store_true", help="compare with the official numbers, and time nothing"
     )
     arguments = parser.parse_args()
+    if arguments.runtimes and (arguments.train or "float32" not in arguments.dtypes):
+        parser.error("--runtimes compute forward in float32 alone; expected no --train there")
     with one_line_errors():
         if arguments.verify:
             verify()
@@ -137,6 +153,7 @@ def compare(arguments: argparse.Namespace) -> None:
         },
     )
     pixels = arguments.batch * math.prod(arguments.size)
+    first_of_ours = f"ours {arguments.kernels[0]}"
     for (name, dtype), spent in times.items():
         table.add(
             program=name,
@@ -144,7 +161,7 @@ def compare(arguments: argparse.Namespace) -> None:
             first_run_s=first[name, dtype],
             ms=1e3 * spent,
             megapixels_per_s=pixels / spent / 1e6,
-            **{over(of): times["ours", of] / spent for of in arguments.dtypes},
+            **{over(of): times[first_of_ours, of] / spent for of in arguments.dtypes},
         )
     for (name, dtype), why in failed.items():
         table.add(program=name, dtype=dtype, failed=why)
@@ -165,10 +182,10 @@ def all_programs(arguments: argparse.Namespace) -> dict[Key, Program]:
     config = PRESETS[arguments.preset]
     params = init_params(config, jax.random.key(0))
     programs = {
-        ("ours", dtype): our_program(
-            dataclasses.replace(config, dtype=dtype), params, pair, arguments.train
+        (f"ours {kernels}", dtype): our_program(
+            dataclasses.replace(config, dtype=dtype, kernels=kernels), params, pair, arguments.train
         )
-        for dtype in arguments.dtypes
+        for kernels, dtype in itertools.product(arguments.kernels, arguments.dtypes)
     }
     if torch is None:
         print("PyTorch is not installed: ours alone")
@@ -179,13 +196,16 @@ def all_programs(arguments: argparse.Namespace) -> dict[Key, Program]:
         programs[f"PyTorch {mode}", dtype] = torch_program(
             model, mode, dtype, pair, arguments.train
         )
+    for name in arguments.runtimes:
+        model = torch_network(config, weights)
+        programs[name, "float32"] = runtime_program(model, name, pair[0])
     return programs
 
 
 def start(
     programs: Mapping[Key, Program], close: Mapping[str, float]
 ) -> tuple[dict[Key, float], dict[Key, str]]:
-    """Runs each once, which compiles, and holds PyTorch's results against ours.
+    """Runs each once, which compiles, and holds the results against the first of their type.
 
     Args:
         programs: ours before the others.
@@ -195,31 +215,32 @@ def start(
         Seconds of those that ran, and why the others did not.
 
     Raises:
-        InputError: if ours did not, or a result differs.
+        InputError: if the first of a type did not, or a result differs.
     """
     first: dict[Key, float] = {}
     failed: dict[Key, str] = {}
-    ours: dict[str, np.ndarray] = {}
+    reference: dict[str, np.ndarray] = {}
     for (name, dtype), program in programs.items():
         start = time.perf_counter()
         try:
             result = program.run()
         except Exception as error:  # Compilers let out errors of many kinds.
-            if name == "ours":
-                raise InputError(f"ours in {dtype} does not run: {reason(error)}") from error
+            if dtype not in reference:
+                raise InputError(f"{name} in {dtype} does not run: {reason(error)}") from error
             failed[name, dtype] = reason(error)
             continue
         first[name, dtype] = time.perf_counter() - start
         found = program.array(result)
-        expected = ours.setdefault(dtype, found)
+        expected = reference.setdefault(dtype, found)
+        if expected is found:
+            continue
         difference = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
         if not difference <= close[dtype]:
             raise InputError(
                 f"{name} in {dtype} differs from ours by {difference:.1e} relative L2; expected "
                 f"{close[dtype]:g} at most"
             )
-        if name != "ours":
-            print(f"{name} in {dtype} agrees with ours to {difference:.1e} relative L2", flush=True)
+        print(f"{name} in {dtype} agrees with ours to {difference:.1e} relative L2", flush=True)
     return first, failed
 
 
@@ -283,6 +304,13 @@ def torch_program(
     return Program(
         gradients, lambda found: joined({key: grad.cpu().numpy() for key, grad in found.items()})
     )
+
+
+def runtime_program(model: DRSformer, name: str, rainy: np.ndarray) -> Program:
+    """PyTorch's network in another runtime; its first run includes the conversion."""
+    pixels = np.ascontiguousarray(rainy.transpose(0, 3, 1, 2))
+    restore = functools.cache(lambda: runtimes.PROGRAMS[name](model, pixels.shape))
+    return Program(lambda: restore()(pixels), lambda found: found.transpose(0, 2, 3, 1))
 
 
 def joined(state: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -119,6 +119,11 @@ def plain_step(x: jax.Array, gates: jax.Array, step: Step) -> jax.Array:
     return jax.nn.relu(x + jax.nn.relu(joined))
 
 
+def pallas() -> tuple[str, ...]:
+    """The name of the implementation with Pallas kernels, on platforms that have some."""
+    return ("pallas",) if jax.default_backend() in ("tpu", "gpu") else ()
+
+
 def cases(
     draw: Variant, dtype: str, side: int, channels: int, every: bool
 ) -> Iterator[tuple[str, dict, tuple]]:
@@ -128,7 +133,7 @@ def cases(
     """
     hidden = int(channels * EXPANSION)
     x, wide = (draw(1, side, side, size).astype(dtype) for size in (channels, 2 * hidden))
-    conv_names = ("by_pixel", "by_tap")
+    conv_names = ("by_pixel", "by_tap", *pallas())
     kernels = [(3, 1), (5, 1)]
     if every:
         kernels += [(1, 1), (7, 1), (3, 2), (5, 2), (7, 2)]
@@ -150,16 +155,21 @@ def cases(
     weights = MixedScaleWeights(*(Affine(draw(*shape), None) for shape in shapes))
     variants = {
         name: functools.partial(mixed_scale, implementation=name)
-        for name in ("whole", "aligned", "strips")
+        for name in ("whole", "aligned", "strips", *pallas())
     }
     yield "mixed_scale", {**variants, "plain": plain_mixed_scale}, (x, weights)
     yield "average_pool", {"single": average_pool, "plain": plain_pool}, (x,)
-    definition, empty = nnx.split(Step(channels, ModelConfig()))
+    definitions = {
+        name: nnx.split(Step(channels, ModelConfig(kernels=kernels)))
+        for name, kernels in (("single", "xla"), *((name, name) for name in pallas()))
+    }
+    definition, empty = definitions["single"]
     params = jax.tree.map(lambda leaf: draw(*leaf.shape), empty)
     variants = {
-        "single": lambda x, gates, params: nnx.merge(definition, params)(x, gates, AT_ONCE),
-        "plain": lambda x, gates, params: plain_step(x, gates, nnx.merge(definition, params)),
+        name: lambda x, gates, params, own=own: nnx.merge(own, params)(x, gates, AT_ONCE)
+        for name, (own, _) in definitions.items()
     }
+    variants["plain"] = lambda x, gates, params: plain_step(x, gates, nnx.merge(definition, params))
     yield "expert_step", variants, (jnp.abs(x), jnp.full((1, EXPERTS), 1 / EXPERTS), params)
     variants = {"own gradient": linear, "plain": lambda x, k: x @ k.astype(x.dtype)}
     yield "linear", variants, (x, draw(channels, 2 * hidden))
@@ -169,7 +179,7 @@ def cases(
     )
     variants = {
         name: functools.partial(query_key_sums, heads=heads, implementation=name)
-        for name in ("whole", "strips")
+        for name in ("whole", "strips", *pallas())
     }
     variants["plain"] = functools.partial(plain_sums, heads=heads)
     yield "query_key_sums", variants, (x, QueryKeyWeights(*both))
@@ -181,6 +191,16 @@ def cases(
     yield "sparse_softmax", one, (draw(1, heads, 48, 48), draw(4))
     for move in (pixel_unshuffle, pixel_shuffle):
         yield move.__name__, {"single": move}, (x,)
+
+
+def normal(random: np.random.Generator) -> Variant:
+    """Draws arrays of a shape; products over all but the last axis keep their size."""
+
+    def draw(*shape: int) -> jax.Array:
+        values = random.standard_normal(shape, np.float32) / math.sqrt(math.prod(shape[:-1]))
+        return jnp.asarray(values)
+
+    return draw
 
 
 def gradients(variant: Variant, count: int) -> Variant:
@@ -222,12 +242,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Prints a table of milliseconds."""
     options = arguments()
-    random = np.random.default_rng(0)
-
-    def draw(*shape: int) -> jax.Array:
-        values = random.standard_normal(shape, np.float32) / math.sqrt(math.prod(shape[:-1]))
-        return jnp.asarray(values)
-
+    draw = normal(np.random.default_rng(0))
     if options.dtype == "float32":  # For plain XLA on accelerators too, as for our operations.
         jax.config.update("jax_default_matmul_precision", "highest")
     title = f"{machine()}, {options.dtype}, median of {options.runs} runs in turn, milliseconds"

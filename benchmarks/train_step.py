@@ -40,6 +40,9 @@ def main() -> None:
     parser.add_argument(
         "--unroll", nargs="+", choices=("no", "yes"), default=["no"], help="likewise (no)"
     )
+    parser.add_argument(
+        "--kernels", nargs="+", choices=("xla", "pallas"), default=["xla"], help="(%(default)s)"
+    )
     parser.add_argument("--runs", type=int, default=5, help="of each, in turn (default 5)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
@@ -50,20 +53,25 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> None:
     """Compiles all, and lets them take turns."""
     made = {
-        (preset, crop, batch, dtype, remat, unroll): prepared(
+        (preset, crop, batch, dtype, remat, unroll, kernels): prepared(
             dataclasses.replace(
-                PRESETS[preset], dtype=dtype, remat=remat == "yes", unroll=unroll == "yes"
+                PRESETS[preset],
+                dtype=dtype,
+                remat=remat == "yes",
+                unroll=unroll == "yes",
+                kernels=kernels,
             ),
             crop,
             batch,
         )
-        for preset, crop, batch, dtype, remat, unroll in itertools.product(
+        for preset, crop, batch, dtype, remat, unroll, kernels in itertools.product(
             arguments.presets,
             arguments.crops,
             arguments.batches,
             arguments.dtypes,
             arguments.remat,
             arguments.unroll,
+            arguments.kernels,
         )
     }
     times = race({case: step for case, (step, _, _) in made.items()}, arguments.runs)
@@ -76,6 +84,7 @@ def measure(arguments: argparse.Namespace) -> None:
             "dtype": "<8",
             "remat": "<5",
             "unroll": "<6",
+            "kernels": "<7",
             "compile_s": "9.1f",
             "ms": "9.1f",
             "crops_per_s": "8.2f",
@@ -85,8 +94,9 @@ def measure(arguments: argparse.Namespace) -> None:
         },
     )
     peak = peak_flops(jax.devices()[:1])
-    for (preset, crop, batch, dtype, remat, unroll), spent in times.items():
-        _, compile_seconds, mib = made[preset, crop, batch, dtype, remat, unroll]
+    for case, spent in times.items():
+        preset, crop, batch, dtype, remat, unroll, kernels = case
+        _, compile_seconds, mib = made[case]
         speed = training_operations(PRESETS[preset], batch, crop) / spent
         table.add(
             preset=preset,
@@ -95,6 +105,7 @@ def measure(arguments: argparse.Namespace) -> None:
             dtype=dtype,
             remat=remat,
             unroll=unroll,
+            kernels=kernels,
             compile_s=compile_seconds,
             ms=1e3 * spent,
             crops_per_s=batch / spent,

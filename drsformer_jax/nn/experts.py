@@ -12,7 +12,7 @@ from drsformer_jax.nn.linear import Conv1x1, DepthwiseConv
 from drsformer_jax.nn.rows import AT_ONCE, MAX_HALO, Mask, Rows
 from drsformer_jax.nn.stack import Stack
 from drsformer_jax.ops.depthwise import average_pool
-from drsformer_jax.ops.linear import linear, precision_of
+from drsformer_jax.ops.linear import joined_linear, linear
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.types import Array, Bool, Float
 
@@ -95,13 +95,7 @@ class Step(nnx.Module):
         highest = jax.lax.Precision.HIGHEST
         folded = jnp.einsum("bx,xic,xco->bxio", gates, jnp.stack(last), join, precision=highest)
         folded = folded.reshape(-1, EXPERTS * channels, channels).astype(x.dtype)
-        joined = jnp.einsum(
-            "bhwi,bio->bhwo",
-            jnp.concatenate(features, axis=-1),
-            folded,
-            precision=precision_of(x),
-        )
-        return x + relu(joined)
+        return x + relu(joined_linear(features, folded, self.implementation))
 
 
 class Separable(nnx.Module):

@@ -20,6 +20,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     "depthwise_conv": {"cpu": "by_pixel", "default": "by_tap"},
     "mixed_scale": {"cpu": "strips", "tpu": "aligned", "default": "whole"},
     "query_key_sums": {"cpu": "strips", "default": "whole"},
+    "joined_linear": {"cpu": "sums", "default": "joined"},
     "depthwise_kernels": {"tpu": "mosaic", "cuda": "triton", "default": "plain"},
 }
 """For each operation its implementation on each platform; `default` is for all not named."""

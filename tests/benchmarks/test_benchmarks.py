@@ -140,6 +140,7 @@ def test_chips_that_compute_more_than_fewer_of_them_do_are_reported():
         "against_torch",
         "closeness",
         "derain_folder",
+        "device_parity",
         "forward",
         "input_pipeline",
         "ops",

@@ -6,7 +6,6 @@ row may be.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -56,10 +55,3 @@ def bounds_of(rows: Iterable[Row], names: Iterable[str]) -> dict[str, dict[str, 
         for row in rows
         if "error" not in row
     }
-
-
-def wanted_bytes(message: str) -> int | None:
-    """How much memory a program needs, by the compiler's message that it does not fit."""
-    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-    found = re.search(r"Used ([\d.]+)([KMG]?) of", message)
-    return int(float(found[1]) * units[found[2]]) if found else None

@@ -20,23 +20,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bounds import bounds_of, exceeded, uneven, wanted_bytes
+from bounds import bounds_of, exceeded, uneven
 from flax import nnx
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from drsformer_jax.config import PRESETS, ModelConfig, TrainConfig
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
 from drsformer_jax.nn.drsformer import DRSformer
-from drsformer_jax.nn.functional import abstract_params, apply
-from drsformer_jax.nn.rows import AT_ONCE, Strips
 from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, grouped_conv
 from drsformer_jax.ops.linear import Affine, linear
 from drsformer_jax.ops.mixed_scale import mixed_scale
 from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights
-from drsformer_jax.sharding import batch_sharding, replicated
-from drsformer_jax.training import abstract_state, compiled_step
+from drsformer_jax.planning.programs import (
+    TooLarge,
+    everywhere,
+    find_slice,
+    restoring,
+    train_step,
+    try_compile,
+)
 
 Row = dict[str, Any]
 STAGES = (
@@ -89,28 +92,17 @@ Build = Callable[[Work, Mesh], tuple[Callable[..., Any], tuple[Any, ...]]]
 """Makes a jitted function and its abstract arguments."""
 
 
-def placed(tree: Any, mesh: Mesh) -> Any:
-    """Shapes and types, whole on every chip."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), tree
-    )
-
-
 def forward(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Restoring images."""
-    x = jax.ShapeDtypeStruct((work.batch, work.height, work.width, 3), jnp.float32)
-    arguments = placed((abstract_params(work.config), x), mesh)
-    rows = Strips(height=work.strips) if work.strips else AT_ONCE
-    return jax.jit(lambda params, x: apply(work.config, params, x, rows=rows)), arguments
+    return restoring(work.config, mesh, work.height, work.width, work.strips, work.batch)
 
 
 def train(work: Work, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The training program's step; its state and batch are sharded as in training."""
+    """The training program's step."""
+    if work.height != work.width:
+        raise InputError(f"crops are {work.width}x{work.height}; expected squares")
     config = TrainConfig(model=work.config)
-    shape = (work.batch * work.chips, work.height, work.width, 3)
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
-    batch = {"rainy": images, "clean": images}
-    return compiled_step(config, mesh), (abstract_state(config, mesh), batch)
+    return train_step(config, mesh, work.height, work.batch * work.chips)
 
 
 def stage(name: str, gradients: bool) -> Build:
@@ -129,7 +121,7 @@ def stage(name: str, gradients: bool) -> Build:
         def run(params: Any, x: jax.Array) -> jax.Array:
             return nnx.merge(definition, params)(x)
 
-        arguments = placed((nnx.to_pure_dict(params), x), mesh)
+        arguments = everywhere((nnx.to_pure_dict(params), x), mesh)
         return jax.jit(_gradient(run) if gradients else run), arguments
 
     return build
@@ -188,7 +180,7 @@ def operation(name: str, channels: int, gradients: bool) -> Build:
                 (weights(channels, channels), image(channels)),
             ),
         }[kind]
-        return jax.jit(_gradient(run) if gradients else run), placed(arguments, mesh)
+        return jax.jit(_gradient(run) if gradients else run), everywhere(arguments, mesh)
 
     return build
 
@@ -201,18 +193,20 @@ def _gradient(run: Callable[[Any, Any], jax.Array]) -> Callable[..., Any]:
     return of
 
 
-def mesh_of(work: Work, topology: topologies.TopologyDescription) -> Mesh:
+def mesh_of(work: Work) -> Mesh:
     """Some chips of a topology; none of them need exist."""
-    if not 1 <= work.chips <= len(topology.devices):
+    # A GPU's name alone is one GPU; a slice of TPUs has a shape.
+    name = work.topology if ":" in work.topology else f"{work.topology}:{work.chips}"
+    devices = find_slice(name).devices
+    if not 1 <= work.chips <= len(devices):
         raise InputError(
-            f"--chips is {work.chips}; expected 1 to {len(topology.devices)}, the chips of "
-            f"{work.topology}"
+            f"--chips is {work.chips}; expected 1 to {len(devices)}, the chips of {work.topology}"
         )
-    chosen = np.array(topology.devices[: work.chips]).reshape(-1, 1, 1)
+    chosen = np.array(devices[: work.chips]).reshape(-1, 1, 1)
     return Mesh(chosen, ("data", "fsdp", "rows"), axis_types=(AxisType.Auto,) * 3)
 
 
-def compiled(work: Work, build: Build, mesh: Mesh) -> tuple[Row, Any]:
+def compiled(work: Work, build: Build) -> tuple[Row, Any]:
     """Compiles a program.
 
     Returns:
@@ -220,18 +214,10 @@ def compiled(work: Work, build: Build, mesh: Mesh) -> tuple[Row, Any]:
         `wanted_bytes`, and None.
     """
     row: Row = {"key": work.key, **dataclasses.asdict(work)}
-    function, arguments = build(work, mesh)
-    start = time.perf_counter()
-    lowered = function.lower(*arguments)
-    row["lower_seconds"] = time.perf_counter() - start
     start, start_work = time.perf_counter(), time.process_time()
-    try:
-        program = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        row |= {"error": "RESOURCE_EXHAUSTED", "wanted_bytes": wanted_bytes(str(error))}
-        return row, None
+    program = try_compile(*build(work, mesh_of(work)))
+    if isinstance(program, TooLarge):
+        return row | {"error": "RESOURCE_EXHAUSTED", "wanted_bytes": program.needs}, None
     row["compile_seconds"] = time.perf_counter() - start
     row["compile_cpu_seconds"] = time.process_time() - start_work
     memory = program.memory_analysis()

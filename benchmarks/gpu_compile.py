@@ -10,35 +10,27 @@ It needs, beside JAX of the same version and no GPU,
 
     pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
 
-and knows the GPUs of `gpu_targets/`, as XLA describes them. Loops are multiplied out by `hlo_cost`:
-"kernels" are launches, "f32 GB" large float32 arrays that are written. Instructions of a thread and
-bytes that it spills are those of the longest kernels (`ptx`). Without a GPU the compiler does not
-time alternatives, so what it chooses for matrix products and for cuDNN means nothing here; layouts
-and fusions do.
+and knows the GPUs of `drsformer_jax/planning/gpus/`, as XLA describes them. Loops are multiplied
+out by `hlo_cost`: "kernels" are launches, "f32 GB" large float32 arrays that are written.
+Instructions of a thread and bytes that it spills are those of the longest kernels (`ptx`). Without
+a GPU the compiler does not time alternatives, so what it chooses for matrix products and for cuDNN
+means nothing here; layouts and fusions do.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from pathlib import Path
 
-import hlo_cost
 import ptx
 
-os.environ.update(
-    XLA_FLAGS=ptx.flags(),
-    JAX_PLATFORMS="cpu",
-    # Compilers' notes would stand between the rows.
-    TF_CPP_MIN_LOG_LEVEL="3",
-)
+os.environ["XLA_FLAGS"] = ptx.flags()
 
-from compiling import Build, Row, Work, command_line, compiled, mesh_of, programs, table
-from jax.experimental import topologies
+from compiling import Build, Row, Work, command_line, compiled, programs, table
 
-from drsformer_jax.errors import InputError, one_line_errors
+from drsformer_jax.errors import one_line_errors
+from drsformer_jax.planning import hlo_cost
+from drsformer_jax.planning.programs import prepare
 
-TARGETS = Path(__file__).parent / "gpu_targets"
 SUITE = [
     Work("forward", 1, 256, 256, topology="h100"),
     Work("train", 4, 128, 128, topology="h100"),
@@ -52,14 +44,7 @@ LONGEST = 3
 def measure(work: Work, build: Build) -> Row:
     """Compiles a program; gives what it needs on one GPU."""
     ptx.clear()
-    path = TARGETS / f"{work.topology}.txtpb"
-    if not path.exists():
-        known = " ".join(sorted(path.stem for path in TARGETS.glob("*.txtpb")))
-        raise InputError(f"the GPU is {work.topology!r}; expected one of {known}")
-    topology = topologies.get_topology_desc(
-        platform="cuda", target_config=path.read_text(), topology="1x1x8"
-    )
-    row, program = compiled(work, build, mesh_of(work, topology))
+    row, program = compiled(work, build)
     if program is None:
         return row
     text = program.as_text()
@@ -124,11 +109,7 @@ def main() -> None:
     """Prints the table."""
     with one_line_errors():
         arguments = command_line(__doc__, "h100")
-        if importlib.util.find_spec("jax_cuda12_plugin") is None:
-            raise InputError(
-                "the CUDA plugin is missing; expected it, as by: "
-                "pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12"
-            )
+        prepare()
         if ptx.assembler() is None:
             print("ptxas is missing (nvidia-cuda-nvcc-cu12): spills are unknown")
         print(HEADER)

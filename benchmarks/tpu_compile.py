@@ -18,33 +18,15 @@ the shares of sums of taps, matrix products and copies.
 
 from __future__ import annotations
 
-import importlib.util
-import os
+from compiling import Build, Row, Work, command_line, compiled, programs, table
 
-import bundles
-import hlo_cost
+from drsformer_jax.errors import one_line_errors
+from drsformer_jax.planning import bundles, hlo_cost
+from drsformer_jax.planning.chips import CHIPS
+from drsformer_jax.planning.programs import prepare
 
-os.environ.update(
-    LIBTPU_INIT_ARGS=bundles.flags(),
-    TPU_SKIP_MDS_QUERY="1",
-    TPU_ACCELERATOR_TYPE="v5litepod-8",
-    TPU_WORKER_HOSTNAMES="localhost",
-    JAX_PLATFORMS="cpu",
-    # Compilers' notes would stand between the rows.
-    TPU_STDERR_LOG_LEVEL="3",
-    TF_CPP_MIN_LOG_LEVEL="3",
-)
-
-import jax
-from compiling import Build, Row, Work, command_line, compiled, mesh_of, programs, table
-from jax.experimental import topologies
-
-from drsformer_jax.errors import InputError, one_line_errors, reason
-
-HBM = 15.75 * 2**30
-"""Bytes of a v5e chip that programs may use."""
-CLOCK = 1.5e9
-"""Cycles of a v5e core in a second: 197 TFLOP/s over four 128 x 128 arrays."""
+HBM = CHIPS["v5e"].memory * CHIPS["v5e"].usable
+CLOCK = CHIPS["v5e"].clock or 1.0
 SUITE = [
     Work("forward", 1, 256, 256),
     Work("forward", 1, 2160, 3840, strips=128),
@@ -58,14 +40,7 @@ SUITE = [
 
 def measure(work: Work, build: Build) -> Row:
     """Compiles a program; gives what it needs on one chip."""
-    bundles.clear()
-    try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=work.topology)
-    except jax.errors.JaxRuntimeError as error:
-        raise InputError(
-            f"the topology is {work.topology!r} ({reason(error)}); expected one such as v5e:2x4"
-        ) from error
-    row, program = compiled(work, build, mesh_of(work, topology))
+    row, program = compiled(work, build)
     if program is None:
         return row
     text = program.as_text()
@@ -142,8 +117,7 @@ def main() -> None:
     """Prints the table."""
     with one_line_errors():
         arguments = command_line(__doc__, "v5e:2x4")
-        if importlib.util.find_spec("libtpu") is None:
-            raise InputError('libtpu is missing; expected it, as by: pip install "jax[tpu]"')
+        prepare()
         print(HEADER)
         rows = (measure(work, build) for work, build in programs(arguments, SUITE))
         table(arguments, rows, line, "v5e", BOUNDED)

@@ -25,6 +25,7 @@ from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.flags import parse
 from drsformer_jax.images.pixels import check_extension, write_image
 from drsformer_jax.images.video import VIDEO_EXTENSIONS, is_video, restore_video
+from drsformer_jax.planning.command import Plan
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.files import restore_files
 from drsformer_jax.restoring.jobs import plan_jobs
@@ -391,6 +392,7 @@ def main() -> None:
     application.command(name="convert")(Convert)
     application.command(name="build-data")(BuildData)
     application.command(name="show-data")(ShowData)
+    application.command(name="plan")(Plan)
     with one_line_errors():
         parse(application.cli, prog="drsformer").run()
 

@@ -9,7 +9,7 @@ Toward Training Trillion Parameter Models", SC 2020). The rows of each image are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,27 +26,34 @@ _STACK = "layers"
 """Name of the modules whose parameters are stacked along the first axis and scanned."""
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes the mesh of the devices of all processes; a single process may leave some unused.
+
+    Args:
+        config: the sizes of the axes.
+        devices: to use; default: all that JAX finds.
 
     Raises:
         InputError: if the sizes of the axes do not fit the devices.
     """
     # By process, so that each one holds a block of every batch, whatever the network's topology.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(
+        jax.devices() if devices is None else devices,
+        key=lambda device: (device.process_index, device.id),
+    )
+    processes = len({device.process_index for device in devices})
     sizes = [config.data, config.fsdp, config.rows]
     found = f"the mesh is {', '.join(map('{} {}'.format, _AXES, sizes))}"
     if -1 in sizes:
         others = math.prod(size for size in sizes if size != -1)
         sizes[sizes.index(-1)] = max(len(devices) // others, 1)
     count = math.prod(sizes)
-    fits = count <= len(devices) if jax.process_count() == 1 else count == len(devices)
+    fits = count <= len(devices) if processes == 1 else count == len(devices)
     if not fits or (-1 in (config.data, config.fsdp, config.rows) and count != len(devices)):
         raise InputError(f"{found}; expected a product of {len(devices)}, the number of devices")
-    if jax.process_count() > 1 and jax.local_device_count() % sizes[2]:
-        raise InputError(
-            f"{found}; expected rows to divide {jax.local_device_count()}, the devices of a process"
-        )
+    local = len(devices) // processes
+    if processes > 1 and local % sizes[2]:
+        raise InputError(f"{found}; expected rows to divide {local}, the devices of a process")
     return Mesh(np.array(devices[:count]).reshape(sizes), _AXES, axis_types=(AxisType.Auto,) * 3)
 
 

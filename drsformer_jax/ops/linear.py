@@ -77,7 +77,7 @@ def joined_linear(
             vectors. Where gradients are computed it is `joined`, which has one product, not eight,
             in its backward pass. See `implementations.run` for others.
     """
-    by_name = {"joined": _joined, "sums": _sums}
+    by_name: implementations.Implementations = {"joined": _joined, "sums": _sums}
     return implementations.run("joined_linear", by_name, implementation, parts, kernel)
 
 
@@ -96,7 +96,7 @@ def _sums(parts: list[Array], kernel: Array) -> Array:
         preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
     )
     kernels = jnp.split(kernel, len(parts), axis=1)
-    return sum(map(product, parts, kernels)).astype(x.dtype)
+    return functools.reduce(jnp.add, map(product, parts, kernels)).astype(x.dtype)
 
 
 def _sums_forward(parts: list[Array], kernel: Array) -> tuple[Array, Callable[[Array], Any]]:

@@ -19,12 +19,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import hlo
+from drsformer_jax.planning import hlo
 
 if TYPE_CHECKING:
-    from bundles import Schedules
+    from drsformer_jax.planning.bundles import Schedules
 
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"),
@@ -58,6 +58,8 @@ class Cost:
 
     flops: float = 0.0
     """Arithmetic operations; a multiply-accumulate is two."""
+    matrix_flops: float = 0.0
+    """Those of them in matrix products and convolutions."""
     bytes: float = 0.0
     """Bytes that instructions read and write, in any memory."""
     hbm_bytes: float = 0.0
@@ -129,22 +131,39 @@ def loops(text: str, schedules: Schedules | None = None) -> list[Loop]:
     return found
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """How often chips exchange data, and the bytes that each of them gets, by kind.
+@dataclass(frozen=True)
+class Exchange:
+    """Data that chips exchange in one instruction of a program."""
 
-    All branches of conditions are counted.
-    """
+    kind: str
+    """Such as all-reduce."""
+    group: tuple[int, ...]
+    """Places in the mesh, counted through all axes, of the first chips that exchange with each
+    other; empty for all chips."""
+    times: int
+    """How often it runs."""
+    bytes: int
+    """What each chip gets, each time."""
+
+
+def exchanges(text: str) -> list[Exchange]:
+    """All exchanges of data between chips, those of each branch of a condition too."""
     program, entry = hlo.parse(text)
     count = _Count(program, multiply=True)
-    found: dict[str, tuple[int, int]] = {}
+    found = []
 
     def add(name: str, times: int) -> None:
         for line in program[name]:
-            # What has a start and a done has what a chip gets in the latter.
+            # What has a start and a done has what a chip gets in the latter, and groups in the
+            # former.
             kind = line.opcode.removesuffix("-done")
             if kind in _COLLECTIVES:
-                number, size = found.get(kind, (0, 0))
-                found[kind] = number + times, size + times * hlo.size(line.shape)[0]
+                start = next(
+                    (other for other in program[name] if other.name in line.operands), line
+                )
+                groups = line if line.opcode == kind else start
+                size = hlo.size(line.shape)[0]
+                found.append(Exchange(kind, hlo.group(groups.line), times, size))
             elif line.opcode == "while":
                 add(hlo.called(line, "body"), times * count.trips(line))
             elif line.opcode in ("call", "async-start", "conditional"):
@@ -152,6 +171,15 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
                     add(called, times)
 
     add(entry, 1)
+    return found
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """How often chips exchange data, and the bytes that each of them gets, by kind."""
+    found: dict[str, tuple[int, int]] = {}
+    for one in exchanges(text):
+        number, size = found.get(one.kind, (0, 0))
+        found[one.kind] = number + one.times, size + one.times * one.bytes
     return found
 
 
@@ -203,9 +231,10 @@ class _Count:
             return sum((self.computation(called) for called in hlo.called_by(line)), Cost())
         if line.opcode in _FREE:
             return Cost()
-        flops = self._flops(line, shapes)
+        flops, matrix = self._flops(line, shapes)
         moved, large = (sum(part) for part in zip(*self._moved(line, shapes), strict=True))
-        return Cost(flops, moved, large, kernels=1.0, wide=self._wide(line), **self._bundles(line))
+        counted = Cost(flops, matrix, moved, large, kernels=1.0, wide=self._wide(line))
+        return dataclasses.replace(counted, **self._bundles(line))
 
     def _wide(self, line: hlo.Instruction) -> float:
         """Bytes of large float32 arrays that an instruction writes."""
@@ -214,7 +243,7 @@ class _Count:
         sizes = (hlo.size(found[0])[0] for found in arrays)
         return sum(size for size in sizes if size >= WIDE)
 
-    def _bundles(self, line: hlo.Instruction) -> dict[str, float]:
+    def _bundles(self, line: hlo.Instruction) -> dict[str, Any]:
         """Bundles of an instruction, and once more under its kind."""
         bounds = re.search(r'iteration_bounds":\[([^\]]*)\]', line.line)
         sides = [int(side) for side in re.findall(r"\d+", bounds[1])] if bounds else []
@@ -244,18 +273,21 @@ class _Count:
             return "taps"
         return "copies" if set(opcodes) <= _MOVES else ""
 
-    def _flops(self, line: hlo.Instruction, shapes: Mapping[str, str]) -> float:
+    def _flops(self, line: hlo.Instruction, shapes: Mapping[str, str]) -> tuple[float, float]:
+        """All operations of an instruction, and those in products."""
         if line.opcode == "fusion":
             inner = self._program[hlo.called(line, "calls")]
             shapes = {other.name: other.shape for other in inner}
-            return sum(self._flops(other, shapes) for other in inner)
+            counted = [self._flops(other, shapes) for other in inner]
+            return sum(every for every, _ in counted), sum(products for _, products in counted)
         if line.opcode in _ARITHMETIC:
-            return hlo.elements(line.shape)
+            return hlo.elements(line.shape), 0.0
         if line.opcode == "reduce":
-            return hlo.elements(shapes[line.operands[0]])
+            return hlo.elements(shapes[line.operands[0]]), 0.0
         if line.opcode in ("convolution", "dot"):
-            return self._products(line, shapes)
-        return 0.0
+            products = self._products(line, shapes)
+            return products, products
+        return 0.0, 0.0
 
     @staticmethod
     def _products(line: hlo.Instruction, shapes: Mapping[str, str]) -> float:

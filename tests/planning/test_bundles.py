@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import bundles
-import hlo_cost
 import pytest
 from hlo_program import PROGRAM
+
+from drsformer_jax.planning import bundles, hlo_cost
 
 SCHEDULE = """
 = control target key start

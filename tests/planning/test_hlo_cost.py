@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bounds
-import hlo_cost
 import jax
 import jax.numpy as jnp
 import pytest
 from hlo_program import PROGRAM
+
+from drsformer_jax.planning import hlo_cost, programs
 
 
 def test_each_trip_of_a_loop_is_counted():
@@ -17,7 +18,7 @@ def test_each_trip_of_a_loop_is_counted():
     )  # The slice alone is read of the stack, and its place; it is written.
     moved = 2 * 32 + 4 * 64 + 2 * 32
     large = 4 * (64 + 1) + 2 * 32 + 2 * 32  # The weights lie in S(1).
-    once = hlo_cost.Cost(product + elementwise, sliced + moved, large, kernels=2)
+    once = hlo_cost.Cost(product + elementwise, product, sliced + moved, large, kernels=2)
     assert hlo_cost.cost_once(PROGRAM) == once
     assert hlo_cost.cost(PROGRAM) == once * 6
     assert hlo_cost.loops(PROGRAM) == [hlo_cost.Loop("jit(f)/stage/while", 6, once)]
@@ -148,5 +149,5 @@ def test_bounds_leave_a_quarter_and_then_hold():
 
 def test_what_a_program_too_large_wants_is_read_from_the_message():
     message = "RESOURCE_EXHAUSTED: XLA:TPU ... Used 16.20G of 15.75G hbm. Exceeded by 461M."
-    assert bounds.wanted_bytes(message) == int(16.20 * 2**30)
-    assert bounds.wanted_bytes("RESOURCE_EXHAUSTED: else") is None
+    assert programs.wanted_bytes(message) == int(16.20 * 2**30)
+    assert programs.wanted_bytes("RESOURCE_EXHAUSTED: else") is None

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s64": 8, "u64": 8}
 """Bytes of an element where they are not 4."""
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
@@ -114,3 +116,30 @@ def window(line: str) -> dict[str, list[str]]:
     found = re.search(r"window=\{([^}]*)\}", line)
     parts = dict(part.split("=") for part in found[1].split()) if found else {}
     return {key: value.split("x") for key, value in parts.items()}
+
+
+_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
+
+
+def group(line: str) -> tuple[int, ...]:
+    """The first group of chips that exchange data with each other; empty for all.
+
+    Groups are written one by one, as pairs of a sender and a receiver, or as `[groups, chips]` of a
+    sequence of all chips in `<=` these sides, whose axes are in another order after `T`.
+    """
+    if pair := _PAIRS.search(line):
+        return int(pair[1]), int(pair[2])
+    if listed := _GROUPS.search(line):
+        return tuple(_integers(listed[1]))
+    if iota := _IOTA.search(line):
+        chips = np.arange(math.prod(_integers(iota[2]))).reshape(_integers(iota[2]))
+        if iota[3]:
+            chips = chips.transpose(_integers(iota[3]))
+        return tuple(chips.reshape(_integers(iota[1]))[0].tolist())
+    return ()
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]

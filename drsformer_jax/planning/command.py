@@ -1,0 +1,345 @@
+"""The command `drsformer plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from jax.sharding import Mesh
+
+from drsformer_jax.config import SIZE_MULTIPLE, DType, Kernels, MeshConfig, TrainConfig
+from drsformer_jax.config.file import load_config
+from drsformer_jax.errors import InputError
+from drsformer_jax.files import write_text
+from drsformer_jax.planning import programs
+from drsformer_jax.planning.plan import bounds, exchanged, whole_run
+from drsformer_jax.planning.programs import Slice, TooLarge
+from drsformer_jax.sharding import batch_shards, check_batches, make_mesh
+from drsformer_jax.training.step import microbatches
+
+Row = dict[str, Any]
+STRIPS = (0, 512, 256, 128, 64, 32)
+"""Rows of the strips that restoring is tried in, at once first."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Says what training needs on TPUs or GPUs that need not be there: memory, time, chip-hours."""
+
+    config: Path
+    """Python file whose get_config() returns the TrainConfig."""
+    topology: str
+    """v4, v5e, v5p or v6e with the shape of a slice (v5e:16x16, v5p:2x2x1), or h100, a100 or l4
+    with a number of GPUs (h100:8)."""
+    restore: str | None = None
+    """WIDTHxHEIGHT of an image: plan restoring it on one chip, in place of training."""
+    fsdp: int | None = None
+    """Chips that parameters and optimizer state are sharded over; default: as configured."""
+    rows: int | None = None
+    """Chips that the rows of each image are sharded over; default: likewise."""
+    device_batch: int | None = None
+    """Largest microbatch of a chip, in crops; default: likewise."""
+    global_batch: int | None = None
+    """Images of a step of the last stage, earlier ones in proportion; default: likewise."""
+    remat: Annotated[bool | None, tyro.conf.arg(metavar="{True,False}")] = None
+    """Whether the backward pass computes activations again; default: likewise."""
+    dtype: DType | None = None
+    """What the network computes in; default: likewise."""
+    kernels: Kernels | None = None
+    """xla or pallas; default: likewise."""
+    search: bool = False
+    """Try meshes, remat and smaller microbatches, each of which is compiled, and print the best
+    that fits."""
+    efficiency: float = 0.5
+    """Share of the bound that is assumed to be reached."""
+    json: Path | None = None
+    """File for the figures."""
+
+    def run(self) -> None:
+        """Prints the plan.
+
+        Raises:
+            InputError: if the topology is unknown or a flag is wrong, or nothing fits.
+        """
+        if not 0 < self.efficiency <= 1:
+            raise InputError(f"--efficiency is {self.efficiency}; expected more than 0, at most 1")
+        config = self._configured(load_config(self.config))
+        programs.prepare()
+        chips = programs.find_slice(self.topology)
+        row = self._restoring(config, chips) if self.restore else self._training(config, chips)
+        print(text(row))
+        if self.json:
+            write_text(self.json, json.dumps(row, indent=2) + "\n")
+        if "error" in row:
+            raise InputError(row["error"])
+
+    def _configured(self, config: TrainConfig) -> TrainConfig:
+        """The run with the flags that were given."""
+        model = _given(remat=self.remat, dtype=self.dtype, kernels=self.kernels)
+        mesh = _given(fsdp=self.fsdp, rows=self.rows, device_batch=self.device_batch)
+        data = config.data
+        if self.global_batch is not None:
+            factor = self.global_batch / data.stages()[-1][2]
+            progressive = tuple(
+                (first, side, round(factor * batch)) for first, side, batch in data.progressive
+            )
+            data = replace(data, global_batch=self.global_batch, progressive=progressive)
+        return replace(
+            config,
+            model=replace(config.model, **model),
+            # All chips of the slice, whatever was there when the recipe was written.
+            mesh=replace(config.mesh, data=-1, **mesh),
+            data=data,
+        )
+
+    def _training(self, config: TrainConfig, chips: Slice) -> Row:
+        if self.search:
+            return self._best(config, chips)
+        row = self._step(config, chips)
+        if "error" not in row:
+            return row
+        for smaller in _smaller(config, chips):
+            found = self._step(smaller, chips)
+            if "error" not in found:
+                memory = _gib(found["memory"]["total"])
+                fits = f"{_flags(smaller)}, which needs {memory}"
+                return row | {"error": f"{row['error']}; expected less, such as {fits}"}
+        return row | {
+            "error": f"{row['error']}; nor does one crop at a time: expected larger chips"
+        }
+
+    def _best(self, config: TrainConfig, chips: Slice) -> Row:
+        """The fastest of what fits; a line for each that was compiled."""
+        rows = []
+        for family in _families(config, chips):
+            for candidate in family:
+                row = self._step(candidate, chips)
+                fits = "error" not in row
+                said = (
+                    f"{_gib(row['memory']['total'])}, {1e3 * row['bound']:.1f} ms a step"
+                    if fits
+                    else "does not fit"
+                )
+                print(f"{_flags(candidate)}: {said}", flush=True)
+                if fits:
+                    rows.append(row)
+                    break  # Smaller microbatches take longer.
+        if not rows:
+            raise InputError(f"nothing fits {chips.name}; expected larger chips or smaller crops")
+        return min(rows, key=lambda row: row["bound"])
+
+    def _step(self, config: TrainConfig, chips: Slice) -> Row:
+        """Figures of one configuration."""
+        mesh = make_mesh(config.mesh, chips.devices)
+        check_batches(config.data, mesh)
+        stages = config.data.stages()
+        _, side, batch = max(stages, key=lambda stage: stage[1] ** 2 * stage[2])
+        row: Row = {
+            "what": f"training step of {self.config}",
+            "flags": _flags(config),
+            "side": side,
+            "global_batch": batch,
+            "microbatches": microbatches(config, mesh, batch, side),
+            **_slice(chips, mesh),
+        }
+        found = self._compiled(row, chips, mesh, *programs.train_step(config, mesh, side, batch))
+        if "error" in found:
+            return row | found
+        step = found["bound"] / self.efficiency
+        seconds = whole_run(config, stages, batch * side**2, step)
+        return (
+            row
+            | found
+            | {
+                "steps_per_s": 1 / step,
+                "steps": config.steps,
+                "hours": seconds / 3600,
+                "chip_hours": seconds / 3600 * mesh.size,
+                "pairs_per_s": batch / step,
+                "pairs_per_s_of_host": batch / step / chips.hosts,
+            }
+        )
+
+    def _restoring(self, config: TrainConfig, chips: Slice) -> Row:
+        """Figures of restoring one image, in the largest strips that fit."""
+        width, height = _size(self.restore or "")
+        one = replace(chips, devices=chips.devices[:1])
+        mesh = make_mesh(MeshConfig(data=1), one.devices)
+        row: Row = {}
+        for strip in STRIPS:
+            if strip >= height:
+                continue
+            row = {
+                "what": f"restoring {width}x{height} with the network of {self.config}",
+                "strips": strip,
+                **_slice(one, mesh),
+            }
+            work = programs.restoring(
+                replace(config.model, remat=False), mesh, _multiple(height), _multiple(width), strip
+            )
+            row |= self._compiled(row, one, mesh, *work)
+            if "error" not in row:
+                return row | {"images_per_s": self.efficiency / row["bound"]}
+        return row
+
+    def _compiled(
+        self, row: Row, chips: Slice, mesh: Mesh, function: programs.Function, arguments: Any
+    ) -> Row:
+        """What the compiler makes of a program."""
+        print(f"compiling the {row['what']} for {chips.name}", file=sys.stderr, flush=True)
+        found = programs.compiled(function, arguments)
+        memory = chips.chip.memory * chips.chip.usable
+        if isinstance(found, TooLarge) or found.memory.total > memory:
+            needs = found.needs if isinstance(found, TooLarge) else found.memory.total
+            needed = _gib(needs) if needs else "more"
+            line = f"the {row['what']} does not fit {chips.name}: it needs {needed} a chip of "
+            return {"error": line + _gib(memory), "needs": needs}
+        limits = bounds(found, chips.chip, mesh.shape)
+        return {
+            "compile_s": found.seconds,
+            "memory": {
+                **dataclasses.asdict(found.memory),
+                "total": found.memory.total,
+                "available": memory,
+            },
+            "flops": found.cost.flops,
+            "matrix_flops": found.cost.matrix_flops,
+            "bytes": found.cost.hbm_bytes,
+            "exchanged": [
+                {"axes": axes, "kind": kind, "times": times, "bytes": size}
+                for (axes, kind), (times, size) in exchanged(found.exchanges, mesh.shape).items()
+            ],
+            "bounds": limits,
+            "bound": max(limits.values()),
+            "efficiency": self.efficiency,
+        }
+
+
+def text(row: Row) -> str:
+    """A plan as a table of two columns; empty where nothing fits."""
+    if "error" in row:
+        return ""
+    return "\n".join(f"{name:20} {value}" for name, value in _lines(row))
+
+
+def _lines(row: Row) -> Iterator[tuple[str, str]]:
+    yield "what", row["what"]
+    yield (
+        "where",
+        f"{row['topology']}: {_count(row['chips'], 'chip')}, {_count(row['hosts'], 'host')}",
+    )
+    if "global_batch" in row:
+        mesh = ", ".join(f"{name} {size}" for name, size in row["mesh"].items())
+        yield "mesh", f"{mesh}; {row['flags']}"
+        micro = f", {row['microbatches']} microbatches" if row["microbatches"] > 1 else ""
+        yield "step", f"{row['global_batch']} crops of {row['side']}x{row['side']}{micro}"
+    else:
+        yield "computed", f"in strips of {row['strips']} rows" if row["strips"] else "all at once"
+    yield "compiled in", f"{row['compile_s']:.0f} s"
+    memory = row["memory"]
+    parts = ("parameters", "optimizer", "images", "temporaries", "code")
+    listed = ", ".join(f"{part} {memory[part] / 2**30:.2f}" for part in parts)
+    free = (memory["available"] - memory["total"]) / 2**30
+    yield "memory a chip", f"{_gib(memory['total'])} of {_gib(memory['available'])}"
+    yield "", f"{listed}; free {free:.2f}"
+    yield (
+        "computed a chip",
+        (f"{row['flops'] / 1e9:.1f} GFLOP, {row['matrix_flops'] / 1e9:.1f} of them in products"),
+    )
+    yield "moved a chip", f"{row['bytes'] / 1e9:.2f} GB"
+    for one in row["exchanged"]:
+        yield (
+            f"along {one['axes']}",
+            f"{one['kind']} {one['times']} times, {one['bytes'] / 1e6:.1f} MB",
+        )
+    ranked = sorted(row["bounds"].items(), key=lambda item: -item[1])
+    yield "takes at least", ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in ranked)
+    at = f"at {row['efficiency']:.0%} of that bound (projected)"
+    if "images_per_s" in row:
+        yield "images a second", f"{row['images_per_s']:.2f} {at}"
+        return
+    yield "steps a second", f"{row['steps_per_s']:.2f} {at}"
+    yield (
+        f"{row['steps']:,} steps",
+        (f"{row['hours']:.1f} hours, {row['chip_hours']:.0f} chip-hours {at}"),
+    )
+    yield (
+        "pairs to read",
+        f"{row['pairs_per_s']:.0f} a second, {row['pairs_per_s_of_host']:.0f} by each host",
+    )
+
+
+def _families(config: TrainConfig, chips: Slice) -> Iterator[list[TrainConfig]]:
+    """What `--search` tries: in each family the microbatches become smaller."""
+    for fsdp in sorted({1, len(chips.devices)}):
+        for remat in (False, True):
+            first = replace(
+                config,
+                model=replace(config.model, remat=remat),
+                mesh=replace(config.mesh, fsdp=fsdp, device_batch=0),
+            )
+            yield [first, *_halved(first, chips)]
+
+
+def _smaller(config: TrainConfig, chips: Slice) -> Iterator[TrainConfig]:
+    """What needs less memory, the cheapest first."""
+    rematerialized = replace(config, model=replace(config.model, remat=True))
+    if not config.model.remat:
+        yield rematerialized
+    yield from _halved(rematerialized, chips)
+
+
+def _halved(config: TrainConfig, chips: Slice) -> Iterator[TrainConfig]:
+    """Smaller and smaller microbatches, down to one crop."""
+    mesh = make_mesh(config.mesh, chips.devices)
+    pixels = max(side**2 * batch for _, side, batch in config.data.stages())
+    crops = pixels // (batch_shards(mesh) * config.data.crop_size**2 * mesh.shape["rows"])
+    limit = min(crops, config.mesh.device_batch or crops)
+    while limit > 1:
+        limit //= 2
+        yield replace(config, mesh=replace(config.mesh, device_batch=limit))
+
+
+def _flags(config: TrainConfig) -> str:
+    """The flags of a run that the search changes."""
+    mesh = config.mesh
+    return f"--fsdp {mesh.fsdp} --remat {config.model.remat} --device-batch {mesh.device_batch}"
+
+
+def _slice(chips: Slice, mesh: Mesh) -> Row:
+    return {
+        "topology": chips.name,
+        "chips": mesh.size,
+        "hosts": chips.hosts,
+        "mesh": dict(mesh.shape),
+    }
+
+
+def _given(**flags: Any) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _size(size: str) -> tuple[int, int]:
+    sides = size.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise InputError(f"--restore is {size!r}; expected WIDTHxHEIGHT, such as 3840x2160")
+    return int(sides[0]), int(sides[1])
+
+
+def _multiple(side: int) -> int:
+    """As images are padded before they are restored."""
+    return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -1,0 +1,254 @@
+"""Compiles the training step and the restoring program for hardware that is not there.
+
+For TPUs that needs libtpu (`pip install "jax[tpu]"`), for NVIDIA's GPUs JAX's plugin and NVIDIA's
+assembler (`pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12`, of JAX's version).
+Both work on any machine; only one process at a time can compile for TPUs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from drsformer_jax.config import ModelConfig, TrainConfig
+from drsformer_jax.errors import InputError, reason
+from drsformer_jax.nn.functional import abstract_params, apply
+from drsformer_jax.nn.rows import AT_ONCE, Strips
+from drsformer_jax.planning import bundles, hlo_cost
+from drsformer_jax.planning.chips import CHIPS, Chip
+from drsformer_jax.sharding import batch_sharding, replicated
+from drsformer_jax.training import TrainState, abstract_state, compiled_step
+
+_GPUS = Path(__file__).parent / "gpus"
+"""Descriptions of GPUs as XLA publishes them."""
+_GPUS_OF_A_MACHINE = 8
+Function = Any
+"""A jitted function."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Chips that work together: a slice of a TPU pod, or the GPUs of a machine."""
+
+    name: str
+    """As it was asked for, such as v5e:2x4 or h100:8."""
+    chip: Chip
+    devices: list[Any]
+
+    @property
+    def hosts(self) -> int:
+        """Machines that the chips belong to."""
+        return len(self.devices) // self.chip.per_host(len(self.devices))
+
+
+def prepare() -> None:
+    """Sets the environment of compilers; before JAX finds its devices.
+
+    The process computes on its CPU alone from then on.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.update(
+        LIBTPU_INIT_ARGS=bundles.flags(),
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_ACCELERATOR_TYPE="v5litepod-8",
+        TPU_WORKER_HOSTNAMES="localhost",
+        # Compilers' notes would stand between the lines of ours.
+        TPU_STDERR_LOG_LEVEL="3",
+        TF_CPP_MIN_LOG_LEVEL="3",
+    )
+
+
+def find_slice(name: str) -> Slice:
+    """The chips of a topology.
+
+    Args:
+        name: such as v5e:16x16, v5p:2x2x1 or h100:8; a GPU's name alone is one GPU.
+
+    Raises:
+        InputError: if there is no such topology, or what compiles for it is not installed.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS:
+        raise InputError(f"the topology is {name!r}; expected one of {', '.join(CHIPS)} before ':'")
+    chip = CHIPS[kind]
+    devices = _tpus(name) if chip.platform == "tpu" else _gpus(kind, shape or "1")
+    return Slice(name, chip, devices)
+
+
+def _tpus(name: str) -> list[Any]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError('libtpu is missing; expected it, as by: pip install "jax[tpu]"')
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise InputError(
+            f"the topology is {name!r} ({reason(error)}); expected one such as v5e:2x4 or v5p:2x2x1"
+        ) from error
+    return list(found.devices)
+
+
+def _gpus(kind: str, count: str) -> list[Any]:
+    if not re.fullmatch(r"[1-9]\d*", count) or int(count) > _GPUS_OF_A_MACHINE:
+        raise InputError(
+            f"the topology is {kind}:{count}; expected 1 to {_GPUS_OF_A_MACHINE} GPUs of a machine"
+        )
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        raise InputError(
+            "JAX's plugin for GPUs is missing; expected it, as by: pip install jax-cuda12-plugin "
+            "jax-cuda12-pjrt nvidia-cuda-nvcc-cu12"
+        )
+    found = topologies.get_topology_desc(
+        platform="cuda",
+        target_config=(_GPUS / f"{kind}.txtpb").read_text(),
+        topology=f"1x1x{_GPUS_OF_A_MACHINE}",
+    )
+    return list(found.devices)[: int(count)]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one chip that a program needs."""
+
+    parameters: int = 0
+    optimizer: int = 0
+    """Its state, and the moving average of the parameters."""
+    images: int = 0
+    """The batch, and what comes out beside the state."""
+    temporaries: int = 0
+    """What the program keeps while it runs: activations for the backward pass above all."""
+    code: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(dataclasses.astuple(self))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program on one chip."""
+
+    memory: Memory
+    cost: hlo_cost.Cost
+    """Loops multiplied out; bundles only where the compiler wrote its schedule."""
+    exchanges: list[hlo_cost.Exchange]
+    seconds: float
+    """That compiling took, on this machine."""
+
+
+@dataclass(frozen=True)
+class TooLarge:
+    """A program that does not fit."""
+
+    needs: int | None
+    """Bytes of one chip, where the compiler says so."""
+
+
+def train_step(
+    config: TrainConfig, mesh: Mesh, side: int, batch: int
+) -> tuple[Function, tuple[Any, ...]]:
+    """The training program's step, and its abstract arguments.
+
+    Args:
+        config: the run.
+        mesh: of the chips.
+        side: height and width of the patches.
+        batch: images of the global batch.
+    """
+    images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8, sharding=batch_sharding(mesh))
+    state = abstract_state(config, mesh)
+    return compiled_step(config, mesh), (state, {"rainy": images, "clean": images})
+
+
+def restoring(
+    config: ModelConfig, mesh: Mesh, height: int, width: int, strip: int = 0, batch: int = 1
+) -> tuple[Function, tuple[Any, ...]]:
+    """The restoring program of one chip, and its abstract arguments.
+
+    Args:
+        config: the network.
+        mesh: of the chip.
+        height: of the images, in pixels.
+        width: likewise.
+        strip: rows of the strips that they are computed in; 0 for all at once.
+        batch: images.
+    """
+    x = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32)
+    arguments = everywhere((abstract_params(config), x), mesh)
+    rows = Strips(height=strip) if strip else AT_ONCE
+    return jax.jit(lambda params, x: apply(config, params, x, rows=rows)), arguments
+
+
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and types, whole on every chip."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), tree
+    )
+
+
+def try_compile(function: Function, arguments: tuple[Any, ...]) -> jax.stages.Compiled | TooLarge:
+    """Compiles a jitted function for abstract arguments."""
+    bundles.clear()
+    lowered = function.lower(*arguments)
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return TooLarge(wanted_bytes(str(error)))
+
+
+def compiled(function: Function, arguments: tuple[Any, ...]) -> Compiled | TooLarge:
+    """Compiles a program, and counts it.
+
+    Args:
+        function: jitted.
+        arguments: abstract; a train state or the parameters first.
+    """
+    start = time.perf_counter()
+    program = try_compile(function, arguments)
+    seconds = time.perf_counter() - start
+    if isinstance(program, TooLarge):
+        return program
+    text, analysis = program.as_text() or "", program.memory_analysis()
+    if analysis is None:
+        raise RuntimeError("the compiler tells nothing of memory; expected it to")
+    state = arguments[0]
+    params = bytes_of(state.params if isinstance(state, TrainState) else state)
+    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    memory = Memory(
+        parameters=params,
+        optimizer=bytes_of(state) - params,
+        images=total - analysis.alias_size_in_bytes - bytes_of(state),
+        temporaries=analysis.temp_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+    )
+    cost = hlo_cost.cost(text, bundles.Schedules())
+    return Compiled(memory, cost, hlo_cost.exchanges(text), seconds)
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of abstract arrays on one chip."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def wanted_bytes(message: str) -> int | None:
+    """How much memory a program needs, by the compiler's message that it does not fit."""
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+    found = re.search(r"Used ([\d.]+)([KMG]?) of", message)
+    return int(float(found[1]) * units[found[2]]) if found else None

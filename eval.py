@@ -51,7 +51,8 @@ class Command:
     """
 
     checkpoint: Path | None = None
-    """Network that restores the rainy images: folder of a training run, or a file of weights."""
+    """Network that restores the rainy images: folder of a training run, a file of weights, or
+    builtin."""
     restored: Path | None = None
     """Folder of images that were restored before, instead of --checkpoint."""
     input: Path | None = None

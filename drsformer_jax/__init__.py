@@ -1,11 +1,11 @@
 """DRSformer, the sparse Transformer that removes rain from photographs, in JAX and Flax.
 
 Source: "Learning A Sparse Transformer Network for Effective Image Deraining", CVPR 2023.
-In four lines:
+In three lines:
 
     import drsformer_jax
 
-    restorer = drsformer_jax.load("model")
+    restorer = drsformer_jax.load()  # Or a path of weights.
     clean = restorer(rainy)  # uint8 (h, w, 3), RGB, of any size
 
 Importing the package loads none of its parts; they are
@@ -15,7 +15,8 @@ Importing the package loads none of its parts; they are
 - `drsformer_jax.weights`: networks on disk in every form, official PyTorch ones too;
 - `drsformer_jax.metrics`: PSNR and SSIM in the protocols of published results;
 - `drsformer_jax.restoring`: a rainy image in, the image without rain out;
-- `drsformer_jax.data`, `training`, `checkpoint`, `evaluation`: the parts of train.py and eval.py.
+- `drsformer_jax.data`, `training`, `scoring`, `report`: the parts of train.py and eval.py;
+- `drsformer_jax.planning`: what a run needs of TPUs and GPUs that need not be there.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | os.PathLike[str], step: int | None = None, **options: Any) -> Restorer:
+def load(
+    path: str | os.PathLike[str] = "builtin", step: int | None = None, **options: Any
+) -> Restorer:
     """Reads a network and returns what restores images with it; see `restoring.Restorer.load`.
 
     Args:
-        path: a training run, a converted folder, or an official `.pth` or `.safetensors` file.
+        path: a training run, a converted folder, or an official `.pth` or `.safetensors` file;
+            default: the built-in network.
         step: checkpoint of a training run; default: the best one.
         **options: `dtype`, `kernels`, `tile` and `overlap` of `Restorer.load`.
 

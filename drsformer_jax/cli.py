@@ -50,8 +50,9 @@ class Derain:
     'images/**/*.jpg'; last the folder where the results go under the same names. Or one image or
     video, and the file for the result. OUTPUT is a folder if it exists as one, ends in a slash or
     has no extension."""
-    checkpoint: Path
-    """A training run, a converted folder, or an official .pth or .safetensors file."""
+    checkpoint: Path = Path(weights.BUILTIN)
+    """A training run, a converted folder, or an official .pth or .safetensors file; default: the
+    network that the package brings along."""
     step: int | None = None
     """Checkpoint of a training run; default: the best one."""
     format: Literal["png", "jpg", "webp", "bmp", "tif", "avif"] | None = None
@@ -183,6 +184,8 @@ class Derain:
         print(f"restored {count} frames into {target}")
 
     def _restorer(self) -> Restorer:
+        if weights.is_builtin(self.checkpoint):
+            print("the built-in network restores; --checkpoint takes another one")
         return Restorer.load(
             self.checkpoint,
             self.step,
@@ -216,7 +219,7 @@ class Convert:
     """Turns an official checkpoint into a model folder, or any network into an official one."""
 
     input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
-    """A .pth or .safetensors file of PyTorch, a training run, or a model folder."""
+    """A .pth or .safetensors file of PyTorch, a training run, a model folder, or builtin."""
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """The new folder; with --to-torch the new .pth or .safetensors file."""
     to_torch: bool = False

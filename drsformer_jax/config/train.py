@@ -62,7 +62,8 @@ class TrainConfig:
     """Mesh of devices."""
     init_from: str = ""
     """Parameters that a new run starts from: a `.pth` or `.safetensors` file with the official
-    programs' keys, a model folder, or another run. Empty to initialize them from the seed."""
+    programs' keys, a model folder, another run, or builtin. Empty to initialize them from the
+    seed."""
     steps: int = 300_000
     """Optimizer steps of the whole run."""
     seed: int = 100

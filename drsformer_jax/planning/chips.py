@@ -20,26 +20,20 @@ class Chip:
     """Bytes read from or written to that memory."""
     network: float
     """Bytes sent to the neighbors of the slice or the machine, all links in one direction."""
-    hosts: tuple[int, ...] = (8,)
-    """Chips of a host; the first of these that divides a slice."""
     usable: float = 1.0
     """Share of the memory that programs may use."""
     clock: float | None = None
     """Cycles of its core; None where it is not known, or a chip has two cores."""
-
-    def per_host(self, chips: int) -> int:
-        """Chips of a host in a slice of so many."""
-        return next((count for count in self.hosts if chips % count == 0), chips)
 
 
 CHIPS: Mapping[str, Chip] = {
     # Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e". They give the network of
     # v5e and v6e as a sum of both directions. A v5e's clock follows from its peak: four arrays
     # of 128 x 128 multiply-accumulates.
-    "v4": Chip("tpu", 275e12, 32 * 2**30, 1228e9, 2400e9 / 8, (4,)),
-    "v5e": Chip("tpu", 197e12, 16 * 2**30, 819e9, 400e9 / 2, (8, 4, 1), 15.75 / 16, 1.5e9),
-    "v5p": Chip("tpu", 459e12, 95 * 10**9, 2765e9, 4800e9 / 8, (4,)),
-    "v6e": Chip("tpu", 918e12, 32 * 2**30, 1638e9, 800e9 / 2, (8, 4, 1)),
+    "v4": Chip("tpu", 275e12, 32 * 2**30, 1228e9, 2400e9 / 8),
+    "v5e": Chip("tpu", 197e12, 16 * 2**30, 819e9, 400e9 / 2, 15.75 / 16, 1.5e9),
+    "v5p": Chip("tpu", 459e12, 95 * 10**9, 2765e9, 4800e9 / 8),
+    "v6e": Chip("tpu", 918e12, 32 * 2**30, 1638e9, 800e9 / 2),
     # NVIDIA's data sheets of the H100 (SXM), the A100 (80 GB, SXM) and the L4, which has no NVLink:
     # its network is PCIe 4.0 with 16 lanes.
     "h100": Chip("cuda", 1979e12 / 2, 80e9, 3350e9, 900e9 / 2),

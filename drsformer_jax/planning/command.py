@@ -256,7 +256,7 @@ def _lines(row: Row) -> Iterator[tuple[str, str]]:
     for one in row["exchanged"]:
         yield (
             f"along {one['axes']}",
-            f"{one['kind']} {one['times']} times, {one['bytes'] / 1e6:.1f} MB",
+            f"{_count(one['times'], one['kind'])}, {one['bytes'] / 1e6:.1f} MB",
         )
     ranked = sorted(row["bounds"].items(), key=lambda item: -item[1])
     yield "takes at least", ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in ranked)

@@ -50,7 +50,7 @@ class Slice:
     @property
     def hosts(self) -> int:
         """Machines that the chips belong to."""
-        return len(self.devices) // self.chip.per_host(len(self.devices))
+        return len({device.process_index for device in self.devices})
 
 
 def prepare() -> None:

@@ -1,7 +1,8 @@
 """Networks on disk in every form: runs, model folders, official `.pth` and `.safetensors` files.
 
-`load` reads whatever holds a network, `save` writes a folder that needs nothing else, and
-`from_torch` and `to_torch` translate between our parameters and the official programs' keys.
+`load` reads whatever holds a network, the built-in one too; `save` writes a folder that needs
+nothing else. `from_torch` and `to_torch` translate between our parameters and the official
+programs' keys.
 """
 
 from drsformer_jax.weights.convert import (
@@ -11,11 +12,13 @@ from drsformer_jax.weights.convert import (
     params_to_torch,
     to_torch,
 )
-from drsformer_jax.weights.store import load, run_of, save, stored_as
+from drsformer_jax.weights.store import BUILTIN, is_builtin, load, run_of, save, stored_as
 
 __all__ = [
+    "BUILTIN",
     "describe",
     "from_torch",
+    "is_builtin",
     "load",
     "params_from_torch",
     "params_to_torch",

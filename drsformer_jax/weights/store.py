@@ -26,7 +26,10 @@ from drsformer_jax.weights.convert import (
 from drsformer_jax.weights.state_dict import state_dict
 from drsformer_jax.weights.tensor_files import read_tensors, write_safetensors
 
+BUILTIN = "builtin"
+"""Names the network that the package brings along, wherever a path of a network is expected."""
 _PARAMS = "params.safetensors"
+_PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 def load(path: str | os.PathLike[str], step: int | None = None) -> tuple[ModelConfig, Params]:
@@ -34,16 +37,22 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> tuple[ModelCo
 
     Args:
         path: the folder of a training run, or of one of its checkpoints; a folder that `save`
-            wrote; or a `.pth` or `.safetensors` file with the official programs' keys.
+            wrote; a `.pth` or `.safetensors` file with the official programs' keys; or `BUILTIN`,
+            unless something has this name here.
         step: checkpoint of a training run; default: the best one.
 
     Raises:
         InputError: if there is no network, or not that step of it.
     """
+    if is_builtin(path):
+        if step is not None:
+            raise InputError(f"{BUILTIN} is no training run; expected one to take step {step} of")
+        path = _PRETRAINED
     path, step = run_of(path, step)
     if not path.exists():
         raise InputError(
-            f"{path} does not exist; expected a run, a model folder, a .pth or a .safetensors file"
+            f"{path} does not exist; expected a run, a model folder, a .pth or a .safetensors "
+            f"file, or {BUILTIN}"
         )
     if path.is_dir() and not (path / _PARAMS).exists():
         from drsformer_jax.training import checkpoint  # Orbax takes seconds to import.
@@ -52,6 +61,11 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> tuple[ModelCo
     if step is not None:
         raise InputError(f"{path} is no training run; expected one to take step {step} of")
     return _read_folder(path) if path.is_dir() else _read_official(path)
+
+
+def is_builtin(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names the built-in network."""
+    return os.fspath(path) == BUILTIN and not os.path.exists(path)
 
 
 def run_of(path: str | os.PathLike[str], step: int | None = None) -> tuple[Path, int | None]:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from programs import rejected
 
+import drsformer_jax
 from drsformer_jax.data.folders import find_images
 from drsformer_jax.images.pixels import read_image, write_image
 
@@ -41,6 +42,17 @@ def test_derain_restores_one_file(run, trained, place):
     result = run("drsformer", "derain", source, "one.png", "--checkpoint", trained[0])
     assert result.returncode == 0, result.stderr
     assert read_image(place / "one.png").shape == read_image(source).shape
+
+
+def test_derain_without_a_checkpoint_restores_with_the_built_in_network(run, place):
+    rainy = read_image(place / "pairs" / "input" / "0.png")[:16, :16]
+    write_image(place / "small.png", rainy)
+    result = run("drsformer", "derain", "small.png", "built-in.png")
+    assert result.returncode == 0, result.stderr
+    line, _ = result.stdout.splitlines()
+    assert line == "the built-in network restores; --checkpoint takes another one"
+    difference = read_image(place / "built-in.png").astype(int) - drsformer_jax.load()(rainy)
+    assert abs(difference).max() <= 1  # Of programs that are optimized less here.
 
 
 def test_results_are_neither_overwritten_nor_made_again_unasked(run, trained, place):

@@ -267,6 +267,22 @@ def test_what_is_missing_or_has_no_steps_is_reported_in_one_line(model, tmp_path
         weights.load(tmp_path)
 
 
+def test_builtin_names_the_network_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(weights.__file__).parents[1] / "pretrained"
+    (config, params), (expected, tensors) = weights.load("builtin"), weights.load(folder)
+    assert config == expected
+    assert_equal(params, tensors)
+    with pytest.raises(InputError, match=r"^builtin is no training run; expected one to take"):
+        weights.load(Path("builtin"), step=3)
+
+
+def test_a_file_called_builtin_is_read_where_there_is_one(network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights.save("builtin", *network)
+    assert_loads_as("builtin", network)
+
+
 def test_weight_beyond_a_smaller_type_is_rejected():
     params = {"kernel": np.array([1.0, -70000.0], np.float32)}
     assert weights.stored_as(params, "bfloat16")["kernel"].dtype == "bfloat16"

@@ -27,7 +27,7 @@ from clu.parameter_overview import get_parameter_overview
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from drsformer_jax import weights
+from drsformer_jax import buckets, weights
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.config.file import changes, changes_learning, load_config
 from drsformer_jax.data.pairs import Pairs
@@ -132,16 +132,18 @@ def opened(command: Command) -> Iterator[tuple[Training, TrainState]]:
         What the run works with, and the train state that it starts from.
     """
     config = command.train
-    profile = Profile(command.profile, command.workdir / "profile")
+    profile = Profile(command.profile)
     mesh = make_mesh(config.mesh)
     check_batches(config.data, mesh)
     sources = open_training(config.data, config.seed)
     validation = open_validation(config.data, config.seed)
-    check_writable(command.workdir)
+    if not buckets.address(command.workdir):
+        check_writable(command.workdir)
     with Stop() as stop, Run(command.workdir, config.keep_checkpoints) as run:
+        profile.folder = run.folder / "profile"
         state = initial_state(command, run, mesh)
         start = int(state.step)
-        announce(command, state, sources, validation)
+        announce(command, run, state, sources, validation)
         run.begin(config, start)
         with MetricsWriter(run.folder, start, processes.is_first()) as writer:
             yield Training(command, mesh, run, sources, validation, writer, stop, profile), state
@@ -151,25 +153,25 @@ def initial_state(command: Command, run: Run, mesh: Mesh) -> TrainState:
     """The train state of the run's last checkpoint; for a new run, an initialized one."""
     config, latest = command.train, run.latest_step()
     if latest is not None:
-        check_configuration(run.config(latest), command)
+        check_configuration(run, run.config(latest), command)
         return run.restore(latest, abstract_state(config, mesh))
     if not config.init_from:
         return sharded_state(config, mesh)
     model, params = weights.load(config.init_from)
-    check_architecture(model, config.model, Path(config.init_from))
+    check_architecture(model, config.model, config.init_from)
     return sharded_state(config, mesh, params)
 
 
-def check_configuration(old: TrainConfig, command: Command) -> None:
+def check_configuration(run: Run, old: TrainConfig, command: Command) -> None:
     """Shows what has changed since a run's last checkpoint, and rejects what is not allowed."""
-    check_architecture(old.model, command.train.model, command.workdir)
+    check_architecture(old.model, command.train.model, run.name)
     changed = changes(old, command.train)
     for name, (before, after) in changed.items():
         say(f"- {name} {before}\n+ {name} {after}")
     rejected = [name for name in changed if changes_learning(name)]
     if rejected and not command.allow_changes:
         raise InputError(
-            f"{command.workdir} was trained with another {', '.join(rejected)} (shown above); "
+            f"{run.name} was trained with another {', '.join(rejected)} (shown above); "
             "expected the same, another --workdir, or --allow-changes"
         )
 
@@ -216,6 +218,7 @@ def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | Non
                 values = checked(config, *unchecked.popleft())
             if logging:
                 training.writer.scalars(step, progress.log(step, values))
+                run.push()
             if saving:
                 run.save(config, state)
                 if evaluating and not stopping:
@@ -321,12 +324,12 @@ def report(training: Training, end: int, scored: Scored | None, started: float) 
     if scored is None or not processes.is_first():
         return
     scores, kept = scored
-    folder = training.command.workdir
-    write_results(folder, config, best, restorer, training.validation, scores, kept)
+    write_results(run.folder, config, best, restorer, training.validation, scores, kept)
+    run.push()
     result = mean(scores)
     print(
-        f"{folder / 'report.html'} shows the run; images are in {folder / 'validation'} and "
-        f"{folder / 'comparison.png'}; scored by protocol {config.protocol}"
+        f"{run.name}/report.html shows the run; images are in {run.name}/validation and "
+        f"{run.name}/comparison.png; scored by protocol {config.protocol}"
     )
     print(
         f"rainy {result.rainy_psnr:.2f} dB, restored {result.restored_psnr:.2f} dB, "
@@ -334,19 +337,22 @@ def report(training: Training, end: int, scored: Scored | None, started: float) 
     )
 
 
-def announce(command: Command, state: TrainState, sources: list[Source], validation: Pairs) -> None:
+def announce(
+    command: Command, run: Run, state: TrainState, sources: list[Source], validation: Pairs
+) -> None:
     """Prints what the run is about to do, and writes the list of parameters to a file."""
     config, optim = command.train, command.train.optim
-    path = command.workdir / "parameters.txt"
     if processes.is_first():
+        path = run.folder / "parameters.txt"
         write_text(path, get_parameter_overview(state.params, include_stats=False) + "\n")
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     pairs = sum(len(source.pairs) for source in sources)
     warmup = f" (the first {optim.warmup_steps:,} a warmup)" if optim.warmup_steps else ""
     say(
-        f"{count:,} parameters ({path}), {pairs} training and {len(validation)} validation pairs, "
+        f"{count:,} parameters ({run.name}/parameters.txt), {pairs} training and "
+        f"{len(validation)} validation pairs, "
         f"{jax.device_count()} {jax.default_backend()} devices of {jax.process_count()} processes\n"
-        f"steps {int(state.step)} to {config.steps} in {command.workdir}; learning rate "
+        f"steps {int(state.step)} to {config.steps} in {run.name}; learning rate "
         f"{optim.learning_rate:g} for {optim.constant_steps:,} steps{warmup}, then a cosine "
         f"decay to {optim.final_learning_rate:g} over {optim.cosine_steps:,}"
     )

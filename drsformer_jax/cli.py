@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -16,9 +18,9 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from drsformer_jax import weights
+from drsformer_jax import buckets, weights
 from drsformer_jax.config import DataConfig, DType, Kernels
-from drsformer_jax.data.datasets import default_data_dir, find_dataset, summary
+from drsformer_jax.data.datasets import INFO, default_data_dir, find_dataset, summary
 from drsformer_jax.data.folders import describe_left_out
 from drsformer_jax.data.pairs import sizes_of
 from drsformer_jax.errors import InputError, one_line_errors
@@ -301,17 +303,28 @@ class BuildData:
         if self.manual_dir is None and self.dataset != "synthetic":
             print(instructions(self.dataset))
             raise InputError("--manual-dir is missing; expected a folder as described above")
-        folder = build(
-            self.dataset,
-            self.manual_dir,
-            self.data_dir or default_data_dir(),
-            name=self.save_as,
-            allow_partial=self.allow_partial,
-        )
-        print("\n".join(summary(folder)))
+        data_dir = self.data_dir or default_data_dir()
+        where, name = buckets.address(data_dir), self.save_as or self.dataset
+        if where and buckets.folders_with(f"{where}/rain/{name}", INFO):
+            raise InputError(f"{where}/rain/{name} exists; expected a dataset that does not")
+        with contextlib.ExitStack() as stack:
+            if where:  # It is written to this machine and then sent.
+                data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = build(
+                self.dataset,
+                self.manual_dir,
+                data_dir,
+                name=self.save_as,
+                allow_partial=self.allow_partial,
+            )
+            print("\n".join(summary(folder)))
+            place = str(folder)
+            if where:
+                place = f"{where}/{folder.relative_to(data_dir).as_posix()}"
+                buckets.sent(folder, place, last=INFO)
         # The name alone is rain that is rendered while training.
-        name = "rain/synthetic" if self.dataset == "synthetic" else self.save_as or self.dataset
-        print(f"{name} is in {folder}")
+        shown = "rain/synthetic" if self.dataset == "synthetic" else name
+        print(f"{shown} is in {place}")
 
     def _verify(self) -> None:
         from drsformer_jax.data.verification import verify

@@ -17,6 +17,11 @@ from drsformer_jax.errors import InputError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 """How an address of a bucket begins."""
+_IN_BUCKETS = {"workdir", "checkpoint", "init-from", "data-dir"}
+"""Last parts of the names of flags and fields that may be an address of a bucket."""
+_CONVERTED = "input"
+"""The same of `drsformer convert`; of eval.py it is a folder of images."""
+_SCHEMES = ("gs://", "s3://")
 _BOOLEANS = ("True", "False", "true", "false")
 
 
@@ -44,16 +49,23 @@ def parse(cli: Callable[..., Any], *, prog: str, args: Sequence[str] | None = No
     _check_empty(args, command)
     for name, value, _ in _leaves(command):
         for text in _paths(value):
-            if _SCHEME.match(text):
+            if _SCHEME.match(text) and not _may_be(name, text, prog):
                 raise InputError(f"{name} is {text}; {_NO_BUCKETS}")
     return command
+
+
+def _may_be(name: str, address: str, prog: str) -> bool:
+    """Whether a flag or a field may have the address of a bucket."""
+    last = name.lstrip("-").replace("_", "-").rpartition(".")[2]
+    named = last in _IN_BUCKETS or (prog == "drsformer" and last == _CONVERTED)
+    return named and address.startswith(_SCHEMES)
 
 
 _NO_BUCKETS = "expected a path on this machine, such as a mounted bucket"
 
 
 def local(args: Sequence[str], prog: str) -> list[str]:
-    """The command line with `~` expanded in every value; it may name no bucket.
+    """The command line with `~` expanded in every value; few flags may name a bucket.
 
     A shell expands `~` in `--workdir ~/run` but not in `--workdir=~/run`.
 
@@ -65,8 +77,10 @@ def local(args: Sequence[str], prog: str) -> list[str]:
         raise SystemExit(0)
     result = []
     for index, (flag, value) in enumerate(map(_split, args)):
-        if _SCHEME.match(value):
-            name = _name(args, index) or f"argument {index + 1}"
+        name = _name(args, index) or f"argument {index + 1}"
+        # What is no flag is known when the whole line is read.
+        positional = name.startswith("argument") and value.startswith(_SCHEMES)
+        if _SCHEME.match(value) and not positional and not _may_be(name, value, prog):
             _end(f"{name} is {value}; {_NO_BUCKETS}")
         home = value == "~" or value.startswith("~/")
         result.append(flag + (os.path.expanduser(value) if home else value))

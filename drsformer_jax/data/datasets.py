@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from drsformer_jax import buckets
 from drsformer_jax.data.folders import check_sizes
 from drsformer_jax.data.pairs import Pair, fingerprint
 from drsformer_jax.errors import InputError
@@ -27,7 +28,7 @@ _NAME = re.compile(
     r"(?:rain/)?(?P<name>[A-Za-z]\w*)(?::(?P<version>\d+\.\d+\.\d+))?(?::(?P<split>[a-z].*))?"
 )
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_INFO = "dataset_info.json"
+INFO = "dataset_info.json"
 
 
 def default_data_dir() -> Path:
@@ -35,14 +36,15 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def find_dataset(source: str, data_dir: str = "") -> tuple[Path, str] | None:
-    """Finds a built dataset.
+def find_dataset(source: str, data_dir: str = "", cache_dir: str = "") -> tuple[Path, str] | None:
+    """Finds a built dataset; one in a bucket is copied to the local disk first, once.
 
     Args:
         source: `NAME`, `NAME:VERSION`, `NAME:SPLIT` or `NAME:VERSION:SPLIT`, with or without
             `rain/` before it; default: the newest version. Or a folder that a TFDS builder wrote,
             also with `:SPLIT`. A split may be any of TFDS's, such as `train[:90%]`.
-        data_dir: folder of all datasets; default: `default_data_dir()`.
+        data_dir: folder of all datasets, or its address; default: `default_data_dir()`.
+        cache_dir: folder of the copies, see `buckets.copied`.
 
     Returns:
         The dataset's folder and the split, "" if none is named; None if there is no such dataset.
@@ -51,26 +53,30 @@ def find_dataset(source: str, data_dir: str = "") -> tuple[Path, str] | None:
         InputError: if the dataset exists but not in that version.
     """
     folder, _, split = source.partition(":")
-    if (Path(folder) / _INFO).is_file():
+    if (Path(folder) / INFO).is_file():
         return Path(folder), split
     found = _NAME.fullmatch(source)
     if found is None:
         return None
     name, version, split = found["name"], found["version"], found["split"] or ""
     place = (Path(data_dir).expanduser() if data_dir else default_data_dir()) / "rain" / name
+    where = buckets.address(place)
+    folders = (
+        buckets.folders_with(where, INFO)
+        if where
+        else [path.parent.name for path in place.glob(f"*/{INFO}")]
+    )
     versions = sorted(
-        (
-            path.parent.name
-            for path in place.glob(f"*/{_INFO}")
-            if _VERSION.fullmatch(path.parent.name)  # Not the leftover of a killed build.
-        ),
+        filter(_VERSION.fullmatch, folders),  # Not the leftover of a killed build.
         key=lambda version: [int(number) for number in version.split(".")],
     )
     if not versions:
         return None
     if version not in (None, *versions):
-        raise InputError(f"{place} has no version {version}; expected {' or '.join(versions)}")
-    return place / (version or versions[-1]), split
+        found_there = " or ".join(versions)
+        raise InputError(f"{where or place} has no version {version}; expected {found_there}")
+    chosen = version or versions[-1]
+    return buckets.copied(f"{where}/{chosen}", cache_dir) if where else place / chosen, split
 
 
 class DatasetPairs:
@@ -195,7 +201,7 @@ class DatasetPairs:
 
     def fingerprint(self) -> str:
         """Of the checksums that the builder recorded, or else of the time of writing."""
-        written = (self._folder / _INFO).stat().st_mtime_ns
+        written = (self._folder / INFO).stat().st_mtime_ns
         sums = {split: each["sha256"] for split, each in self.recorded().items()}
         return fingerprint([str(self._folder.resolve()), sums or written, self._split])
 

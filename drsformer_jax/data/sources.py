@@ -86,7 +86,7 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Stor
         if split == "train":
             return SyntheticRain(train, config.rains, seed, config.rain, config.window, memory)
         return SyntheticRain(validation, config.validation_rains, seed, _rain_to_score(config.rain))
-    found = find_dataset(source, config.data_dir)
+    found = find_dataset(source, config.data_dir, config.cache_dir)
     if found is not None:
         return open_dataset(*found, "train" if split == "train" else "test")
     if source and Path(source).exists():

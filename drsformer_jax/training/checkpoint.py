@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
-from drsformer_jax import locks
+from drsformer_jax import buckets, locks
 from drsformer_jax.config import ModelConfig, TrainConfig
-from drsformer_jax.config.file import from_dict, read_config, to_dict, write_config
+from drsformer_jax.config.file import CONFIG_FILE, from_dict, read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import remove_leftovers, write_text
 from drsformer_jax.nn.functional import Params, abstract_params, wide_types
@@ -36,6 +37,7 @@ from drsformer_jax.training.orbax_quirks import (
 from drsformer_jax.training.step import TrainState
 
 _SCORES = "validation.json"
+_METRICS = "metrics.jsonl"
 _LOCK = ".lock"
 
 
@@ -45,8 +47,11 @@ class Run:
     Saving is asynchronous and atomic: a checkpoint is complete or absent. In a run of several
     processes all of them make the same calls.
 
+    Of a run in a bucket, what is not a checkpoint is in a local copy of the folder, `folder`, which
+    `push` sends; `name` is what the user calls the run.
+
     Args:
-        folder: the run's folder.
+        folder: the run's folder, or its address in a bucket.
         keep: number of latest checkpoints to keep beside the best one; None to open the run
             read-only, beside a training program that may be writing there.
 
@@ -56,12 +61,23 @@ class Run:
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int | None) -> None:
-        self.folder = Path(folder).absolute()
+        where = buckets.address(folder)
+        self._mirror = buckets.Mirror(where) if where else None
+        self.folder = self._mirror.folder if self._mirror else Path(folder).absolute()
+        self.name = where or str(folder)
+        self._checkpoints = epath.Path(where or self.folder) / "checkpoints"
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder} is a file; expected the folder of a run, or a new one")
-        locks = keep is not None and jax.process_index() == 0
-        self._lock = _locked(self.folder) if locks else None
+        self._lock: int | None = None
+        self._lease: buckets.Lease | None = None
+        if keep is not None and jax.process_index() == 0:
+            if where:
+                self._lease = buckets.Lease(where, "is being trained")
+            else:
+                self._lock = _locked(self.folder)
         try:
+            if self._mirror:
+                self._mirror.pull(CONFIG_FILE, _METRICS, _SCORES)
             self._scores = _read_scores(self.folder / _SCORES)
             self._manager = self._open(keep)
         except BaseException:
@@ -83,7 +99,7 @@ class Run:
                 cleanup_tmp_directories=True,
             )
         return ocp.CheckpointManager(
-            self.folder / "checkpoints",
+            self._checkpoints,
             options=options,
             item_names=("params", "ema", "optimizer", "run"),
         )
@@ -91,6 +107,8 @@ class Run:
     def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
+        if self._lease is not None:
+            self._lease.release()
 
     def begin(self, config: TrainConfig, step: int) -> None:
         """Records the configuration, and drops the scores of steps after this one."""
@@ -99,6 +117,17 @@ class Run:
             remove_leftovers(self.folder)
             write_config(self.folder, to_dict(config))
             self._write_scores()
+            self.push()
+
+    def push(self) -> None:
+        """Sends to the bucket what was written to `folder`; of a local run nothing needs to be.
+
+        Raises:
+            InputError: if the bucket cannot be written, or another program has taken the run.
+        """
+        if self._lease is not None and self._mirror is not None:
+            self._lease.check()
+            self._mirror.push()
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints, including one that is being saved."""
@@ -128,7 +157,7 @@ class Run:
             return from_dict(self._restore(step, run=ocp.args.JsonRestore()).run["config"])
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"checkpoint {step} of {self.folder} has no configuration ({error}); expected a "
+                f"checkpoint {step} of {self.name} has no configuration ({error}); expected a "
                 "whole one; another step may be"
             ) from None
 
@@ -165,6 +194,7 @@ class Run:
         self._scores[step] = {"protocol": protocol, "psnr": psnr, "ssim": ssim}
         if jax.process_index() == 0:
             self._write_scores()
+            self.push()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Restores a train state with any sharding, whatever mesh it was saved from.
@@ -217,7 +247,7 @@ class Run:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore let out errors of many kinds
             raise InputError(
-                f"checkpoint {step} of {self.folder} cannot be read ({system_reason(error)}); "
+                f"checkpoint {step} of {self.name} cannot be read ({system_reason(error)}); "
                 "expected a whole one; another step may be"
             ) from error
 
@@ -246,10 +276,10 @@ class Run:
             yield
         except Exception as error:  # Orbax and TensorStore let out errors of many kinds
             # Not `steps`: the manager lists the one that failed, and not those it was to replace.
-            names = [path.name for path in (self.folder / "checkpoints").iterdir()]
+            names = [path.name for path in self._checkpoints.iterdir()]
             whole = sorted(int(name) for name in names if name.isdigit())
             raise InputError(
-                f"a checkpoint cannot be written to {self.folder} ({system_reason(error)}); "
+                f"a checkpoint cannot be written to {self.name} ({system_reason(error)}); "
                 f"expected room for it; checkpoints of steps {whole} are whole"
             ) from error
 
@@ -310,7 +340,7 @@ def _scalar(value: int, like: Any) -> jax.Array:
     return jax.make_array_from_callback((), like.sharding, lambda _: np.array(value, like.dtype))
 
 
-def check_architecture(found: ModelConfig, expected: ModelConfig, where: Path) -> None:
+def check_architecture(found: ModelConfig, expected: ModelConfig, where: str) -> None:
     """Rejects parameters of another network.
 
     Raises:
@@ -333,8 +363,10 @@ def load(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Model
     Raises:
         InputError: if the folder is no run, or has no checkpoint or not that one.
     """
-    config = read_config(Path(folder)).model
-    if not (Path(folder) / "checkpoints").is_dir():
+    where = buckets.address(folder)
+    with buckets.local(folder, CONFIG_FILE) as local:
+        config = read_config(local).model
+    if not (epath.Path(where or folder) / "checkpoints").is_dir():
         raise InputError(
             f"{folder} has neither checkpoints/ nor params.safetensors; expected a run that has "
             "saved one, or a model folder"

@@ -16,18 +16,20 @@ class Profile:
 
     Args:
         steps: the first and the last step, as in 10:12; None for no trace.
-        folder: the folder for the trace.
+
+    Attributes:
+        folder: of the trace; to be set before the first step.
 
     Raises:
         InputError: if `steps` is not a range.
     """
 
-    def __init__(self, steps: str | None, folder: Path) -> None:
+    def __init__(self, steps: str | None) -> None:
         match = re.fullmatch(r"(\d+):(\d+)", steps or "0:0")
         self._first, self._last = map(int, match.groups()) if match else (0, -1)
         if self._first > self._last or (steps and not self._first):
             raise InputError(f"--profile is {steps}; expected FROM:TO, two steps such as 10:12")
-        self._folder = folder
+        self.folder = Path("profile")
         self._runs = False
 
     def misses(self, start: int, end: int) -> bool:
@@ -39,7 +41,7 @@ class Profile:
         if self._first <= step <= self._last and not self._runs:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # It hooks threads that end meanwhile: it can crash.
-            jax.profiler.start_trace(str(self._folder), profiler_options=options)
+            jax.profiler.start_trace(str(self.folder), profiler_options=options)
             self._runs = True
 
     def after(self, step: int, results: Any) -> None:

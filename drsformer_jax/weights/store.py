@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from drsformer_jax import buckets
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.config.file import CONFIG_FILE, read_config, write_config
 from drsformer_jax.errors import InputError
@@ -28,6 +29,7 @@ from drsformer_jax.weights.tensor_files import read_tensors, write_safetensors
 
 BUILTIN = "builtin"
 """Names the network that the package brings along, wherever a path of a network is expected."""
+_OFFICIAL = (".pth", ".safetensors")
 _PARAMS = "params.safetensors"
 _PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
@@ -49,6 +51,8 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> tuple[ModelCo
             raise InputError(f"{BUILTIN} is no training run; expected one to take step {step} of")
         path = _PRETRAINED
     path, step = run_of(path, step)
+    if buckets.address(path):
+        return _read_bucket(path, step)
     if not path.exists():
         raise InputError(
             f"{path} does not exist; expected a run, a model folder, a .pth or a .safetensors "
@@ -78,7 +82,8 @@ def run_of(path: str | os.PathLike[str], step: int | None = None) -> tuple[Path,
     if path.absolute().parent.name != "checkpoints" or not path.name.isdecimal():
         return path, step
     folder = path.parent.parent if len(path.parts) > 1 else path.absolute().parent.parent
-    if not (path.is_dir() and (folder / CONFIG_FILE).is_file()):
+    in_bucket = bool(buckets.address(path))
+    if not in_bucket and not (path.is_dir() and (folder / CONFIG_FILE).is_file()):
         return path, step
     if step not in (None, int(path.name)):
         raise InputError(f"{path} is given beside step {step}; expected --checkpoint RUN --step N")
@@ -112,6 +117,20 @@ def stored_as(params: Params, dtype: str) -> Params:
         largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(params))
         raise InputError(f"a weight is {largest:g}; expected all to be within {dtype}")
     return stored
+
+
+def _read_bucket(path: Path, step: int | None) -> tuple[ModelConfig, Params]:
+    """The network of a run, a folder or a file in a bucket."""
+    where = buckets.address(path)
+    if path.suffix in _OFFICIAL:
+        with buckets.local(path.parent, path.name) as local:
+            return _read_official(local / path.name)
+    if step is None and buckets.exists(f"{where}/{_PARAMS}"):
+        with buckets.local(path, _PARAMS, CONFIG_FILE) as local:
+            return _read_folder(local)
+    from drsformer_jax.training import checkpoint  # Orbax takes seconds to import.
+
+    return checkpoint.load(path, step)
 
 
 def _read_folder(folder: Path) -> tuple[ModelConfig, Params]:

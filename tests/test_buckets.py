@@ -1,0 +1,135 @@
+"""Folders in buckets, in one that an emulator serves here."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from bucket_server import environment, objects, served
+
+from drsformer_jax import buckets
+from drsformer_jax.errors import InputError
+
+pytest.importorskip("gcsfs")
+pytest.importorskip("gcp_storage_emulator")
+pytestmark = pytest.mark.filterwarnings("ignore")  # Of the driver's threads and sockets.
+
+
+@pytest.fixture(scope="module")
+def port():
+    with served() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(port, monkeypatch, request):
+    """Address of an empty folder."""
+    for name, value in environment(port).items():
+        monkeypatch.setenv(name, value)
+    return f"gs://runs/{request.node.name}"
+
+
+@pytest.mark.parametrize(
+    ("path", "address"),
+    [
+        ("gs://bucket/run", "gs://bucket/run"),
+        ("gs:/bucket/run", "gs://bucket/run"),  # As pathlib leaves it.
+        ("s3://bucket/run/", "s3://bucket/run"),
+        ("run", ""),
+        ("/data/gs/run", ""),
+        ("C:/run", ""),
+    ],
+)
+def test_addresses_are_told_from_local_paths(path, address):
+    assert buckets.address(path) == address
+
+
+def test_mirror_sends_what_has_changed_and_hidden_files_stay(bucket, port):
+    mirror = buckets.Mirror(bucket)
+    (mirror.folder / "a.txt").write_text("one")
+    (mirror.folder / ".lock").write_text("")
+    (mirror.folder / "deep").mkdir()
+    (mirror.folder / "deep" / "b.txt").write_text("two")
+    mirror.push()
+    name = bucket.removeprefix("gs://runs/")
+    sent = {k: v for k, v in objects(port).items() if k.startswith(name)}
+    assert sent == {f"{name}/a.txt": b"one", f"{name}/deep/b.txt": b"two"}
+    (mirror.folder / "a.txt").write_text("three")
+    mirror.push()
+    other = buckets.Mirror(bucket)
+    other.pull("a.txt", "deep/b.txt", "none.txt")
+    assert (other.folder / "a.txt").read_text() == "three"
+    assert (other.folder / "deep" / "b.txt").read_text() == "two"
+    assert not (other.folder / "none.txt").exists()
+
+
+def test_a_held_lock_keeps_others_out_and_a_released_one_does_not(bucket, monkeypatch, capsys):
+    monkeypatch.setattr(buckets, "_BEAT", 0.2)
+    held = buckets.Lease(bucket, "is being trained")
+    with pytest.raises(InputError, match=r"is being trained by another process \(.*process \d+"):
+        buckets.Lease(bucket, "is being trained")
+    assert f"{bucket} is locked by" in capsys.readouterr().err
+    held.release()
+    buckets.Lease(bucket, "is being trained").release()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_and_its_owner_learns_of_it(
+    bucket, monkeypatch, capsys
+):
+    monkeypatch.setattr(buckets, "_BEAT", 0.2)
+    dead = buckets.Lease(bucket, "is being trained")
+    # It cannot reach the bucket for a while.
+    beat = dead._driver
+    monkeypatch.setattr(dead, "_driver", None)
+    new = buckets.Lease(bucket, "is being trained")
+    assert "waiting" in capsys.readouterr().err
+    monkeypatch.setattr(dead, "_driver", beat)
+    time.sleep(0.6)
+    with pytest.raises(InputError, match="was taken over by another process"):
+        dead.check()
+    new.check()
+    dead.release()
+    with pytest.raises(InputError):  # Releasing a lost lock leaves that of the new owner.
+        buckets.Lease(bucket, "is being trained")
+    new.release()
+
+
+def test_a_folder_is_copied_once(bucket, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "a.txt").write_text("one")
+    (source / "b.txt").write_text("two")
+    order = []
+    driver = type(buckets._driver(bucket)[0])
+    put_file = driver.put_file
+    monkeypatch.setattr(
+        driver, "put_file", lambda *paths: (order.append(paths[1]), put_file(*paths))
+    )
+    buckets.sent(source, bucket, last="b.txt")
+    assert [Path(path).name for path in order] == ["a.txt", "b.txt"]
+    assert buckets.folders_with(bucket, "a.txt") == ["deep"]
+    copy = buckets.copied(bucket, str(tmp_path / "cache"))
+    assert sorted(path.name for path in copy.rglob("*.txt")) == ["a.txt", "b.txt"]
+    assert (copy / "deep" / "a.txt").read_text() == "one"
+    (copy / "b.txt").write_text("changed")  # It would be replaced.
+    assert buckets.copied(bucket, str(tmp_path / "cache")) == copy
+    assert (copy / "b.txt").read_text() == "changed"
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("nothing://bucket/run", "nothing://bucket/run cannot be opened"),
+        ("gs://no-such-bucket/run", "gs://no-such-bucket/run/a.txt cannot be written"),
+    ],
+)
+def test_a_bucket_that_cannot_be_used_is_one_line(bucket, where, message):
+    def send():
+        mirror = buckets.Mirror(where)
+        (mirror.folder / "a.txt").write_text("one")
+        mirror.push()
+
+    with pytest.raises(InputError, match=message):
+        send()

@@ -96,19 +96,23 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_its_owner_learns_of_it(
     new.release()
 
 
-def test_a_folder_is_copied_once(bucket, tmp_path, monkeypatch):
+def test_a_folder_is_sent_with_its_mark_last_and_copied_once(bucket, port, tmp_path, monkeypatch):
     source = tmp_path / "source"
     (source / "deep").mkdir(parents=True)
     (source / "deep" / "a.txt").write_text("one")
     (source / "b.txt").write_text("two")
     order = []
-    driver = type(buckets._driver(bucket)[0])
+    driver, folder = buckets._driver(bucket)
     put_file = driver.put_file
     monkeypatch.setattr(
         driver, "put_file", lambda *paths: (order.append(paths[1]), put_file(*paths))
     )
+    monkeypatch.setattr(buckets, "_driver", lambda where: (driver, folder))
     buckets.sent(source, bucket, last="b.txt")
     assert [Path(path).name for path in order] == ["a.txt", "b.txt"]
+    monkeypatch.undo()
+    for name, value in environment(port).items():
+        monkeypatch.setenv(name, value)
     assert buckets.folders_with(bucket, "a.txt") == ["deep"]
     copy = buckets.copied(bucket, str(tmp_path / "cache"))
     assert sorted(path.name for path in copy.rglob("*.txt")) == ["a.txt", "b.txt"]

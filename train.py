@@ -27,7 +27,7 @@ from clu.parameter_overview import get_parameter_overview
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from drsformer_jax import buckets, weights
+from drsformer_jax import remote, weights
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.config.file import changes, changes_learning, load_config
 from drsformer_jax.data.pairs import Pairs
@@ -137,7 +137,7 @@ def opened(command: Command) -> Iterator[tuple[Training, TrainState]]:
     check_batches(config.data, mesh)
     sources = open_training(config.data, config.seed)
     validation = open_validation(config.data, config.seed)
-    if not buckets.address(command.workdir):
+    if not remote.address(command.workdir):
         check_writable(command.workdir)
     with Stop() as stop, Run(command.workdir, config.keep_checkpoints) as run:
         profile.folder = run.folder / "profile"

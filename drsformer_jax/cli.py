@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from drsformer_jax import buckets, weights
+from drsformer_jax import remote, weights
 from drsformer_jax.config import DataConfig, DType, Kernels
 from drsformer_jax.data.datasets import INFO, default_data_dir, find_dataset, summary
 from drsformer_jax.data.folders import describe_left_out
@@ -304,8 +304,8 @@ class BuildData:
             print(instructions(self.dataset))
             raise InputError("--manual-dir is missing; expected a folder as described above")
         data_dir = self.data_dir or default_data_dir()
-        where, name = buckets.address(data_dir), self.save_as or self.dataset
-        if where and buckets.folders_with(f"{where}/rain/{name}", INFO):
+        where, name = remote.address(data_dir), self.save_as or self.dataset
+        if where and remote.folders_with(f"{where}/rain/{name}", INFO):
             raise InputError(f"{where}/rain/{name} exists; expected a dataset that does not")
         with contextlib.ExitStack() as stack:
             if where:  # It is written to this machine and then sent.
@@ -321,7 +321,7 @@ class BuildData:
             place = str(folder)
             if where:
                 place = f"{where}/{folder.relative_to(data_dir).as_posix()}"
-                buckets.sent(folder, place, last=INFO)
+                remote.sent(folder, place, last=INFO)
         # The name alone is rain that is rendered while training.
         shown = "rain/synthetic" if self.dataset == "synthetic" else name
         print(f"{shown} is in {place}")

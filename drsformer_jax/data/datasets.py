@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from drsformer_jax import buckets
+from drsformer_jax import remote
 from drsformer_jax.data.folders import check_sizes
 from drsformer_jax.data.pairs import Pair, fingerprint
 from drsformer_jax.errors import InputError
@@ -44,7 +44,7 @@ def find_dataset(source: str, data_dir: str = "", cache_dir: str = "") -> tuple[
             `rain/` before it; default: the newest version. Or a folder that a TFDS builder wrote,
             also with `:SPLIT`. A split may be any of TFDS's, such as `train[:90%]`.
         data_dir: folder of all datasets, or its address; default: `default_data_dir()`.
-        cache_dir: folder of the copies, see `buckets.copied`.
+        cache_dir: folder of the copies, see `remote.copied`.
 
     Returns:
         The dataset's folder and the split, "" if none is named; None if there is no such dataset.
@@ -60,9 +60,9 @@ def find_dataset(source: str, data_dir: str = "", cache_dir: str = "") -> tuple[
         return None
     name, version, split = found["name"], found["version"], found["split"] or ""
     place = (Path(data_dir).expanduser() if data_dir else default_data_dir()) / "rain" / name
-    where = buckets.address(place)
+    where = remote.address(place)
     folders = (
-        buckets.folders_with(where, INFO)
+        remote.folders_with(where, INFO)
         if where
         else [path.parent.name for path in place.glob(f"*/{INFO}")]
     )
@@ -76,7 +76,7 @@ def find_dataset(source: str, data_dir: str = "", cache_dir: str = "") -> tuple[
         found_there = " or ".join(versions)
         raise InputError(f"{where or place} has no version {version}; expected {found_there}")
     chosen = version or versions[-1]
-    return buckets.copied(f"{where}/{chosen}", cache_dir) if where else place / chosen, split
+    return remote.copied(f"{where}/{chosen}", cache_dir) if where else place / chosen, split
 
 
 class DatasetPairs:

@@ -23,7 +23,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
-from drsformer_jax import buckets, locks
+from drsformer_jax import locks, remote
 from drsformer_jax.config import ModelConfig, TrainConfig
 from drsformer_jax.config.file import CONFIG_FILE, from_dict, read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
@@ -61,18 +61,18 @@ class Run:
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int | None) -> None:
-        where = buckets.address(folder)
-        self._mirror = buckets.Mirror(where) if where else None
+        where = remote.address(folder)
+        self._mirror = remote.Mirror(where) if where else None
         self.folder = self._mirror.folder if self._mirror else Path(folder).absolute()
         self.name = where or str(folder)
         self._checkpoints = epath.Path(where or self.folder) / "checkpoints"
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder} is a file; expected the folder of a run, or a new one")
         self._lock: int | None = None
-        self._lease: buckets.Lease | None = None
+        self._lease: remote.Lease | None = None
         if keep is not None and jax.process_index() == 0:
             if where:
-                self._lease = buckets.Lease(where, "is being trained")
+                self._lease = remote.Lease(where, "is being trained")
             else:
                 self._lock = _locked(self.folder)
         try:
@@ -363,8 +363,8 @@ def load(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Model
     Raises:
         InputError: if the folder is no run, or has no checkpoint or not that one.
     """
-    where = buckets.address(folder)
-    with buckets.local(folder, CONFIG_FILE) as local:
+    where = remote.address(folder)
+    with remote.local(folder, CONFIG_FILE) as local:
         config = read_config(local).model
     if not (epath.Path(where or folder) / "checkpoints").is_dir():
         raise InputError(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from drsformer_jax import buckets
+from drsformer_jax import remote
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.config.file import CONFIG_FILE, read_config, write_config
 from drsformer_jax.errors import InputError
@@ -51,7 +51,7 @@ def load(path: str | os.PathLike[str], step: int | None = None) -> tuple[ModelCo
             raise InputError(f"{BUILTIN} is no training run; expected one to take step {step} of")
         path = _PRETRAINED
     path, step = run_of(path, step)
-    if buckets.address(path):
+    if remote.address(path):
         return _read_bucket(path, step)
     if not path.exists():
         raise InputError(
@@ -82,7 +82,7 @@ def run_of(path: str | os.PathLike[str], step: int | None = None) -> tuple[Path,
     if path.absolute().parent.name != "checkpoints" or not path.name.isdecimal():
         return path, step
     folder = path.parent.parent if len(path.parts) > 1 else path.absolute().parent.parent
-    in_bucket = bool(buckets.address(path))
+    in_bucket = bool(remote.address(path))
     if not in_bucket and not (path.is_dir() and (folder / CONFIG_FILE).is_file()):
         return path, step
     if step not in (None, int(path.name)):
@@ -121,12 +121,12 @@ def stored_as(params: Params, dtype: str) -> Params:
 
 def _read_bucket(path: Path, step: int | None) -> tuple[ModelConfig, Params]:
     """The network of a run, a folder or a file in a bucket."""
-    where = buckets.address(path)
+    where = remote.address(path)
     if path.suffix in _OFFICIAL:
-        with buckets.local(path.parent, path.name) as local:
+        with remote.local(path.parent, path.name) as local:
             return _read_official(local / path.name)
-    if step is None and buckets.exists(f"{where}/{_PARAMS}"):
-        with buckets.local(path, _PARAMS, CONFIG_FILE) as local:
+    if step is None and remote.exists(f"{where}/{_PARAMS}"):
+        with remote.local(path, _PARAMS, CONFIG_FILE) as local:
             return _read_folder(local)
     from drsformer_jax.training import checkpoint  # Orbax takes seconds to import.
 

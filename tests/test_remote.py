@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bucket_server import environment, objects, served
 
-from drsformer_jax import buckets
+from drsformer_jax import remote
 from drsformer_jax.errors import InputError
 
 pytest.importorskip("gcsfs")
@@ -42,11 +42,11 @@ def bucket(port, monkeypatch, request):
     ],
 )
 def test_addresses_are_told_from_local_paths(path, address):
-    assert buckets.address(path) == address
+    assert remote.address(path) == address
 
 
 def test_mirror_sends_what_has_changed_and_hidden_files_stay(bucket, port):
-    mirror = buckets.Mirror(bucket)
+    mirror = remote.Mirror(bucket)
     (mirror.folder / "a.txt").write_text("one")
     (mirror.folder / ".lock").write_text("")
     (mirror.folder / "deep").mkdir()
@@ -57,7 +57,7 @@ def test_mirror_sends_what_has_changed_and_hidden_files_stay(bucket, port):
     assert sent == {f"{name}/a.txt": b"one", f"{name}/deep/b.txt": b"two"}
     (mirror.folder / "a.txt").write_text("three")
     mirror.push()
-    other = buckets.Mirror(bucket)
+    other = remote.Mirror(bucket)
     other.pull("a.txt", "deep/b.txt", "none.txt")
     assert (other.folder / "a.txt").read_text() == "three"
     assert (other.folder / "deep" / "b.txt").read_text() == "two"
@@ -65,25 +65,25 @@ def test_mirror_sends_what_has_changed_and_hidden_files_stay(bucket, port):
 
 
 def test_a_held_lock_keeps_others_out_and_a_released_one_does_not(bucket, monkeypatch, capsys):
-    monkeypatch.setattr(buckets, "_BEAT", 0.2)
-    held = buckets.Lease(bucket, "is being trained")
+    monkeypatch.setattr(remote, "_BEAT", 0.2)
+    held = remote.Lease(bucket, "is being trained")
     with pytest.raises(InputError, match=r"is being trained by another process \(.*process \d+"):
-        buckets.Lease(bucket, "is being trained")
+        remote.Lease(bucket, "is being trained")
     assert f"{bucket} is locked by" in capsys.readouterr().err
     held.release()
-    buckets.Lease(bucket, "is being trained").release()
+    remote.Lease(bucket, "is being trained").release()
     assert capsys.readouterr().err == ""
 
 
 def test_the_lock_of_a_killed_process_is_taken_over_and_its_owner_learns_of_it(
     bucket, monkeypatch, capsys
 ):
-    monkeypatch.setattr(buckets, "_BEAT", 0.2)
-    dead = buckets.Lease(bucket, "is being trained")
+    monkeypatch.setattr(remote, "_BEAT", 0.2)
+    dead = remote.Lease(bucket, "is being trained")
     # It cannot reach the bucket for a while.
     beat = dead._driver
     monkeypatch.setattr(dead, "_driver", None)
-    new = buckets.Lease(bucket, "is being trained")
+    new = remote.Lease(bucket, "is being trained")
     assert "waiting" in capsys.readouterr().err
     monkeypatch.setattr(dead, "_driver", beat)
     time.sleep(0.6)
@@ -92,7 +92,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_its_owner_learns_of_it(
     new.check()
     dead.release()
     with pytest.raises(InputError):  # Releasing a lost lock leaves that of the new owner.
-        buckets.Lease(bucket, "is being trained")
+        remote.Lease(bucket, "is being trained")
     new.release()
 
 
@@ -102,23 +102,23 @@ def test_a_folder_is_sent_with_its_mark_last_and_copied_once(bucket, port, tmp_p
     (source / "deep" / "a.txt").write_text("one")
     (source / "b.txt").write_text("two")
     order = []
-    driver, folder = buckets._driver(bucket)
+    driver, folder = remote._driver(bucket)
     put_file = driver.put_file
     monkeypatch.setattr(
         driver, "put_file", lambda *paths: (order.append(paths[1]), put_file(*paths))
     )
-    monkeypatch.setattr(buckets, "_driver", lambda where: (driver, folder))
-    buckets.sent(source, bucket, last="b.txt")
+    monkeypatch.setattr(remote, "_driver", lambda where: (driver, folder))
+    remote.sent(source, bucket, last="b.txt")
     assert [Path(path).name for path in order] == ["a.txt", "b.txt"]
     monkeypatch.undo()
     for name, value in environment(port).items():
         monkeypatch.setenv(name, value)
-    assert buckets.folders_with(bucket, "a.txt") == ["deep"]
-    copy = buckets.copied(bucket, str(tmp_path / "cache"))
+    assert remote.folders_with(bucket, "a.txt") == ["deep"]
+    copy = remote.copied(bucket, str(tmp_path / "cache"))
     assert sorted(path.name for path in copy.rglob("*.txt")) == ["a.txt", "b.txt"]
     assert (copy / "deep" / "a.txt").read_text() == "one"
     (copy / "b.txt").write_text("changed")  # It would be replaced.
-    assert buckets.copied(bucket, str(tmp_path / "cache")) == copy
+    assert remote.copied(bucket, str(tmp_path / "cache")) == copy
     assert (copy / "b.txt").read_text() == "changed"
 
 
@@ -131,7 +131,7 @@ def test_a_folder_is_sent_with_its_mark_last_and_copied_once(bucket, port, tmp_p
 )
 def test_a_bucket_that_cannot_be_used_is_one_line(bucket, where, message):
     def send():
-        mirror = buckets.Mirror(where)
+        mirror = remote.Mirror(where)
         (mirror.folder / "a.txt").write_text("one")
         mirror.push()
 

@@ -82,6 +82,11 @@ class Command:
     process_id: int | None = None
     """Number of this process, from 0; default: likewise."""
 
+    @property
+    def name(self) -> str:
+        """What the user calls the run's folder; a path loses a slash of an address."""
+        return remote.address(self.workdir) or str(self.workdir)
+
 
 def main() -> None:
     """Trains as the command line says, from the last checkpoint if there is one."""
@@ -153,7 +158,7 @@ def initial_state(command: Command, run: Run, mesh: Mesh) -> TrainState:
     """The train state of the run's last checkpoint; for a new run, an initialized one."""
     config, latest = command.train, run.latest_step()
     if latest is not None:
-        check_configuration(run, run.config(latest), command)
+        check_configuration(run.config(latest), command)
         return run.restore(latest, abstract_state(config, mesh))
     if not config.init_from:
         return sharded_state(config, mesh)
@@ -162,16 +167,16 @@ def initial_state(command: Command, run: Run, mesh: Mesh) -> TrainState:
     return sharded_state(config, mesh, params)
 
 
-def check_configuration(run: Run, old: TrainConfig, command: Command) -> None:
+def check_configuration(old: TrainConfig, command: Command) -> None:
     """Shows what has changed since a run's last checkpoint, and rejects what is not allowed."""
-    check_architecture(old.model, command.train.model, run.name)
+    check_architecture(old.model, command.train.model, command.name)
     changed = changes(old, command.train)
     for name, (before, after) in changed.items():
         say(f"- {name} {before}\n+ {name} {after}")
     rejected = [name for name in changed if changes_learning(name)]
     if rejected and not command.allow_changes:
         raise InputError(
-            f"{run.name} was trained with another {', '.join(rejected)} (shown above); "
+            f"{command.name} was trained with another {', '.join(rejected)} (shown above); "
             "expected the same, another --workdir, or --allow-changes"
         )
 
@@ -218,7 +223,8 @@ def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | Non
                 values = checked(config, *unchecked.popleft())
             if logging:
                 training.writer.scalars(step, progress.log(step, values))
-                run.push()
+                # The file for TensorBoard, which has all images, goes with the scores.
+                run.push(without="tensorboard")
             if saving:
                 run.save(config, state)
                 if evaluating and not stopping:
@@ -324,12 +330,13 @@ def report(training: Training, end: int, scored: Scored | None, started: float) 
     if scored is None or not processes.is_first():
         return
     scores, kept = scored
+    name = training.command.name
     write_results(run.folder, config, best, restorer, training.validation, scores, kept)
     run.push()
     result = mean(scores)
     print(
-        f"{run.name}/report.html shows the run; images are in {run.name}/validation and "
-        f"{run.name}/comparison.png; scored by protocol {config.protocol}"
+        f"{name}/report.html shows the run; images are in {name}/validation and "
+        f"{name}/comparison.png; scored by protocol {config.protocol}"
     )
     print(
         f"rainy {result.rainy_psnr:.2f} dB, restored {result.restored_psnr:.2f} dB, "
@@ -349,10 +356,10 @@ def announce(
     pairs = sum(len(source.pairs) for source in sources)
     warmup = f" (the first {optim.warmup_steps:,} a warmup)" if optim.warmup_steps else ""
     say(
-        f"{count:,} parameters ({run.name}/parameters.txt), {pairs} training and "
+        f"{count:,} parameters ({command.name}/parameters.txt), {pairs} training and "
         f"{len(validation)} validation pairs, "
         f"{jax.device_count()} {jax.default_backend()} devices of {jax.process_count()} processes\n"
-        f"steps {int(state.step)} to {config.steps} in {run.name}; learning rate "
+        f"steps {int(state.step)} to {config.steps} in {command.name}; learning rate "
         f"{optim.learning_rate:g} for {optim.constant_steps:,} steps{warmup}, then a cosine "
         f"decay to {optim.final_learning_rate:g} over {optim.cosine_steps:,}"
     )

@@ -102,7 +102,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.runtimes and (arguments.train or "float32" not in arguments.dtypes):
-        parser.error("--runtimes compute forward in float32 alone; expected no --train there")
+        parser.error("--runtimes compute forward in float32; expected no --train, and float32")
+    if arguments.runtimes and torch is None:
+        parser.error("--runtimes run PyTorch's network; expected PyTorch to be installed")
     with one_line_errors():
         if arguments.verify:
             verify()

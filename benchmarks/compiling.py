@@ -214,8 +214,10 @@ def compiled(work: Work, build: Build) -> tuple[Row, Any]:
         `wanted_bytes`, and None.
     """
     row: Row = {"key": work.key, **dataclasses.asdict(work)}
+    function, arguments = build(work, mesh_of(work))
+    lowered = function.lower(*arguments)
     start, start_work = time.perf_counter(), time.process_time()
-    program = try_compile(*build(work, mesh_of(work)))
+    program = try_compile(lowered)
     if isinstance(program, TooLarge):
         return row | {"error": "RESOURCE_EXHAUSTED", "wanted_bytes": program.needs}, None
     row["compile_seconds"] = time.perf_counter() - start

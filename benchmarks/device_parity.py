@@ -70,6 +70,9 @@ def main() -> None:
 
 def verdict(rows: list[Row]) -> int:
     """Exit status, after a line for each row that failed."""
+    if not rows:
+        print("nothing was compared; expected a name of an operation after --only")
+        return 1
     bad = [row for row in rows if "failed" in row or not row["distance"] <= row["bound"]]
     for row in bad:
         name = f"{row['what']}, {row['pass']}, {row['implementation']}, {row['dtype']}"

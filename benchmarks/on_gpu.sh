@@ -3,8 +3,8 @@
 #
 #     bash benchmarks/on_gpu.sh OUT
 #
-# Each part writes OUT/NAME.txt, and OUT/NAME.json where it has figures, as it goes; OUT/summary.txt has a
-# line for each. A part that fails or takes too long does not end the others. It exits with 1 if one
+# Each part writes OUT/NAME.txt, and OUT/NAME.json where it has figures, as it goes; OUT/summary.txt
+# has a line for each. A part that fails or takes too long does not end the others. It exits with 1 if one
 # failed, and with 2 if there is no GPU. Needs PyTorch for the comparison with it.
 set -u
 out=${1:?expected a folder for the results, as in: bash benchmarks/on_gpu.sh OUT}
@@ -14,7 +14,7 @@ mkdir -p "$out" || exit 2
 export PYTHONUNBUFFERED=1
 failed=0
 
-backend=$($python -c 'import jax; print(jax.default_backend(), jax.devices()[0].device_kind)' 2>"$out/start.txt")
+backend=$("$python" -c 'import jax; print(jax.default_backend(), jax.devices()[0].device_kind)' 2>"$out/start.txt")
 case $backend in
 gpu*) echo "$backend" | tee "$out/summary.txt" ;;
 *)
@@ -26,7 +26,7 @@ esac
 part() { # NAME SECONDS PROGRAM ARGUMENTS...
     local name=$1 limit=$2 program=$3 start=$SECONDS status
     shift 3
-    timeout "$limit" "$python" "$here/$program" "$@" --json "$out/$name.json" >"$out/$name.txt" 2>&1
+    timeout -k 5 "$limit" "$python" "$here/$program" "$@" --json "$out/$name.json" >"$out/$name.txt" 2>&1
     status=$?
     echo "$name: exit $status after $((SECONDS - start)) s" | tee -a "$out/summary.txt"
     ((status == 0)) || failed=1

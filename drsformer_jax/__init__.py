@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 
 
 def load(
-    path: str | os.PathLike[str] = "builtin", step: int | None = None, **options: Any
+    path: str | os.PathLike[str] | None = None, step: int | None = None, **options: Any
 ) -> Restorer:
     """Reads a network and returns what restores images with it; see `restoring.Restorer.load`.
 

@@ -52,7 +52,7 @@ class Derain:
     'images/**/*.jpg'; last the folder where the results go under the same names. Or one image or
     video, and the file for the result. OUTPUT is a folder if it exists as one, ends in a slash or
     has no extension."""
-    checkpoint: Path = Path(weights.BUILTIN)
+    checkpoint: Path | None = None
     """A training run, a converted folder, or an official .pth or .safetensors file; default: the
     network that the package brings along."""
     step: int | None = None
@@ -186,7 +186,7 @@ class Derain:
         print(f"restored {count} frames into {target}")
 
     def _restorer(self) -> Restorer:
-        if weights.is_builtin(self.checkpoint):
+        if self.checkpoint is None or weights.is_builtin(self.checkpoint):
             print("the built-in network restores; --checkpoint takes another one")
         return Restorer.load(
             self.checkpoint,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, NoReturn
 
-from drsformer_jax import __version__
+from drsformer_jax import __version__, remote
 from drsformer_jax.errors import InputError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -21,7 +21,7 @@ _IN_BUCKETS = {"workdir", "checkpoint", "init-from", "data-dir"}
 """Last parts of the names of flags and fields that may be an address of a bucket."""
 _CONVERTED = "input"
 """The same of `drsformer convert`; of eval.py it is a folder of images."""
-_SCHEMES = ("gs://", "s3://")
+_SCHEMES = tuple(f"{scheme}://" for scheme in remote.SCHEMES)
 _BOOLEANS = ("True", "False", "true", "false")
 
 

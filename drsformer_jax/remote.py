@@ -10,6 +10,7 @@ for; gs:// needs the extra `gcs`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -29,7 +30,9 @@ from typing import Any
 from drsformer_jax import locks
 from drsformer_jax.errors import InputError, reason
 
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?!/)(.+)")
+SCHEMES = ("gs", "s3")
+"""Of the buckets that may be named."""
+_ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?!/)(.+)")
 """`Path` drops one of the two slashes."""
 _BEAT = 15.0
 """Seconds between signs of life of a lease's holder."""
@@ -51,6 +54,8 @@ def _reported(where: str, what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # Of the local disk.
         raise InputError(
             f"{where} cannot be {what} ({reason(error)}); expected a bucket that can, and "
             "credentials for it"
@@ -67,10 +72,10 @@ def _driver(where: str) -> tuple[Any, str]:
         raise InputError(
             f"{where} needs a driver ({reason(error)}); for gs://: pip install 'drsformer_jax[gcs]'"
         ) from error
-    except ValueError as error:
+    except Exception as error:  # Of credentials, too: drivers let out errors of many kinds.
         raise InputError(
             f"{where} cannot be opened ({reason(error)}); expected an address such as "
-            "gs://bucket/folder"
+            "gs://bucket/folder, and credentials for it"
         ) from error
     return driver, path
 
@@ -108,19 +113,28 @@ class Mirror:
         for name in names:
             with _reported(f"{self.where}/{name}", "read"):
                 target = self.folder / name
-                if self._driver.isfile(f"{self._path}/{name}"):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    self._driver.get_file(f"{self._path}/{name}", str(target))
-                    self._sent[target] = _stamp(target)
+                try:
+                    # `isfile` would take a failure for no file, which would then be written anew.
+                    content = self._driver.cat_file(f"{self._path}/{name}")
+                except FileNotFoundError:
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+                self._sent[target] = _stamp(target)
 
-    def push(self) -> None:
-        """Sends all files that have changed; each is replaced in one step."""
+    def push(self, without: str = "") -> None:
+        """Sends all files that have changed; each is replaced in one step.
+
+        Args:
+            without: a folder in it that is not sent this time.
+        """
         for path in sorted(self.folder.rglob("*")):
-            if path.name.startswith(".") or not path.is_file():
+            name = path.relative_to(self.folder).as_posix()
+            later = without and name.startswith(f"{without}/")
+            if later or path.name.startswith(".") or not path.is_file():
                 continue
             stamp = _stamp(path)
             if self._sent.get(path) != stamp:
-                name = path.relative_to(self.folder).as_posix()
                 with _reported(f"{self.where}/{name}", "written"):
                     self._driver.put_file(str(path), f"{self._path}/{name}")
                 self._sent[path] = stamp
@@ -170,7 +184,7 @@ class Lease:
     def release(self) -> None:
         """Removes the lock."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(timeout=_BEAT / 3)  # It may be trying to reach the bucket.
         # Where this fails, the lock is one of a process that has ended.
         with contextlib.suppress(Exception):
             if self._read()[0] == self._owner:
@@ -219,7 +233,8 @@ class Lease:
                 )
             first = first and now
         if first:
-            self._driver.rm_file(self._path)
+            with contextlib.suppress(FileNotFoundError):  # Another one may have removed it.
+                self._driver.rm_file(self._path)
         created = self._created()
         time.sleep(_BEAT / 5)  # Others that waited may have removed and created it as well.
         if not created or self._read()[0] != self._owner:
@@ -253,14 +268,29 @@ def local(folder: str | os.PathLike[str], *names: str) -> Iterator[Path]:
     mirror.pull(*names)
     if not any(mirror.folder.iterdir()):
         raise InputError(f"{where} has no {' or '.join(names)}; expected one")
-    yield mirror.folder
+    with local_names(mirror):
+        yield mirror.folder
+
+
+@contextlib.contextmanager
+def local_names(mirror: Mirror | None) -> Iterator[None]:
+    """Errors about files of a mirror name the bucket, which the user knows."""
+    try:
+        yield
+    except InputError as error:
+        if mirror is None:
+            raise
+        raise InputError(str(error).replace(str(mirror.folder), mirror.where)) from error
 
 
 def folders_with(where: str, name: str) -> list[str]:
     """Names of the folders in a folder of a bucket that hold a file of this name."""
     driver, path = _driver(where)
     with _reported(where, "read"):
-        return sorted(Path(found).parent.name for found in driver.glob(f"{path}/*/{name}"))
+        if not driver.exists(path):
+            return []
+        folders = [found.rstrip("/") for found in driver.ls(path, detail=False)]
+        return sorted(Path(each).name for each in folders if driver.exists(f"{each}/{name}"))
 
 
 def copied(where: str, cache_dir: str = "") -> Path:
@@ -284,27 +314,36 @@ def copied(where: str, cache_dir: str = "") -> Path:
     from tqdm import tqdm
 
     driver, path = _driver(where)
-    name = f"{Path(path).name}-{hashlib.sha256(where.encode()).hexdigest()[:16]}"
+    with _reported(where, "read"):
+        listed = driver.find(path, detail=True)
+    # The console and mounts make empty objects for folders.
+    files = {file: int(each["size"]) for file, each in listed.items() if not file.endswith("/")}
+    # A dataset that was built anew has the same address.
+    versions = [(file, size, str(listed[file].get("etag"))) for file, size in files.items()]
+    digest = hashlib.sha256(repr([where, *versions]).encode()).hexdigest()
+    name = f"{Path(path).name}-{digest[:16]}"
     folder = Path(cache_dir) if cache_dir else platformdirs.user_cache_path("drsformer_jax")
     target = folder / "buckets" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with locks.locked(target.parent, f"copy {where}"):
         if target.is_dir():
             return target
-        with _reported(where, "read"):
-            files = driver.find(path, detail=True)
-        total = sum(int(each["size"]) for each in files.values())
+        for left in target.parent.glob(".copy-*"):  # By a killed process: this one has the lock.
+            shutil.rmtree(left, ignore_errors=True)
+        total = sum(files.values())
         with (
             tempfile.TemporaryDirectory(dir=target.parent, prefix=".copy-") as temporary,
             tqdm(desc=where, total=total, unit="B", unit_scale=True, disable=None) as bar,
         ):
             whole = Path(temporary) / name
-            for file, each in files.items():
+            for file, size in files.items():
                 local = whole / Path(file).relative_to(path)
+                if ".." in local.parts:
+                    raise InputError(f"{file} has '..' in its name; expected a file of the folder")
                 local.parent.mkdir(parents=True, exist_ok=True)
                 with _reported(where, "copied"):
                     driver.get_file(file, str(local))
-                bar.update(int(each["size"]))
+                bar.update(size)
             os.rename(whole, target)
     return target
 

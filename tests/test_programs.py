@@ -166,7 +166,7 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
     ("command", "message"),
     [
         ("train --config configs/quickstart.py", r"configs/quickstart\.py is no file; expected"),
-        ("train --workdir=gs://bucket/x", r"--workdir is gs://bucket/x; expected a path on this"),
+        ("train --workdir=https://a.b/x", r"--workdir is https://a\.b/x; expected a path on this"),
         ("train --data.train s3://bucket/x", r"--data\.train is s3://bucket/x; expected a path"),
         ("train --data.sources s3://bucket/x 1", r"--data\.sources is s3://bucket/x; expected"),
         ("train --config gs://bucket/x.py", r"--config is gs://bucket/x\.py; expected a path"),
@@ -189,8 +189,12 @@ def test_loss_that_is_not_finite_stops_the_run_with_step_and_files(run, place):
             "eval --checkpoint https://a.b/net.pth --data x",
             r"--checkpoint is https://a\.b/net\.pth; expected a path on this machine",
         ),
-        ("drsformer convert gs://b/run out", r"argument 2 is gs://b/run; expected a path"),
-        ("drsformer build-data rain100l --data-dir=gs://b/x", r"--data-dir is gs://b/x; expected"),
+        ("drsformer convert run gs://b/out", r"^error: output is gs://b/out; expected a path"),
+        ("drsformer derain gs://b/in out", r"^error: paths is gs://b/in; expected a path"),
+        (
+            "drsformer build-data rain100l --manual-dir=gs://b/x",
+            r"--manual-dir is gs://b/x; expected a path",
+        ),
         (
             "drsformer derain pairs/input out --checkpoint=~/none.pth",
             r"error: /home/of/me/none\.pth does not exist",

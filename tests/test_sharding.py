@@ -229,12 +229,17 @@ def test_mesh_that_does_not_fit_the_devices_is_rejected(mesh):
 
 
 @pytest.mark.parametrize("rows", [8, -1])
-def test_rows_of_an_image_stay_with_one_process(rows, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+def test_rows_of_an_image_stay_with_one_process(rows):
+    class Device:
+        def __init__(self, number):
+            self.id, self.process_index = number, number % 2
+
+    devices = [Device(number) for number in range(8)]
     with pytest.raises(InputError, match="expected rows to divide 4, the devices of a process"):
-        make_mesh(MeshConfig(1, 1, rows))
-    assert make_mesh(MeshConfig(2, 1, -1)).shape["rows"] == 4
+        make_mesh(MeshConfig(1, 1, rows), devices)
+    mesh = make_mesh(MeshConfig(2, 1, -1), devices)
+    assert mesh.shape["rows"] == 4
+    assert [[each.id for each in row] for row in mesh.devices[:, 0]] == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
 def test_batch_that_cannot_be_sharded_evenly_is_rejected():

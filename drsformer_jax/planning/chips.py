@@ -34,10 +34,11 @@ CHIPS: Mapping[str, Chip] = {
     "v5e": Chip("tpu", 197e12, 16 * 2**30, 819e9, 400e9 / 2, 15.75 / 16, 1.5e9),
     "v5p": Chip("tpu", 459e12, 95 * 10**9, 2765e9, 4800e9 / 8),
     "v6e": Chip("tpu", 918e12, 32 * 2**30, 1638e9, 800e9 / 2),
+    # JAX takes three quarters of a GPU's memory by default.
     # NVIDIA's data sheets of the H100 (SXM), the A100 (80 GB, SXM) and the L4, which has no NVLink:
     # its network is PCIe 4.0 with 16 lanes.
-    "h100": Chip("cuda", 1979e12 / 2, 80e9, 3350e9, 900e9 / 2),
-    "a100": Chip("cuda", 312e12, 80e9, 2039e9, 600e9 / 2),
-    "l4": Chip("cuda", 242e12 / 2, 24e9, 300e9, 64e9 / 2),
+    "h100": Chip("cuda", 1979e12 / 2, 80e9, 3350e9, 900e9 / 2, 0.75),
+    "a100": Chip("cuda", 312e12, 80e9, 2039e9, 600e9 / 2, 0.75),
+    "l4": Chip("cuda", 242e12 / 2, 24e9, 300e9, 64e9 / 2, 0.75),
 }
 """By the name that a topology begins with."""

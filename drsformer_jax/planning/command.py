@@ -69,6 +69,9 @@ class Plan:
         """
         if not 0 < self.efficiency <= 1:
             raise InputError(f"--efficiency is {self.efficiency}; expected more than 0, at most 1")
+        of_training = ("search", "fsdp", "rows", "device_batch", "global_batch", "remat")
+        self._check_unused("--restore", self.restore is not None, of_training)
+        self._check_unused("--search", self.search, ("fsdp", "device_batch", "remat"))
         config = self._configured(load_config(self.config))
         programs.prepare()
         chips = programs.find_slice(self.topology)
@@ -78,6 +81,12 @@ class Plan:
             write_text(self.json, json.dumps(row, indent=2) + "\n")
         if "error" in row:
             raise InputError(row["error"])
+
+    def _check_unused(self, beside: str, given: bool, names: tuple[str, ...]) -> None:
+        for name in names if given else ():
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(f"{flag} is given beside {beside}; expected none there")
 
     def _configured(self, config: TrainConfig) -> TrainConfig:
         """The run with the flags that were given."""
@@ -111,7 +120,8 @@ class Plan:
                 fits = f"{_flags(smaller)}, which needs {memory}"
                 return row | {"error": f"{row['error']}; expected less, such as {fits}"}
         return row | {
-            "error": f"{row['error']}; nor does one crop at a time: expected larger chips"
+            "error": f"{row['error']}; nor does one crop at a time: expected larger chips, or more "
+            "of them that share the state or the rows (--fsdp, --rows)"
         }
 
     def _best(self, config: TrainConfig, chips: Slice) -> Row:
@@ -141,7 +151,7 @@ class Plan:
         stages = config.data.stages()
         _, side, batch = max(stages, key=lambda stage: stage[1] ** 2 * stage[2])
         row: Row = {
-            "what": f"training step of {self.config}",
+            "what": f"the training step of {self.config}, {config.model.dtype}",
             "flags": _flags(config),
             "side": side,
             "global_batch": batch,
@@ -176,7 +186,7 @@ class Plan:
             if strip >= height:
                 continue
             row = {
-                "what": f"restoring {width}x{height} with the network of {self.config}",
+                "what": f"{width}x{height} with the network of {self.config}, {config.model.dtype}",
                 "strips": strip,
                 **_slice(one, mesh),
             }
@@ -192,13 +202,13 @@ class Plan:
         self, row: Row, chips: Slice, mesh: Mesh, function: programs.Function, arguments: Any
     ) -> Row:
         """What the compiler makes of a program."""
-        print(f"compiling the {row['what']} for {chips.name}", file=sys.stderr, flush=True)
+        print(f"compiling {row['what']} for {chips.name}", file=sys.stderr, flush=True)
         found = programs.compiled(function, arguments)
         memory = chips.chip.memory * chips.chip.usable
         if isinstance(found, TooLarge) or found.memory.total > memory:
             needs = found.needs if isinstance(found, TooLarge) else found.memory.total
             needed = _gib(needs) if needs else "more"
-            line = f"the {row['what']} does not fit {chips.name}: it needs {needed} a chip of "
+            line = f"{row['what']} does not fit {chips.name}: it needs {needed} a chip of "
             return {"error": line + _gib(memory), "needs": needs}
         limits = bounds(found, chips.chip, mesh.shape)
         return {
@@ -215,6 +225,7 @@ class Plan:
                 {"axes": axes, "kind": kind, "times": times, "bytes": size}
                 for (axes, kind), (times, size) in exchanged(found.exchanges, mesh.shape).items()
             ],
+            "unclear": found.cost.unclear,
             "bounds": limits,
             "bound": max(limits.values()),
             "efficiency": self.efficiency,
@@ -258,6 +269,8 @@ def _lines(row: Row) -> Iterator[tuple[str, str]]:
             f"along {one['axes']}",
             f"{_count(one['times'], one['kind'])}, {one['bytes'] / 1e6:.1f} MB",
         )
+    if row["unclear"]:
+        yield "unclear", f"{row['unclear']:.0f} instructions or loops: the schedule is too short"
     ranked = sorted(row["bounds"].items(), key=lambda item: -item[1])
     yield "takes at least", ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in ranked)
     at = f"at {row['efficiency']:.0%} of that bound (projected)"
@@ -277,7 +290,7 @@ def _lines(row: Row) -> Iterator[tuple[str, str]]:
 
 def _families(config: TrainConfig, chips: Slice) -> Iterator[list[TrainConfig]]:
     """What `--search` tries: in each family the microbatches become smaller."""
-    for fsdp in sorted({1, len(chips.devices)}):
+    for fsdp in sorted({1, len(chips.devices) // config.mesh.rows}):
         for remat in (False, True):
             first = replace(
                 config,

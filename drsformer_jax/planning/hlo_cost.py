@@ -48,6 +48,12 @@ _MOVES = {
     *("parameter", "constant", "tuple", "get-tuple-element"),
 }
 """What an instruction that only moves data consists of."""
+_LIBRARY = re.compile(r'custom_call_target="__(?:cublas|cudnn)')
+"""Products and convolutions that XLA for GPUs leaves to NVIDIA's libraries."""
+_SUMMED = re.compile(
+    r'lhs_contracting_dims=\{([\d,]*)\}|"lhs_contracting_dimensions":\[([\d,"]*)\]'
+)
+"""Axes that a product sums over: of XLA's own instruction, and of a call of cuBLAS."""
 WIDE = 2**22
 """Bytes of arrays that are counted as large."""
 
@@ -284,7 +290,7 @@ class _Count:
             return hlo.elements(line.shape), 0.0
         if line.opcode == "reduce":
             return hlo.elements(shapes[line.operands[0]]), 0.0
-        if line.opcode in ("convolution", "dot"):
+        if line.opcode in ("convolution", "dot") or _LIBRARY.search(line.line):
             products = self._products(line, shapes)
             return products, products
         return 0.0, 0.0
@@ -292,10 +298,9 @@ class _Count:
     @staticmethod
     def _products(line: hlo.Instruction, shapes: Mapping[str, str]) -> float:
         """Two operations for each weight that an output element has."""
-        if line.opcode == "dot":
+        if axes := _SUMMED.search(line.line):
             first = hlo.sides(shapes[line.operands[0]])
-            axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.line)
-            summed = [int(axis) for axis in axes[1].split(",") if axis] if axes else []
+            summed = [int(axis) for axis in re.findall(r"\d+", axes[1] or axes[2] or "")]
             return 2.0 * hlo.elements(line.shape) * math.prod(first[axis] for axis in summed)
         labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.line)
         if not labels:

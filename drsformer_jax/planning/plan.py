@@ -15,7 +15,8 @@ from drsformer_jax.planning.programs import Compiled
 def bounds(program: Compiled, chip: Chip, axes: Mapping[str, int]) -> dict[str, float]:
     """Seconds that a program takes at least, by what binds it.
 
-    - matrix: its products at the published peak in bfloat16.
+    - matrix: its products at the published peak in bfloat16, also of a network in float32, which
+      takes several times as long.
     - schedule: the cycles of the compiler's own schedule, matrix and vector units together, which
       leave out all waiting; only where the clock is known.
     - memory: the bytes that it moves, at the published bandwidth.

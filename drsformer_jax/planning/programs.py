@@ -198,10 +198,9 @@ def everywhere(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def try_compile(function: Function, arguments: tuple[Any, ...]) -> jax.stages.Compiled | TooLarge:
-    """Compiles a jitted function for abstract arguments."""
+def try_compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled | TooLarge:
+    """Compiles a lowered program."""
     bundles.clear()
-    lowered = function.lower(*arguments)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -217,8 +216,9 @@ def compiled(function: Function, arguments: tuple[Any, ...]) -> Compiled | TooLa
         function: jitted.
         arguments: abstract; a train state or the parameters first.
     """
+    lowered = function.lower(*arguments)
     start = time.perf_counter()
-    program = try_compile(function, arguments)
+    program = try_compile(lowered)
     seconds = time.perf_counter() - start
     if isinstance(program, TooLarge):
         return program

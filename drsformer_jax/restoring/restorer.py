@@ -97,7 +97,7 @@ class Restorer:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         step: int | None = None,
         *,
         dtype: DType | None = None,

@@ -76,9 +76,10 @@ class Run:
             else:
                 self._lock = _locked(self.folder)
         try:
-            if self._mirror:
-                self._mirror.pull(CONFIG_FILE, _METRICS, _SCORES)
-            self._scores = _read_scores(self.folder / _SCORES)
+            with remote.local_names(self._mirror):
+                if self._mirror:
+                    self._mirror.pull(CONFIG_FILE, _METRICS, _SCORES)
+                self._scores = _read_scores(self.folder / _SCORES)
             self._manager = self._open(keep)
         except BaseException:
             self._unlock()
@@ -119,15 +120,18 @@ class Run:
             self._write_scores()
             self.push()
 
-    def push(self) -> None:
+    def push(self, without: str = "") -> None:
         """Sends to the bucket what was written to `folder`; of a local run nothing needs to be.
+
+        Args:
+            without: a folder in it that is not sent this time.
 
         Raises:
             InputError: if the bucket cannot be written, or another program has taken the run.
         """
         if self._lease is not None and self._mirror is not None:
             self._lease.check()
-            self._mirror.push()
+            self._mirror.push(without)
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints, including one that is being saved."""
@@ -170,6 +174,8 @@ class Run:
         step = int(state.step)
         if step == self.latest_step():
             return
+        if self._lease is not None:
+            self._lease.check()
         items = {
             "params": ocp.args.StandardSave(state.params),
             "optimizer": ocp.args.StandardSave(state.opt_state),
@@ -276,8 +282,7 @@ class Run:
             yield
         except Exception as error:  # Orbax and TensorStore let out errors of many kinds
             # Not `steps`: the manager lists the one that failed, and not those it was to replace.
-            names = [path.name for path in self._checkpoints.iterdir()]
-            whole = sorted(int(name) for name in names if name.isdigit())
+            whole = _whole(self._checkpoints)
             raise InputError(
                 f"a checkpoint cannot be written to {self.name} ({system_reason(error)}); "
                 f"expected room for it; checkpoints of steps {whole} are whole"
@@ -290,6 +295,7 @@ class Run:
         with contextlib.suppress(InputError) if kind else contextlib.nullcontext(), self._writing():
             try:
                 self._manager.close()
+                self.push()
             finally:
                 self._unlock()
 
@@ -303,6 +309,18 @@ class _Best(policies.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         best = self.run._best_of([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def _whole(checkpoints: epath.Path) -> list[int]:
+    """Steps of the checkpoints that are complete; none where the folder cannot be read."""
+    try:
+        return sorted(
+            int(path.name)
+            for path in checkpoints.iterdir()
+            if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)
+        )
+    except Exception:  # A bucket that cannot be reached, which is being reported.
+        return []
 
 
 def _locked(folder: Path) -> int:

@@ -34,19 +34,21 @@ _PARAMS = "params.safetensors"
 _PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
-def load(path: str | os.PathLike[str], step: int | None = None) -> tuple[ModelConfig, Params]:
+def load(
+    path: str | os.PathLike[str] | None = None, step: int | None = None
+) -> tuple[ModelConfig, Params]:
     """Reads a network, whatever holds it.
 
     Args:
         path: the folder of a training run, or of one of its checkpoints; a folder that `save`
             wrote; a `.pth` or `.safetensors` file with the official programs' keys; or `BUILTIN`,
-            unless something has this name here.
+            unless something has this name here. Default: the built-in network.
         step: checkpoint of a training run; default: the best one.
 
     Raises:
         InputError: if there is no network, or not that step of it.
     """
-    if is_builtin(path):
+    if path is None or is_builtin(path):
         if step is not None:
             raise InputError(f"{BUILTIN} is no training run; expected one to take step {step} of")
         path = _PRETRAINED
@@ -122,7 +124,10 @@ def stored_as(params: Params, dtype: str) -> Params:
 def _read_bucket(path: Path, step: int | None) -> tuple[ModelConfig, Params]:
     """The network of a run, a folder or a file in a bucket."""
     where = remote.address(path)
-    if path.suffix in _OFFICIAL:
+    official = path.suffix in _OFFICIAL
+    if step is not None and (official or remote.exists(f"{where}/{_PARAMS}")):
+        raise InputError(f"{where} is no training run; expected one to take step {step} of")
+    if official:
         with remote.local(path.parent, path.name) as local:
             return _read_official(local / path.name)
     if step is None and remote.exists(f"{where}/{_PARAMS}"):

@@ -89,6 +89,24 @@ def test_float32_arrays_larger_than_parameters_are_counted_where_they_are_writte
     assert hlo_cost.cost(PROGRAM).wide == 0
 
 
+def test_products_that_libraries_compute_are_counted():
+    program = """
+HloModule calls
+
+ENTRY %main (x: bf16[16,32], y: bf16[32,8]) -> bf16[16,8] {
+  %x = bf16[16,32]{1,0} parameter(0)
+  %y = bf16[32,8]{1,0} parameter(1)
+  %call = (bf16[16,8]{1,0}, s8[64]{0}) custom-call(%x, %y), custom_call_target="__cublas$gemm", \
+backend_config={"gemm_backend_config":{"dot_dimension_numbers":\
+{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  ROOT %product = bf16[16,8]{1,0} get-tuple-element(%call), index=0
+}
+"""
+    found = hlo_cost.cost(program)
+    assert (found.flops, found.matrix_flops) == (2 * 16 * 8 * 32, 2 * 16 * 8 * 32)
+    assert hlo_cost.cost(program.replace("__cublas$gemm", "other")).flops == 0
+
+
 def test_a_loop_without_clear_end_is_rejected():
     with pytest.raises(ValueError, match="trips of loop are not clear"):
         hlo_cost.cost(PROGRAM.replace("constant(6)", "parameter(1)"))

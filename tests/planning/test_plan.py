@@ -165,8 +165,9 @@ def test_what_does_not_fit_is_one_line_with_what_would(chips, recipe):
     with pytest.raises(InputError) as error:
         command.Plan(recipe, "v5e:1x2").run()
     assert str(error.value) == (
-        f"the training step of {recipe} does not fit v5e:1x2: it needs 40.00 GiB a chip of 15.75 "
-        "GiB; expected less, such as --fsdp 1 --remat True --device-batch 1, which needs 4.01 GiB"
+        f"the training step of {recipe}, float32 does not fit v5e:1x2: it needs 40.00 GiB a chip "
+        "of 15.75 GiB; expected less, such as --fsdp 1 --remat True --device-batch 1, which needs "
+        "4.01 GiB"
     )
 
 
@@ -195,6 +196,19 @@ def test_wrong_input_is_one_line(recipe, monkeypatch, flags, line):
         command.Plan(**{"config": recipe, "topology": "v5e:2x2", **flags}).run()
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({"search": True, "remat": False}, "--remat is given beside --search; expected none"),
+        ({"restore": "64x64", "fsdp": 2}, "--fsdp is given beside --restore; expected none"),
+        ({"restore": "64x64", "search": True}, "--search is given beside --restore; expected none"),
+    ],
+)
+def test_flags_without_effect_are_rejected(chips, recipe, flags, line):
+    with pytest.raises(InputError, match=re.escape(line)):
+        command.Plan(recipe, "v5e:1x2", **flags).run()
+
+
 def test_an_image_to_restore_has_two_sides(chips, recipe):
     with pytest.raises(InputError, match="--restore is '4k'; expected WIDTHxHEIGHT"):
         command.Plan(recipe, "v5e:1x2", restore="4k").run()
@@ -218,7 +232,7 @@ def test_large_images_are_planned_in_the_largest_strips_that_fit(
     monkeypatch.setattr(programs, "restoring", lambda *arguments: (None, arguments[4]))
     command.Plan(recipe, "v5e:1x2", restore="3840x2160").run()
     out = capsys.readouterr().out
-    assert f"restoring 3840x2160 with the network of {recipe}" in out
+    assert f"3840x2160 with the network of {recipe}, float32" in out
     assert "v5e:1x2: 1 chip, 1 host" in out
     assert "in strips of 256 rows" in out
     assert "0.50 at 50% of that bound (projected)" in out

@@ -56,7 +56,13 @@ def test_batches_of_a_resumed_run_are_those_of_the_steps_that_follow(place):
 def test_a_checkpoint_is_not_evaluated_again_for_the_report(monkeypatch, best):
     config, pairs, written = dataclasses.replace(CONFIG, steps=6), [], []
     scores = [Scores(20.0, 0.5, 25.0, 0.75)]
-    run = types.SimpleNamespace(best_step=lambda: best, restore_params=lambda step, model: step)
+    pushed = []
+    run = types.SimpleNamespace(
+        best_step=lambda: best,
+        restore_params=lambda step, model: step,
+        folder=Path("run"),
+        push=lambda: pushed.append(len(written)),
+    )
     training = types.SimpleNamespace(
         config=config,
         run=run,
@@ -74,6 +80,7 @@ def test_a_checkpoint_is_not_evaluated_again_for_the_report(monkeypatch, best):
     network = f"network of step {best}"
     assert evaluated == ([] if best == 6 else [network])
     assert written[0][2:6] == (best, network, pairs, scores)
+    assert pushed == [1]  # After they are written.
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,7 @@ def test_a_file_called_builtin_is_read_where_there_is_one(network, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     weights.save("builtin", *network)
     assert_loads_as("builtin", network)
+    assert weights.load()[0] != network[0]  # What is meant without a name has no name.
 
 
 def test_weight_beyond_a_smaller_type_is_rejected():

@@ -26,6 +26,10 @@ _SHUTDOWN_TIMEOUT = 3600
 """Seconds that processes wait for the others at the end: the first one writes the report."""
 _JOIN_TIMEOUT = 300
 """Seconds that processes wait for the others at the start."""
+_INTERRUPTED = 130
+"""Exit status after a second Ctrl-C, see `errors.one_line_errors`."""
+_LEAVING = 3
+"""Seconds that an interrupted process may take to end."""
 _QUIET = 5
 """Seconds of that wait before a process says what it waits for."""
 
@@ -279,11 +283,19 @@ class Stop:
 
 @contextmanager
 def ended_together() -> Iterator[None]:
-    """Ends a run of several processes if one of them fails; JAX then ends the others."""
+    """Ends a run of several processes if one of them fails; JAX then ends the others.
+
+    A process that was interrupted ends within seconds.
+    """
     try:
         yield
     except BaseException as error:
         status = error.code if isinstance(error, SystemExit) else 1
+        if status == _INTERRUPTED:
+            # A thread of Orbax may wait for minutes for what the interrupted save never says.
+            end = threading.Timer(_LEAVING, os._exit, (_INTERRUPTED,))
+            end.daemon = True
+            end.start()
         if not status or not jax.distributed.is_initialized():
             raise
         # An orderly exit would wait for the other processes, which wait for this one.

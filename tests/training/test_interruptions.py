@@ -153,7 +153,7 @@ def test_second_ctrl_c_interrupts_the_save_and_the_run_resumes(run, place):
         process.send_signal(signal.SIGINT)
         wait_for(process, lambda: saved(folder))
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=100)
+        _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "interrupted\n")
     result = run(*train, "--steps", 1)
     assert (result.returncode, result.stderr) == (0, "")

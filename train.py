@@ -53,7 +53,7 @@ from drsformer_jax.training import (
 from drsformer_jax.training.checkpoint import Run, check_architecture
 from drsformer_jax.training.hardware import peak_flops
 from drsformer_jax.training.optim import schedule_end
-from drsformer_jax.training.processes import Stop
+from drsformer_jax.training.processes import Stop, say
 from drsformer_jax.training.profiling import Profile
 from drsformer_jax.training.reporting import MetricsWriter, Progress
 
@@ -81,11 +81,6 @@ class Command:
     environment."""
     process_id: int | None = None
     """Number of this process, from 0; default: likewise."""
-
-    @property
-    def name(self) -> str:
-        """What the user calls the run's folder; a path loses a slash of an address."""
-        return remote.address(self.workdir) or str(self.workdir)
 
 
 def main() -> None:
@@ -145,7 +140,6 @@ def opened(command: Command) -> Iterator[tuple[Training, TrainState]]:
     if not remote.address(command.workdir):
         check_writable(command.workdir)
     with Stop() as stop, Run(command.workdir, config.keep_checkpoints) as run:
-        profile.folder = run.folder / "profile"
         state = initial_state(command, run, mesh)
         start = int(state.step)
         announce(command, run, state, sources, validation)
@@ -169,14 +163,15 @@ def initial_state(command: Command, run: Run, mesh: Mesh) -> TrainState:
 
 def check_configuration(old: TrainConfig, command: Command) -> None:
     """Shows what has changed since a run's last checkpoint, and rejects what is not allowed."""
-    check_architecture(old.model, command.train.model, command.name)
+    where = remote.shown(command.workdir)
+    check_architecture(old.model, command.train.model, where)
     changed = changes(old, command.train)
     for name, (before, after) in changed.items():
         say(f"- {name} {before}\n+ {name} {after}")
     rejected = [name for name in changed if changes_learning(name)]
     if rejected and not command.allow_changes:
         raise InputError(
-            f"{command.name} was trained with another {', '.join(rejected)} (shown above); "
+            f"{where} was trained with another {', '.join(rejected)} (shown above); "
             "expected the same, another --workdir, or --allow-changes"
         )
 
@@ -204,7 +199,7 @@ def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | Non
         Progress(start, config.steps, peak, enabled=processes.is_first()) as progress,
     ):
         for step in range(start + 1, config.steps + 1):
-            profile.before(step)
+            profile.before(step, run.folder / "profile")
             asked = time.monotonic()
             batch, images = next(stream)
             waited = time.monotonic() - asked
@@ -330,7 +325,7 @@ def report(training: Training, end: int, scored: Scored | None, started: float) 
     if scored is None or not processes.is_first():
         return
     scores, kept = scored
-    name = training.command.name
+    name = remote.shown(training.command.workdir)
     write_results(run.folder, config, best, restorer, training.validation, scores, kept)
     run.push()
     result = mean(scores)
@@ -349,6 +344,7 @@ def announce(
 ) -> None:
     """Prints what the run is about to do, and writes the list of parameters to a file."""
     config, optim = command.train, command.train.optim
+    where = remote.shown(command.workdir)
     if processes.is_first():
         path = run.folder / "parameters.txt"
         write_text(path, get_parameter_overview(state.params, include_stats=False) + "\n")
@@ -356,10 +352,10 @@ def announce(
     pairs = sum(len(source.pairs) for source in sources)
     warmup = f" (the first {optim.warmup_steps:,} a warmup)" if optim.warmup_steps else ""
     say(
-        f"{count:,} parameters ({command.name}/parameters.txt), {pairs} training and "
+        f"{count:,} parameters ({where}/parameters.txt), {pairs} training and "
         f"{len(validation)} validation pairs, "
         f"{jax.device_count()} {jax.default_backend()} devices of {jax.process_count()} processes\n"
-        f"steps {int(state.step)} to {config.steps} in {command.name}; learning rate "
+        f"steps {int(state.step)} to {config.steps} in {where}; learning rate "
         f"{optim.learning_rate:g} for {optim.constant_steps:,} steps{warmup}, then a cosine "
         f"decay to {optim.final_learning_rate:g} over {optim.cosine_steps:,}"
     )
@@ -383,13 +379,6 @@ def say_if_stopped(command: Command, end: int) -> None:
         say("stopped before the first step; rerun the command to start")
     elif end < command.train.steps:
         say(f"stopped after step {end}; its checkpoint is saved; {_RESUME}")
-
-
-def say(text: str) -> None:
-    """Prints above the progress bar, in the first process."""
-    if processes.is_first():
-        tqdm.write(text)
-        sys.stdout.flush()
 
 
 def parse_command(arguments: list[str]) -> Command:

@@ -26,6 +26,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
 import numpy as np
+import runtimes
 from timing import Table, image_size, machine, race, ready, size_text
 
 from drsformer_jax.config import PRESETS, ModelConfig
@@ -34,7 +35,6 @@ from drsformer_jax.nn.functional import Params, apply, init_params
 from drsformer_jax.weights.convert import params_to_torch
 
 try:
-    import runtimes
     import torch
     from torch.nn import functional
     from torch_network import DRSformer
@@ -46,7 +46,6 @@ GOLDEN = ROOT.parent / "shared" / "golden"
 NETWORKS = ("drsformer", "drsformer_no_mefc")
 DTYPES = ("float32", "bfloat16")
 KERNELS = ("xla", "pallas")
-RUNTIMES = ("OpenVINO", "ONNX Runtime")
 MODES = ("eager", "channels last", "compiled", "compiled channels last")
 CLOSE = {"float32": 5e-3, "bfloat16": 5e-2}
 """Relative L2 between ours and PyTorch's: the choice of scores is discontinuous, and rounding
@@ -87,7 +86,7 @@ def main() -> None:
     parser.add_argument(
         "--runtimes",
         nargs="+",
-        choices=RUNTIMES,
+        choices=runtimes.PROGRAMS,
         default=(),
         help="that run PyTorch's network too, forward in float32 on a CPU (none)",
     )

@@ -29,6 +29,7 @@ from compiling import Build, Row, Work, command_line, compiled, programs, table
 
 from drsformer_jax.errors import one_line_errors
 from drsformer_jax.planning import hlo_cost
+from drsformer_jax.planning.exchanges import collectives
 from drsformer_jax.planning.programs import prepare
 
 SUITE = [
@@ -50,7 +51,7 @@ def measure(work: Work, build: Build) -> Row:
     text = program.as_text()
     cost = hlo_cost.cost(text)
     row |= {"flops": cost.flops, **_figures(cost)}
-    row["collectives"] = hlo_cost.collectives(text)
+    row["collectives"] = collectives(text)
     row["loops"] = [
         {"name": loop.name, "trips": loop.trips, **_figures(loop.trip * loop.trips)}
         for loop in hlo_cost.loops(text)

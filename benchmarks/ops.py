@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,22 @@ def pallas() -> tuple[str, ...]:
     return ("pallas",) if jax.default_backend() in ("tpu", "gpu") else ()
 
 
+def step_variants(draw: Variant, channels: int) -> tuple[Any, dict[str, Variant]]:
+    """Parameters of a step of the mixture of experts, and functions of an image, gates and them."""
+    definitions = {
+        name: nnx.split(Step(channels, ModelConfig(kernels=kernels)))
+        for name, kernels in (("single", "xla"), *((name, name) for name in pallas()))
+    }
+    definition, empty = definitions["single"]
+    params = jax.tree.map(lambda leaf: draw(*leaf.shape), empty)
+    variants = {
+        name: lambda x, gates, params, own=own: nnx.merge(own, params)(x, gates, AT_ONCE)
+        for name, (own, _) in definitions.items()
+    }
+    variants["plain"] = lambda x, gates, params: plain_step(x, gates, nnx.merge(definition, params))
+    return params, variants
+
+
 def cases(
     draw: Variant, dtype: str, side: int, channels: int, every: bool
 ) -> Iterator[tuple[str, dict, tuple]]:
@@ -159,17 +176,7 @@ def cases(
     }
     yield "mixed_scale", {**variants, "plain": plain_mixed_scale}, (x, weights)
     yield "average_pool", {"single": average_pool, "plain": plain_pool}, (x,)
-    definitions = {
-        name: nnx.split(Step(channels, ModelConfig(kernels=kernels)))
-        for name, kernels in (("single", "xla"), *((name, name) for name in pallas()))
-    }
-    definition, empty = definitions["single"]
-    params = jax.tree.map(lambda leaf: draw(*leaf.shape), empty)
-    variants = {
-        name: lambda x, gates, params, own=own: nnx.merge(own, params)(x, gates, AT_ONCE)
-        for name, (own, _) in definitions.items()
-    }
-    variants["plain"] = lambda x, gates, params: plain_step(x, gates, nnx.merge(definition, params))
+    params, variants = step_variants(draw, channels)
     yield "expert_step", variants, (jnp.abs(x), jnp.full((1, EXPERTS), 1 / EXPERTS), params)
     variants = {"own gradient": linear, "plain": lambda x, k: x @ k.astype(x.dtype)}
     yield "linear", variants, (x, draw(channels, 2 * hidden))

@@ -10,10 +10,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Restore = Callable[[np.ndarray], np.ndarray]
 """From rainy to restored images, b c h w."""
@@ -30,6 +32,7 @@ def openvino_program(model: nn.Module, shape: tuple[int, ...]) -> Restore:
         shape: of the images.
     """
     import openvino
+    import torch
 
     converted = openvino.convert_model(model, example_input=torch.zeros(EXAMPLE))
     converted.reshape(list(shape))
@@ -47,6 +50,7 @@ def onnxruntime_program(model: nn.Module, shape: tuple[int, ...]) -> Restore:
         shape: of the images; the file has no fixed height and width.
     """
     import onnxruntime
+    import torch
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"

@@ -22,6 +22,9 @@ from drsformer_jax.sharding import batch_sharding, global_arrays, make_mesh
 from drsformer_jax.training import abstract_state, compiled_step, sharded_state
 from drsformer_jax.training.hardware import peak_flops
 
+CASE = ("preset", "crop", "batch", "dtype", "remat", "unroll", "kernels")
+"""What a row is of."""
+
 
 def main() -> None:
     """Prints seconds of compilation, milliseconds, crops per second, memory and operations."""
@@ -52,28 +55,23 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Compiles all, and lets them take turns."""
-    made = {
-        (preset, crop, batch, dtype, remat, unroll, kernels): prepared(
-            dataclasses.replace(
-                PRESETS[preset],
-                dtype=dtype,
-                remat=remat == "yes",
-                unroll=unroll == "yes",
-                kernels=kernels,
-            ),
-            crop,
-            batch,
+    cases = itertools.product(
+        arguments.presets,
+        arguments.crops,
+        arguments.batches,
+        arguments.dtypes,
+        arguments.remat,
+        arguments.unroll,
+        arguments.kernels,
+    )
+    made = {}
+    for case in cases:
+        of = dict(zip(CASE, case, strict=True))
+        switches = {name: of[name] == "yes" for name in ("remat", "unroll")}
+        model = dataclasses.replace(
+            PRESETS[of["preset"]], dtype=of["dtype"], kernels=of["kernels"], **switches
         )
-        for preset, crop, batch, dtype, remat, unroll, kernels in itertools.product(
-            arguments.presets,
-            arguments.crops,
-            arguments.batches,
-            arguments.dtypes,
-            arguments.remat,
-            arguments.unroll,
-            arguments.kernels,
-        )
-    }
+        made[case] = prepared(model, of["crop"], of["batch"])
     times = race({case: step for case, (step, _, _) in made.items()}, arguments.runs)
     table = Table(
         f"training step; {machine()}; median of {arguments.runs} runs in turn",
@@ -95,20 +93,14 @@ def measure(arguments: argparse.Namespace) -> None:
     )
     peak = peak_flops(jax.devices()[:1])
     for case, spent in times.items():
-        preset, crop, batch, dtype, remat, unroll, kernels = case
         _, compile_seconds, mib = made[case]
-        speed = training_operations(PRESETS[preset], batch, crop) / spent
+        of = dict(zip(CASE, case, strict=True))
+        speed = training_operations(PRESETS[of["preset"]], of["batch"], of["crop"]) / spent
         table.add(
-            preset=preset,
-            crop=crop,
-            batch=batch,
-            dtype=dtype,
-            remat=remat,
-            unroll=unroll,
-            kernels=kernels,
+            **of,
             compile_s=compile_seconds,
             ms=1e3 * spent,
-            crops_per_s=batch / spent,
+            crops_per_s=of["batch"] / spent,
             temporaries_mib=mib,
             gflop_per_s=speed / 1e9,
             of_peak=speed / peak if peak else None,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -20,11 +18,11 @@ from tqdm import tqdm
 
 from drsformer_jax import remote, weights
 from drsformer_jax.config import DataConfig, DType, Kernels
-from drsformer_jax.data.datasets import INFO, default_data_dir, find_dataset, summary
+from drsformer_jax.data.datasets import default_data_dir, find_dataset, summary
 from drsformer_jax.data.folders import describe_left_out
 from drsformer_jax.data.pairs import sizes_of
 from drsformer_jax.errors import InputError, one_line_errors
-from drsformer_jax.flags import parse
+from drsformer_jax.flags import check_unused, parse
 from drsformer_jax.images.pixels import check_extension, write_image
 from drsformer_jax.images.video import VIDEO_EXTENSIONS, is_video, restore_video
 from drsformer_jax.planning.command import Plan
@@ -114,7 +112,7 @@ class Derain:
             self._restore_images(inputs, output)
 
     def _restore_images(self, inputs: list[Path], output: Path) -> None:
-        self._check_unused("images", "crf")
+        check_unused(self, ["crf"], "for images")
         _check(self.quality in (None, *range(1, 101)), "--quality", self.quality, "1 to 100")
         _check(self.workers >= 1, "--workers", self.workers, "at least 1")
         _check(self.batch is None or self.batch >= 1, "--batch", self.batch, "at least 1")
@@ -154,7 +152,7 @@ class Derain:
 
     def _restore_video(self, inputs: list[Path], output: Path) -> None:
         flags = ("format", "quality", "background", "compare", "workers", "batch")
-        self._check_unused("a video", *flags)
+        check_unused(self, flags, "for a video")
         _check(len(inputs) == 1, "the input", f"{len(inputs)} paths", "a video alone")
         source = inputs[0]
         target = output / source.name if output.is_dir() else output
@@ -196,11 +194,6 @@ class Derain:
             tile=self.tile,
             overlap=self.overlap,
         )
-
-    def _check_unused(self, what: str, *flags: str) -> None:
-        for flag in flags:
-            default = type(self).__dataclass_fields__[flag].default
-            _check(getattr(self, flag) == default, f"--{flag}", "given", f"none for {what}")
 
     def _check_free(self, outputs: list[Path]) -> None:
         existing = [path for path in outputs if os.path.exists(path)]
@@ -263,7 +256,9 @@ class Convert:
         else:
             weights.save(self.output, config, params)
         count = f"{parameters(config):,} parameters"
-        print(f"{self.input} is {describe(config)}, {count}; written to {self.output}")
+        print(
+            f"{remote.shown(self.input)} is {describe(config)}, {count}; written to {self.output}"
+        )
 
 
 @dataclass(frozen=True)
@@ -298,43 +293,30 @@ class BuildData:
 
     def _build(self) -> None:
         # It imports TFDS, which nothing else here needs.
-        from drsformer_jax.data.rain import build, instructions
+        from drsformer_jax.data.rain import build, build_in_bucket, instructions
 
         if self.manual_dir is None and self.dataset != "synthetic":
             print(instructions(self.dataset))
             raise InputError("--manual-dir is missing; expected a folder as described above")
         data_dir = self.data_dir or default_data_dir()
-        where, name = remote.address(data_dir), self.save_as or self.dataset
-        if where and remote.folders_with(f"{where}/rain/{name}", INFO):
-            raise InputError(f"{where}/rain/{name} exists; expected a dataset that does not")
-        with contextlib.ExitStack() as stack:
-            if where:  # It is written to this machine and then sent.
-                data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            folder = build(
-                self.dataset,
-                self.manual_dir,
-                data_dir,
-                name=self.save_as,
-                allow_partial=self.allow_partial,
-            )
-            print("\n".join(summary(folder)))
-            place = str(folder)
-            if where:
-                place = f"{where}/{folder.relative_to(data_dir).as_posix()}"
-                remote.sent(folder, place, last=INFO)
+        options: dict[str, Any] = {"name": self.save_as, "allow_partial": self.allow_partial}
+        if where := remote.address(data_dir):
+            lines, place = build_in_bucket(self.dataset, self.manual_dir, where, **options)
+        else:
+            folder = build(self.dataset, self.manual_dir, data_dir, **options)
+            lines, place = summary(folder), str(folder)
+        print("\n".join(lines))
         # The name alone is rain that is rendered while training.
-        shown = "rain/synthetic" if self.dataset == "synthetic" else name
-        print(f"{shown} is in {place}")
+        name = "rain/synthetic" if self.dataset == "synthetic" else self.save_as or self.dataset
+        print(f"{name} is in {place}")
 
     def _verify(self) -> None:
         from drsformer_jax.data.verification import verify
 
-        for flag in ("manual_dir", "save_as", "allow_partial"):
-            name = f"--{flag.replace('_', '-')}"
-            _check(not getattr(self, flag), name, "given", "none beside --verify")
+        check_unused(self, ("manual_dir", "save_as", "allow_partial"), "beside --verify")
         found = find_dataset(self.dataset, str(self.data_dir or ""))
         if found is None:
-            place = self.data_dir or default_data_dir()
+            place = remote.shown(self.data_dir or default_data_dir())
             raise InputError(f"{self.dataset} is no dataset in {place}; expected a built one")
         folder, split = found
         _check(not split, "the dataset", self.dataset, "no split, because all are checked")

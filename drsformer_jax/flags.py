@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, NoReturn
 
@@ -52,6 +52,23 @@ def parse(cli: Callable[..., Any], *, prog: str, args: Sequence[str] | None = No
             if _SCHEME.match(text) and not _may_be(name, text, prog):
                 raise InputError(f"{name} is {text}; {_NO_BUCKETS}")
     return command
+
+
+def check_unused(command: Any, names: Iterable[str], where: str) -> None:
+    """Rejects fields of a command that have no effect and another value than their default.
+
+    Args:
+        command: a dataclass.
+        names: of its fields.
+        where: they have none, such as "for images" or "beside --verify".
+
+    Raises:
+        InputError: names the first.
+    """
+    for name in names:
+        if getattr(command, name) != type(command).__dataclass_fields__[name].default:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} is given; expected none {where}")
 
 
 def _may_be(name: str, address: str, prog: str) -> bool:

@@ -3,8 +3,7 @@
 A bucket has no appending, no renaming in one step and no file locks. So what a program writes
 beside checkpoints is written to a local copy of the folder and sent from there (`Mirror`), a lock
 is an object that only one program can create (`Lease`), and datasets are copied once (`copied`).
-Checkpoints are written to the bucket by Orbax itself. Any address works that fsspec has a driver
-for; gs:// needs the extra `gcs`.
+Checkpoints are written to the bucket by Orbax itself. gs:// needs the extra `gcs`, s3:// s3fs.
 """
 
 from __future__ import annotations
@@ -44,6 +43,11 @@ def address(path: str | os.PathLike[str]) -> str:
     """The address of a folder or a file in a bucket, without a slash at its end; empty if local."""
     found = _ADDRESS.fullmatch(os.fspath(path))
     return f"{found[1]}://{found[2]}".rstrip("/") if found else ""
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path or an address as the user knows it: `Path` drops a slash of an address."""
+    return address(path) or os.fspath(path)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"config", "nn", "training"},
     "restoring": {"config", "data", "images", "nn", "ops", "sharding", "weights"},
     "scoring": {"config", "data", "metrics", "nn", "restoring", "training"},
-    "planning": {"config", "nn", "sharding", "training"},
+    "planning": {"config", "nn", "restoring", "sharding", "training"},
     "report": {"config", "data", "images", "restoring", "scoring", "training"},
 }
 """The other parts in order, and what each may import beside itself and the leaves."""

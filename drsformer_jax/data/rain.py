@@ -25,9 +25,10 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
+from drsformer_jax import remote
 from drsformer_jax.config import RainConfig
 from drsformer_jax.data import layouts
-from drsformer_jax.data.datasets import in_threads, pixel_digest
+from drsformer_jax.data.datasets import INFO, in_threads, pixel_digest, summary
 from drsformer_jax.data.folders import check_sizes
 from drsformer_jax.data.layouts import RawPair
 from drsformer_jax.data.pairs import Pair, check_two_files
@@ -367,6 +368,20 @@ def build(
                 f"{folder} cannot be written ({reason}); expected a disk with room for the dataset"
             ) from error
     return folder
+
+
+def build_in_bucket(
+    dataset: str, source: Path | None, where: str, name: str | None, **options: Any
+) -> tuple[list[str], str]:
+    """Builds a dataset here, see `build`, and sends it; gives its summary and address."""
+    place = f"{where}/rain/{name or dataset}"
+    if remote.folders_with(place, INFO):
+        raise InputError(f"{place} exists; expected a dataset that does not")
+    with tempfile.TemporaryDirectory() as local:
+        folder = build(dataset, source, Path(local), name=name, **options)
+        target = f"{where}/{folder.relative_to(local).as_posix()}"
+        remote.sent(folder, target, last=INFO)
+        return summary(folder), target
 
 
 def instructions(dataset: str) -> str:

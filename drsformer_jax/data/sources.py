@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
+from drsformer_jax import remote
 from drsformer_jax.config import DataConfig, RainConfig
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
 from drsformer_jax.data.folders import find_pairs
@@ -93,7 +94,7 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Stor
         listed = find_pairs(source)
         check_two_files([(rainy, clean) for _, rainy, clean in listed])
         return PairedFiles(listed)
-    data_dir = config.data_dir or default_data_dir()
+    data_dir = remote.shown(config.data_dir or default_data_dir())
     raise InputError(
         f"{source or 'an empty name'} is no folder and no dataset in {data_dir}; "
         "expected one that `drsformer build-data` built, a folder with input/ and target/, or "

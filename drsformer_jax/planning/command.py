@@ -13,13 +13,16 @@ from typing import Annotated, Any
 import tyro
 from jax.sharding import Mesh
 
-from drsformer_jax.config import SIZE_MULTIPLE, DType, Kernels, MeshConfig, TrainConfig
+from drsformer_jax.config import DType, Kernels, MeshConfig, TrainConfig
 from drsformer_jax.config.file import load_config
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
+from drsformer_jax.flags import check_unused
 from drsformer_jax.planning import programs
-from drsformer_jax.planning.plan import bounds, exchanged, whole_run
+from drsformer_jax.planning.exchanges import exchanged
+from drsformer_jax.planning.plan import bounds, whole_run
 from drsformer_jax.planning.programs import Slice, TooLarge
+from drsformer_jax.restoring.buckets import padded
 from drsformer_jax.sharding import batch_shards, check_batches, make_mesh
 from drsformer_jax.training.step import microbatches
 
@@ -70,8 +73,10 @@ class Plan:
         if not 0 < self.efficiency <= 1:
             raise InputError(f"--efficiency is {self.efficiency}; expected more than 0, at most 1")
         of_training = ("search", "fsdp", "rows", "device_batch", "global_batch", "remat")
-        self._check_unused("--restore", self.restore is not None, of_training)
-        self._check_unused("--search", self.search, ("fsdp", "device_batch", "remat"))
+        if self.restore is not None:
+            check_unused(self, of_training, "beside --restore")
+        if self.search:
+            check_unused(self, ("fsdp", "device_batch", "remat"), "beside --search")
         config = self._configured(load_config(self.config))
         programs.prepare()
         chips = programs.find_slice(self.topology)
@@ -81,12 +86,6 @@ class Plan:
             write_text(self.json, json.dumps(row, indent=2) + "\n")
         if "error" in row:
             raise InputError(row["error"])
-
-    def _check_unused(self, beside: str, given: bool, names: tuple[str, ...]) -> None:
-        for name in names if given else ():
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                flag = f"--{name.replace('_', '-')}"
-                raise InputError(f"{flag} is given beside {beside}; expected none there")
 
     def _configured(self, config: TrainConfig) -> TrainConfig:
         """The run with the flags that were given."""
@@ -190,9 +189,8 @@ class Plan:
                 "strips": strip,
                 **_slice(one, mesh),
             }
-            work = programs.restoring(
-                replace(config.model, remat=False), mesh, _multiple(height), _multiple(width), strip
-            )
+            size = padded((height, width))
+            work = programs.restoring(replace(config.model, remat=False), mesh, *size, strip)
             row |= self._compiled(row, one, mesh, *work)
             if "error" not in row:
                 return row | {"images_per_s": self.efficiency / row["bound"]}
@@ -343,11 +341,6 @@ def _size(size: str) -> tuple[int, int]:
     if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise InputError(f"--restore is {size!r}; expected WIDTHxHEIGHT, such as 3840x2160")
     return int(sides[0]), int(sides[1])
-
-
-def _multiple(side: int) -> int:
-    """As images are padded before they are restored."""
-    return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
 
 
 def _gib(size: float) -> str:

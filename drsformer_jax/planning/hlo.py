@@ -89,6 +89,27 @@ def called_by(line: Instruction) -> list[str]:
     return _CALLED.findall(line.line) + (_NAME.findall(branches[1]) if branches else [])
 
 
+def trips(program: Program, line: Instruction) -> int:
+    """How often a loop runs: scans count from 0 to the number in their condition."""
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line.line):
+        return int(known[1])
+    condition = program[called(line, "condition")]
+    inner = [
+        other
+        for call in condition
+        if call.opcode == "fusion"
+        for other in program[called(call, "calls")]
+    ]
+    ends = [
+        int(found[1])
+        for other in [*condition, *inner]
+        if (found := re.search(r" s32\[\]\S* constant\((\d+)\)", other.line))
+    ]
+    if len(ends) != 1:
+        raise ValueError(f"the trips of {line.name} are not clear from its condition: {ends}")
+    return ends[0]
+
+
 def elements(shape: str) -> int:
     """Elements of an array."""
     found = ARRAY.search(shape)

@@ -37,11 +37,6 @@ _ARITHMETIC = {
     *("select", "convert", "and", "or", "xor", "not", "clamp", "floor", "ceil", "sign", "power"),
     "remainder",
 }
-_COLLECTIVES = {
-    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),
-    "collective-broadcast",
-}
-"""Instructions that exchange data between chips."""
 _MOVES = {
     *("copy", "pad", "transpose", "reshape", "slice", "concatenate", "copy-start", "slice-start"),
     *("dynamic-slice", "dynamic-update-slice", "broadcast", "convert", "bitcast", "fusion"),
@@ -133,59 +128,7 @@ def loops(text: str, schedules: Schedules | None = None) -> list[Loop]:
         if line.opcode == "while":
             name = re.search(r'op_name="([^"]*)"', line.line)
             trip = count.computation(hlo.called(line, "body"))
-            found.append(Loop(name[1] if name else line.name, count.trips(line), trip))
-    return found
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """Data that chips exchange in one instruction of a program."""
-
-    kind: str
-    """Such as all-reduce."""
-    group: tuple[int, ...]
-    """Places in the mesh, counted through all axes, of the first chips that exchange with each
-    other; empty for all chips."""
-    times: int
-    """How often it runs."""
-    bytes: int
-    """What each chip gets, each time."""
-
-
-def exchanges(text: str) -> list[Exchange]:
-    """All exchanges of data between chips, those of each branch of a condition too."""
-    program, entry = hlo.parse(text)
-    count = _Count(program, multiply=True)
-    found = []
-
-    def add(name: str, times: int) -> None:
-        for line in program[name]:
-            # What has a start and a done has what a chip gets in the latter, and groups in the
-            # former.
-            kind = line.opcode.removesuffix("-done")
-            if kind in _COLLECTIVES:
-                start = next(
-                    (other for other in program[name] if other.name in line.operands), line
-                )
-                groups = line if line.opcode == kind else start
-                size = hlo.size(line.shape)[0]
-                found.append(Exchange(kind, hlo.group(groups.line), times, size))
-            elif line.opcode == "while":
-                add(hlo.called(line, "body"), times * count.trips(line))
-            elif line.opcode in ("call", "async-start", "conditional"):
-                for called in hlo.called_by(line):
-                    add(called, times)
-
-    add(entry, 1)
-    return found
-
-
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """How often chips exchange data, and the bytes that each of them gets, by kind."""
-    found: dict[str, tuple[int, int]] = {}
-    for one in exchanges(text):
-        number, size = found.get(one.kind, (0, 0))
-        found[one.kind] = number + one.times, size + one.times * one.bytes
+            found.append(Loop(name[1] if name else line.name, hlo.trips(program, line), trip))
     return found
 
 
@@ -209,29 +152,9 @@ class _Count:
         shapes = {line.name: line.shape for line in self._program[name]}
         return sum((self._line(line, shapes) for line in self._program[name]), Cost())
 
-    def trips(self, line: hlo.Instruction) -> int:
-        """How often a loop runs: scans count from 0 to the number in their condition."""
-        if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line.line):
-            return int(known[1])
-        condition = self._program[hlo.called(line, "condition")]
-        inner = [
-            other
-            for call in condition
-            if call.opcode == "fusion"
-            for other in self._program[hlo.called(call, "calls")]
-        ]
-        ends = [
-            int(found[1])
-            for other in [*condition, *inner]
-            if (found := re.search(r" s32\[\]\S* constant\((\d+)\)", other.line))
-        ]
-        if len(ends) != 1:
-            raise ValueError(f"the trips of {line.name} are not clear from its condition: {ends}")
-        return ends[0]
-
     def _line(self, line: hlo.Instruction, shapes: Mapping[str, str]) -> Cost:
         if line.opcode == "while":
-            trips = self.trips(line) if self._multiply else 1
+            trips = hlo.trips(self._program, line) if self._multiply else 1
             return self.computation(hlo.called(line, "body")) * trips
         if line.opcode in ("call", "async-start"):
             return sum((self.computation(called) for called in hlo.called_by(line)), Cost())

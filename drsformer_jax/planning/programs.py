@@ -28,6 +28,7 @@ from drsformer_jax.nn.functional import abstract_params, apply
 from drsformer_jax.nn.rows import AT_ONCE, Strips
 from drsformer_jax.planning import bundles, hlo_cost
 from drsformer_jax.planning.chips import CHIPS, Chip
+from drsformer_jax.planning.exchanges import Exchange, exchanges
 from drsformer_jax.sharding import batch_sharding, replicated
 from drsformer_jax.training import TrainState, abstract_state, compiled_step
 
@@ -143,7 +144,7 @@ class Compiled:
     memory: Memory
     cost: hlo_cost.Cost
     """Loops multiplied out; bundles only where the compiler wrote its schedule."""
-    exchanges: list[hlo_cost.Exchange]
+    exchanges: list[Exchange]
     seconds: float
     """That compiling took, on this machine."""
 
@@ -236,7 +237,7 @@ def compiled(function: Function, arguments: tuple[Any, ...]) -> Compiled | TooLa
         code=analysis.generated_code_size_in_bytes,
     )
     cost = hlo_cost.cost(text, bundles.Schedules())
-    return Compiled(memory, cost, hlo_cost.exchanges(text), seconds)
+    return Compiled(memory, cost, exchanges(text), seconds)
 
 
 def bytes_of(tree: Any) -> int:

@@ -14,7 +14,7 @@ from drsformer_jax.images.pixels import write_image
 from drsformer_jax.report.page import Example, write_report
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.scoring.evaluation import Scores
-from drsformer_jax.training.reporting import read_metrics
+from drsformer_jax.training.reporting import METRICS_FILE, read_metrics
 
 _IMAGES = 8
 """First validation images, which are written as files."""
@@ -100,7 +100,7 @@ def write_results(
         folder / "report.html",
         title=f"{folder.name}, step {step}",
         config=config,
-        metrics=read_metrics(folder / "metrics.jsonl"),
+        metrics=read_metrics(folder / METRICS_FILE),
         scores=list(zip(names, scores, strict=True)),
         examples=[kept.examples[index] for index in extremes],
     )

@@ -34,10 +34,10 @@ from drsformer_jax.training.orbax_quirks import (
     silence_repeated_errors,
     system_reason,
 )
+from drsformer_jax.training.reporting import METRICS_FILE
 from drsformer_jax.training.step import TrainState
 
 _SCORES = "validation.json"
-_METRICS = "metrics.jsonl"
 _LOCK = ".lock"
 
 
@@ -64,7 +64,7 @@ class Run:
         where = remote.address(folder)
         self._mirror = remote.Mirror(where) if where else None
         self.folder = self._mirror.folder if self._mirror else Path(folder).absolute()
-        self.name = where or str(folder)
+        self.name = remote.shown(folder)
         self._checkpoints = epath.Path(where or self.folder) / "checkpoints"
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder} is a file; expected the folder of a run, or a new one")
@@ -78,7 +78,7 @@ class Run:
         try:
             with remote.local_names(self._mirror):
                 if self._mirror:
-                    self._mirror.pull(CONFIG_FILE, _METRICS, _SCORES)
+                    self._mirror.pull(CONFIG_FILE, METRICS_FILE, _SCORES)
                 self._scores = _read_scores(self.folder / _SCORES)
             self._manager = self._open(keep)
         except BaseException:
@@ -386,13 +386,13 @@ def load(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Model
         config = read_config(local).model
     if not (epath.Path(where or folder) / "checkpoints").is_dir():
         raise InputError(
-            f"{folder} has neither checkpoints/ nor params.safetensors; expected a run that has "
-            "saved one, or a model folder"
+            f"{remote.shown(folder)} has neither checkpoints/ nor params.safetensors; expected a "
+            "run that has saved one, or a model folder"
         )
     with Run(folder, keep=None) as run:
         chosen = run.best_step() if step is None else step
         if chosen is None or chosen not in run.steps():
             found = f"checkpoints of steps {run.steps()}" if run.steps() else "no checkpoint yet"
-            raise InputError(f"{folder} has {found}; expected {'one' if step is None else step}")
+            raise InputError(f"{run.name} has {found}; expected {'one' if step is None else step}")
         with wide_types(config):
             return config, run.restore_params(chosen, config)

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
+from tqdm import tqdm
 
 from drsformer_jax.errors import InputError, reason
 
@@ -187,6 +188,13 @@ def check_equal(text: str, what: str) -> None:
 def is_first() -> bool:
     """Whether this is the process that prints and writes files."""
     return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints above the progress bar, in the first process."""
+    if is_first():
+        tqdm.write(text)
+        sys.stdout.flush()
 
 
 def in_order(values: np.ndarray, total: int) -> np.ndarray:

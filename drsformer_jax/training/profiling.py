@@ -17,9 +17,6 @@ class Profile:
     Args:
         steps: the first and the last step, as in 10:12; None for no trace.
 
-    Attributes:
-        folder: of the trace; to be set before the first step.
-
     Raises:
         InputError: if `steps` is not a range.
     """
@@ -29,19 +26,18 @@ class Profile:
         self._first, self._last = map(int, match.groups()) if match else (0, -1)
         if self._first > self._last or (steps and not self._first):
             raise InputError(f"--profile is {steps}; expected FROM:TO, two steps such as 10:12")
-        self.folder = Path("profile")
         self._runs = False
 
     def misses(self, start: int, end: int) -> bool:
         """Whether none of the steps after `start`, up to `end`, is in the range."""
         return self._first > 0 and not (self._first <= end and start < self._last)
 
-    def before(self, step: int) -> None:
-        """Call it before a step begins."""
+    def before(self, step: int, folder: Path) -> None:
+        """Call it before a step begins, with the folder for the trace."""
         if self._first <= step <= self._last and not self._runs:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # It hooks threads that end meanwhile: it can crash.
-            jax.profiler.start_trace(str(self.folder), profiler_options=options)
+            jax.profiler.start_trace(str(folder), profiler_options=options)
             self._runs = True
 
     def after(self, step: int, results: Any) -> None:

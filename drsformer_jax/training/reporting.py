@@ -19,6 +19,8 @@ from drsformer_jax.training.hardware import memory_mib
 if TYPE_CHECKING:
     from drsformer_jax.training.tensorboard import EventFile
 
+METRICS_FILE = "metrics.jsonl"
+"""Its name in the folder of a run."""
 _LONG_WAIT = 0.1  # A smaller share of the time is not worth a look.
 
 _RENAMED = {
@@ -44,7 +46,7 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: Path, start: int, enabled: bool = True) -> None:
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS_FILE
         self._board: EventFile | None = None
         if not enabled:
             return

@@ -49,8 +49,7 @@ def load(
         InputError: if there is no network, or not that step of it.
     """
     if path is None or is_builtin(path):
-        if step is not None:
-            raise InputError(f"{BUILTIN} is no training run; expected one to take step {step} of")
+        _reject_step(BUILTIN, step)
         path = _PRETRAINED
     path, step = run_of(path, step)
     if remote.address(path):
@@ -64,8 +63,7 @@ def load(
         from drsformer_jax.training import checkpoint  # Orbax takes seconds to import.
 
         return checkpoint.load(path, step)
-    if step is not None:
-        raise InputError(f"{path} is no training run; expected one to take step {step} of")
+    _reject_step(path, step)
     return _read_folder(path) if path.is_dir() else _read_official(path)
 
 
@@ -121,21 +119,25 @@ def stored_as(params: Params, dtype: str) -> Params:
     return stored
 
 
+def _reject_step(where: str | Path, step: int | None) -> None:
+    if step is not None:
+        raise InputError(f"{where} is no training run; expected one to take step {step} of")
+
+
 def _read_bucket(path: Path, step: int | None) -> tuple[ModelConfig, Params]:
     """The network of a run, a folder or a file in a bucket."""
     where = remote.address(path)
     official = path.suffix in _OFFICIAL
-    if step is not None and (official or remote.exists(f"{where}/{_PARAMS}")):
-        raise InputError(f"{where} is no training run; expected one to take step {step} of")
+    if not official and not remote.exists(f"{where}/{_PARAMS}"):
+        from drsformer_jax.training import checkpoint  # Orbax takes seconds to import.
+
+        return checkpoint.load(path, step)
+    _reject_step(where, step)
     if official:
         with remote.local(path.parent, path.name) as local:
             return _read_official(local / path.name)
-    if step is None and remote.exists(f"{where}/{_PARAMS}"):
-        with remote.local(path, _PARAMS, CONFIG_FILE) as local:
-            return _read_folder(local)
-    from drsformer_jax.training import checkpoint  # Orbax takes seconds to import.
-
-    return checkpoint.load(path, step)
+    with remote.local(path, _PARAMS, CONFIG_FILE) as local:
+        return _read_folder(local)
 
 
 def _read_folder(folder: Path) -> tuple[ModelConfig, Params]:

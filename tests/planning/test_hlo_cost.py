@@ -9,6 +9,7 @@ import pytest
 from hlo_program import PROGRAM
 
 from drsformer_jax.planning import hlo_cost, programs
+from drsformer_jax.planning.exchanges import collectives
 
 
 def test_each_trip_of_a_loop_is_counted():
@@ -73,12 +74,12 @@ def test_exchanges_between_chips_are_counted_by_kind_each_trip():
 }
 """
     program = PROGRAM.replace(inside, exchanges + inside) + scatter
-    assert hlo_cost.collectives(program) == {
+    assert collectives(program) == {
         "all-reduce": (12, 6 * (2 * 32 + 4 * 8)),
         "all-gather": (6, 6 * 4 * 64),
         "reduce-scatter": (12, 12 * 4 * 2),
     }
-    assert hlo_cost.collectives(PROGRAM) == {}
+    assert collectives(PROGRAM) == {}
 
 
 def test_float32_arrays_larger_than_parameters_are_counted_where_they_are_written():

@@ -10,10 +10,11 @@ import pytest
 
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.errors import InputError
-from drsformer_jax.planning import command, plan, programs
+from drsformer_jax.planning import command, exchanges, plan, programs
 from drsformer_jax.planning.chips import CHIPS
+from drsformer_jax.planning.exchanges import Exchange
 from drsformer_jax.planning.hlo import group
-from drsformer_jax.planning.hlo_cost import Cost, Exchange
+from drsformer_jax.planning.hlo_cost import Cost
 
 AXES = {"data": 4, "fsdp": 2, "rows": 3}
 
@@ -44,11 +45,11 @@ def test_the_first_group_of_chips_is_read_in_each_spelling(line, chips):
     ],
 )
 def test_exchanges_belong_to_the_axes_that_their_chips_differ_along(chips, axes):
-    assert plan.along(chips, AXES) == axes
+    assert exchanges.along(chips, AXES) == axes
 
 
 def test_exchanges_of_the_same_axes_and_kind_are_added():
-    found = plan.exchanged(
+    found = exchanges.exchanged(
         [
             Exchange("all-reduce", (0, 6, 12, 18), 2, 10),
             Exchange("all-reduce", (1, 7, 13, 19), 1, 5),
@@ -70,7 +71,8 @@ def test_exchanges_of_the_same_axes_and_kind_are_added():
     ],
 )
 def test_bytes_that_a_chip_sends_are_those_of_a_ring(kind, sent):
-    assert plan.sent(Exchange(kind, (0, 1, 2, 3), 1, 8), 4) == sent
+    assert exchanges.sent(Exchange(kind, (0, 1, 2, 3), 1, 8), AXES) == sent
+    assert exchanges.sent(Exchange(kind, (), 5, 8), {"data": 2, "rows": 2}) == 5 * sent
 
 
 def compiled(**cost):
@@ -199,9 +201,9 @@ def test_wrong_input_is_one_line(recipe, monkeypatch, flags, line):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ({"search": True, "remat": False}, "--remat is given beside --search; expected none"),
-        ({"restore": "64x64", "fsdp": 2}, "--fsdp is given beside --restore; expected none"),
-        ({"restore": "64x64", "search": True}, "--search is given beside --restore; expected none"),
+        ({"search": True, "remat": False}, "--remat is given; expected none beside --search"),
+        ({"restore": "64x64", "fsdp": 2}, "--fsdp is given; expected none beside --restore"),
+        ({"restore": "64x64", "search": True}, "--search is given; expected none beside --restore"),
     ],
 )
 def test_flags_without_effect_are_rejected(chips, recipe, flags, line):

@@ -3,6 +3,8 @@
 A program computes some columns and channels of a band of rows. It passes once over the rows that
 the band reads. Each row is loaded at every shift, and added to the sums of all rows that it is a
 tap of, which stay in registers. Sums are in float32. Rows of a band are as far apart as taps.
+
+Since 0.11 JAX calls this backend deprecated, and its successor, Mosaic GPU, experimental.
 """
 
 from __future__ import annotations

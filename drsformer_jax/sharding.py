@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from drsformer_jax.config import SIZE_MULTIPLE, DataConfig, MeshConfig
@@ -36,12 +37,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Raises:
         InputError: if the sizes of the axes do not fit the devices.
     """
-    # By process, so that each one holds a block of every batch, whatever the network's topology.
-    devices = sorted(
-        jax.devices() if devices is None else devices,
-        key=lambda device: (device.process_index, device.id),
-    )
-    processes = len({device.process_index for device in devices})
+    of_process: dict[int, list[jax.Device]] = {}
+    for device in sorted(jax.devices() if devices is None else devices, key=lambda each: each.id):
+        of_process.setdefault(device.process_index, []).append(device)
+    processes = len(of_process)
+    # By process, so that each one holds a block of every batch. JAX's order of a whole slice, by
+    # its links, gives most processes parts of several blocks.
+    devices = [device for _, own in sorted(of_process.items()) for device in _linked(own)]
     sizes = [config.data, config.fsdp, config.rows]
     found = f"the mesh is {', '.join(map('{} {}'.format, _AXES, sizes))}"
     if -1 in sizes:
@@ -55,6 +57,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if processes > 1 and local % sizes[2]:
         raise InputError(f"{found}; expected rows to divide {local}, the devices of a process")
     return Mesh(np.array(devices[:count]).reshape(sizes), _AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _linked(devices: list[jax.Device]) -> list[jax.Device]:
+    """Devices of one process, each with a link to the next if their network has such an order."""
+    try:
+        return list(mesh_utils.create_device_mesh((len(devices),), devices))
+    except AssertionError:  # The two cores of a TPU v4's chip apart, as libtpu can have them.
+        return devices
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -93,21 +103,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
+def state_shardings(state: Any, mesh: Mesh, min_size: int) -> Any:
     """The shardings of parameters, and of what has their names and shapes.
 
     The longest axis that `fsdp` divides is sharded, the last of equal ones. The first axis of a
-    stack is not, since a scan uses its slices one after another. Vectors, which are small, are
+    stack is not, since a scan uses its slices one after another. Vectors and small arrays are
     replicated.
 
     Args:
         state: a tree of arrays or their shapes.
         mesh: the devices.
+        min_size: elements of the smallest array that is sharded.
     """
 
     def sharding_of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         stacked = any(getattr(key, "key", None) == _STACK for key in path)
-        return NamedSharding(mesh, _spec(leaf.shape, int(stacked), mesh.shape["fsdp"]))
+        shards = mesh.shape["fsdp"] if math.prod(leaf.shape) >= min_size else 1
+        return NamedSharding(mesh, _spec(leaf.shape, int(stacked), shards))
 
     return jax.tree_util.tree_map_with_path(sharding_of, state)
 
@@ -121,7 +133,9 @@ def _spec(shape: tuple[int, ...], first: int, shards: int) -> PartitionSpec:
 
 
 def averaged_over_shards(
-    gradient: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]], mesh: Mesh
+    gradient: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]],
+    mesh: Mesh,
+    min_size: int,
 ) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]:
     """Computes a loss and its gradient on each device's shard of a batch, and averages them.
 
@@ -132,6 +146,7 @@ def averaged_over_shards(
             their mean loss and its gradient. With `rows` above 1 the images are one device's row
             chunks, and the gradient is that of the sum of the losses of these devices.
         mesh: the devices.
+        min_size: that of `state_shardings`.
 
     Returns:
         The same function of sharded parameters and global batches; the gradient is sharded as the
@@ -139,7 +154,8 @@ def averaged_over_shards(
     """
 
     def shared(params: Any, rainy: jax.Array, clean: jax.Array) -> tuple[jax.Array, Any]:
-        specs = jax.tree.map(lambda sharding: sharding.spec, state_shardings(params, mesh))
+        shardings = state_shardings(params, mesh, min_size)
+        specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
 
         def gather(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
             if "fsdp" not in spec:

@@ -39,7 +39,7 @@ from drsformer_jax.training.step import abstract_state, microbatches
 BATCH, SIDE, STEPS = 16, 16, 5
 WHOLE = MeshConfig(1)
 ACCUMULATING = MeshConfig(8, device_batch=1)
-MESHES = [MeshConfig(8), MeshConfig(2, 2, 2)]
+MESHES = [MeshConfig(8), MeshConfig(2, 2, 2, fsdp_min_size=0)]
 
 
 def config(dtype: str, mesh: MeshConfig, **data: object) -> TrainConfig:
@@ -171,8 +171,15 @@ def test_longest_divisible_axis_is_sharded_but_never_a_stack_or_a_vector(path, s
     tree = functools.reduce(
         lambda tree, name: {name: tree}, reversed(path.split("/")), np.empty(shape)
     )
-    (found,) = jax.tree.leaves(state_shardings(tree, make_mesh(MeshConfig(2, 4))))
+    (found,) = jax.tree.leaves(state_shardings(tree, make_mesh(MeshConfig(2, 4)), 0))
     assert found.spec == spec
+
+
+def test_arrays_of_fewer_elements_than_the_least_are_replicated():
+    tree = {"small": np.empty((4, 3)), "large": np.empty((4, 4)), "layers": np.empty((2, 4, 2))}
+    found = state_shardings(tree, make_mesh(MeshConfig(2, 4)), 16)
+    sharded = {name: sharding.spec != PartitionSpec() for name, sharding in found.items()}
+    assert sharded == {"small": False, "large": True, "layers": True}
 
 
 def test_nearly_all_of_the_published_network_and_its_optimizer_is_sharded():
@@ -185,7 +192,7 @@ def test_nearly_all_of_the_published_network_and_its_optimizer_is_sharded():
 
 
 def test_gathered_parameters_are_unsharded_on_one_device():
-    sharded = ShardedStep(config("float32", MeshConfig(1, 8)))
+    sharded = ShardedStep(config("float32", MeshConfig(1, 8, fsdp_min_size=0)))
     params = sharded.state().params
     assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
     for found, value in zip(
@@ -233,6 +240,7 @@ def test_rows_of_an_image_stay_with_one_process(rows):
     class Device:
         def __init__(self, number):
             self.id, self.process_index = number, number % 2
+            self.platform = self.device_kind = "cpu"
 
     devices = [Device(number) for number in range(8)]
     with pytest.raises(InputError, match="expected rows to divide 4, the devices of a process"):
@@ -262,7 +270,7 @@ def test_gradients_are_averaged_over_all_devices(mesh):
     params = jax.tree.map(np.float32, params)
     rainy, clean = rng.random((2, 8, 16, 4, 3), np.float32)
     gradient = jax.value_and_grad(loss)
-    found = jax.jit(averaged_over_shards(gradient, make_mesh(mesh)))(params, rainy, clean)
+    found = jax.jit(averaged_over_shards(gradient, make_mesh(mesh), 0))(params, rainy, clean)
     jax.tree.map(
         lambda value, expected: np.testing.assert_allclose(value, expected, rtol=1e-5),
         found,

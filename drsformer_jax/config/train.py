@@ -34,6 +34,9 @@ class MeshConfig:
     device_batch: int = 0
     """Largest microbatch of a device, in crops of `data.crop_size` (or as many pixels of smaller
     patches). Gradients are accumulated over the microbatches of a batch. 0 for no limit."""
+    fsdp_min_size: int = 2**14
+    """Elements of the smallest array that is sharded over `fsdp`. Smaller ones cost an exchange
+    each and save little: of the published network 44 of 97 arrays, and 0.8% of its memory."""
 
     def __post_init__(self) -> None:
         check_types(self, "mesh.")
@@ -41,6 +44,7 @@ class MeshConfig:
         for name, size in zip(("data", "fsdp", "rows"), axes, strict=True):
             check(size >= 1 or size == -1, f"mesh.{name}", size, "at least 1, or -1 for the rest")
         check(axes.count(-1) <= 1, "mesh", f"{axes}", "-1 for one axis at most")
+        check(self.fsdp_min_size >= 0, "mesh.fsdp-min-size", self.fsdp_min_size, "0 or more")
         check(self.device_batch >= 0, "mesh.device-batch", self.device_batch, "0 or more")
 
 

@@ -60,7 +60,7 @@ def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        state_shardings(shapes, mesh),
+        state_shardings(shapes, mesh, config.mesh.fsdp_min_size),
     )
 
 
@@ -210,7 +210,8 @@ def _loss_and_grads(
         total, _ = jax.lax.scan(add, zero, (split(rainy), split(clean)))
         return jax.tree.map(lambda leaf: leaf / count, total)
 
-    return averaged_over_shards(accumulated, mesh)(params, rainy, clean)
+    least = config.mesh.fsdp_min_size
+    return averaged_over_shards(accumulated, mesh, least)(params, rainy, clean)
 
 
 def mixup(key: Array, rainy: Array, clean: Array) -> tuple[Array, Array]:

@@ -139,6 +139,7 @@ IMPOSSIBLE = [
     (MeshConfig, {"rows": 0}, "mesh.rows is 0"),
     (MeshConfig, {"fsdp": -1}, "mesh is (-1, -1, 1)"),
     (MeshConfig, {"device_batch": -1}, "mesh.device-batch is -1"),
+    (MeshConfig, {"fsdp_min_size": -1}, "mesh.fsdp-min-size is -1"),
     (TrainConfig, {"steps": 0}, "steps is 0"),
     (TrainConfig, {"seed": -1}, "seed is -1"),
     (TrainConfig, {"log_every": 0}, "log-every is 0"),

@@ -184,7 +184,19 @@ def test_run_resumes_on_another_mesh_and_back_like_on_one_device(run, straight, 
     shutil.rmtree(moved / "checkpoints" / "6")
     four = f"{run.environment['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     result = run(
-        *(*TRAIN, "--workdir", moved, "--mesh.data", 1, "--mesh.fsdp", 4, "--steps", 4),
+        *(
+            *TRAIN,
+            "--workdir",
+            moved,
+            "--mesh.data",
+            1,
+            "--mesh.fsdp",
+            4,
+            "--mesh.fsdp-min-size",
+            0,
+            "--steps",
+            4,
+        ),
         environment={**run.environment, "XLA_FLAGS": four},
     )
     assert result.returncode == 0, result.stderr

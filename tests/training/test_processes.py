@@ -55,7 +55,7 @@ def metrics(folder: Path) -> list[dict]:
 def test_two_processes_of_four_devices_train_like_one_and_one_resumes_their_run(run, place):
     straight = run("train", "--config", "config.py", "--workdir", "alone", *BATCHES, "--steps", 6)
     assert straight.returncode == 0, straight.stderr
-    arguments = ("--workdir", "together", *BATCHES, "--mesh.fsdp", 2)
+    arguments = ("--workdir", "together", *BATCHES, "--mesh.fsdp", 2, "--mesh.fsdp-min-size", 0)
     first, second = ended(start_two(run, *arguments, "--steps", 5, devices=4))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert "8 cpu devices of 2 processes" in first[1]

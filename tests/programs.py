@@ -36,6 +36,8 @@ import json, os, signal, sys, warnings
 import eval, train
 from drsformer_jax import cli
 
+for command in cli.COMMANDS:
+    cli.load(command)
 mains = {"train": train.main, "eval": eval.main, "drsformer": cli.main}
 for line in sys.stdin:
     program, *arguments, environment = json.loads(line)

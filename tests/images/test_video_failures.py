@@ -177,7 +177,7 @@ def test_without_the_extra_a_line_tells_how_to_install_it(tmp_path, clip, monkey
 
 
 def test_the_package_does_not_import_pyav():
-    code = "import sys, drsformer_jax.cli; sys.exit('av' in sys.modules)"
+    code = "import sys, drsformer_jax.restoring.command; sys.exit('av' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -8,10 +8,10 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 
-from drsformer_jax.cli import Derain
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.formats import FORMATS
 from drsformer_jax.images.pixels import write_image
+from drsformer_jax.restoring.command import Derain
 from drsformer_jax.restoring.jobs import Job, plan_jobs
 
 

@@ -269,7 +269,9 @@ def test_metrics_are_read_without_the_half_line_of_a_killed_run(tmp_path):
 def test_programs_and_tensorboard_files_need_no_pytorch_even_where_it_is_installed(tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
     program = (
-        "import sys, pathlib, train, eval, drsformer_jax.cli\n"
+        "import sys, pathlib, train, eval\n"
+        "from drsformer_jax import cli\n"
+        "for command in cli.COMMANDS: cli.load(command)\n"
         "from drsformer_jax.training.reporting import MetricsWriter\n"
         "with MetricsWriter(pathlib.Path(sys.argv[1]), 0) as writer: writer.scalars(1, {'a': 2})\n"
         "assert 'torch' not in sys.modules"

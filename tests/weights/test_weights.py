@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from drsformer_jax import weights
-from drsformer_jax.cli import Convert
 from drsformer_jax.config import MeshConfig, ModelConfig, TrainConfig
 from drsformer_jax.errors import InputError
 from drsformer_jax.nn.functional import Params, abstract_params, apply, init_params
@@ -19,6 +18,7 @@ from drsformer_jax.restoring import Restorer
 from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training import checkpoint, sharded_state
 from drsformer_jax.training.checkpoint import Run
+from drsformer_jax.weights.command import Convert
 from drsformer_jax.weights.convert import params_from_torch, params_to_torch
 from drsformer_jax.weights.tensor_files import read_tensors, write_pth, write_safetensors
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-golden benchmark-bounds lint types clean
+.PHONY: quickstart test test-slow test-golden benchmark-bounds lint types docs dist clean
 
 # The main job in small: train on synthetic rain, score on photographs never seen, restore them.
 quickstart: .venv/installed
@@ -32,6 +32,16 @@ lint: .venv/installed-dev
 types: .venv/installed-dev
 	$(BIN)/mypy
 
+# The site of the documentation, docs/_build/index.html.
+docs: .venv/installed-docs
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
+
+# dist/: the wheel and the sources, as a package index takes them.
+dist: .venv/installed-dist
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+
 clean:
 	rm -rf .venv
 
@@ -45,4 +55,12 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+.venv/installed-dist: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dist]'
 	@touch $@

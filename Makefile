@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-golden benchmark-bounds lint types docs dist clean
+.PHONY: quickstart test test-slow test-compilers test-golden benchmark-bounds lint types docs dist clean
 
 # The main job in small: train on synthetic rain, score on photographs never seen, restore them.
 quickstart: .venv/installed
@@ -14,6 +14,10 @@ test: .venv/installed-dev
 # Training on several devices, and programs that are resumed, stopped, killed or out of disk.
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# Plans by the compilers for TPUs and GPUs, which need neither (1.3 GB to install).
+test-compilers: .venv/compilers
+	PYTHONPATH=.venv/compilers $(BIN)/python -m pytest -m slow tests/planning/test_compilers.py
 
 # Full-size networks against the official programs' numbers, where they are at hand.
 test-golden: .venv/installed-dev
@@ -52,6 +56,13 @@ clean:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
+
+# Beside the environment, so that JAX finds them only when asked to: libtpu as JAX wants it.
+.venv/compilers: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ $$($(BIN)/python -c 'from \
+	    importlib.metadata import requires, version; jax = version("jax"); print( \
+	    *[each.split(";")[0] for each in requires("jax") if each.startswith("libtpu")], \
+	    f"jax-cuda12-plugin=={jax}", f"jax-cuda12-pjrt=={jax}", "nvidia-cuda-nvcc-cu12")')
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from drsformer_jax.config import SIZE_MULTIPLE, DataConfig, MeshConfig
@@ -60,11 +59,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def _linked(devices: list[jax.Device]) -> list[jax.Device]:
-    """Devices of one process, each with a link to the next if their network has such an order."""
-    try:
-        return list(mesh_utils.create_device_mesh((len(devices),), devices))
-    except AssertionError:  # The two cores of a TPU v4's chip apart, as libtpu can have them.
+    """TPUs of one process in the order of a path along their links, which turns at each end.
+
+    Other devices, which have no coordinates, stay as they are.
+    """
+    if not all(hasattr(device, "coords") for device in devices):
         return devices
+    coords = np.array([device.coords for device in devices]) - devices[0].coords
+    low, high = coords.min(0), coords.max(0)
+    # From the shortest axis to the longest: of 2x4 chips, the end of the path is beside its start.
+    axes = np.argsort(high - low, kind="stable")
+
+    def position(number: int) -> tuple[int, int]:
+        found = 0
+        for axis in axes:
+            forward, length = coords[number, axis] - low[axis], high[axis] - low[axis] + 1
+            found = found * length + (length - 1 - forward if found % 2 else forward)
+        return found, number  # The cores of a chip one after another.
+
+    return [devices[number] for number in sorted(range(len(devices)), key=position)]
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -31,6 +31,7 @@ def get_config():
 """
 
 
+_ALSO = [each for each in [os.environ.get("PYTHONPATH")] if each]
 FORKS = """
 import json, os, signal, sys, warnings
 import eval, train
@@ -72,7 +73,7 @@ class Programs:
             **os.environ,
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *_ALSO]),
             "XLA_FLAGS": UNOPTIMIZED,
         }
         self._programs = {

@@ -240,7 +240,6 @@ def test_rows_of_an_image_stay_with_one_process(rows):
     class Device:
         def __init__(self, number):
             self.id, self.process_index = number, number % 2
-            self.platform = self.device_kind = "cpu"
 
     devices = [Device(number) for number in range(8)]
     with pytest.raises(InputError, match="expected rows to divide 4, the devices of a process"):
@@ -248,6 +247,27 @@ def test_rows_of_an_image_stay_with_one_process(rows):
     mesh = make_mesh(MeshConfig(2, 1, -1), devices)
     assert mesh.shape["rows"] == 4
     assert [[each.id for each in row] for row in mesh.devices[:, 0]] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+@pytest.mark.parametrize(
+    ("sides", "path"),
+    [
+        ((2, 2, 1), ["000", "010", "110", "100"]),
+        ((2, 4, 1), ["000", "010", "020", "030", "130", "120", "110", "100"]),
+        ((1, 1, 3), ["000", "001", "002"]),
+    ],
+)
+def test_devices_of_a_process_follow_the_links_of_its_chips(sides, path):
+    class Chip:
+        def __init__(self, number, coords):
+            self.id, self.process_index, self.coords = number, 0, (4 + coords[0], *coords[1:])
+
+    # As TPUs are numbered: the first coordinate is the fastest.
+    places = sorted(np.ndindex(*sides), key=lambda place: place[::-1])
+    chips = [Chip(number, place) for number, place in enumerate(places)]
+    mesh = make_mesh(MeshConfig(1, 1, -1), chips[::-1])
+    found = [each.coords for each in mesh.devices[0, 0]]
+    assert found == [(4 + int(x), int(y), int(z)) for x, y, z in path]
 
 
 def test_batch_that_cannot_be_sharded_evenly_is_rejected():

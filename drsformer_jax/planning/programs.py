@@ -2,7 +2,7 @@
 
 For TPUs that needs libtpu (`pip install "jax[tpu]"`), for NVIDIA's GPUs JAX's plugin and NVIDIA's
 assembler (`pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12`, of JAX's version).
-Both work on any machine; only one process at a time can compile for TPUs.
+Both work on any machine.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from drsformer_jax.training import TrainState, abstract_state, compiled_step
 _GPUS = Path(__file__).parent / "gpus"
 """Descriptions of GPUs as XLA publishes them."""
 _GPUS_OF_A_MACHINE = 8
+_HOSTS = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}
+"""Slices of v5e and v6e that are one host; libtpu divides all into hosts of 2x2 unless told."""
 Function = Any
 """A jitted function."""
 
@@ -63,6 +65,7 @@ def prepare() -> None:
     os.environ.update(
         LIBTPU_INIT_ARGS=bundles.flags(),
         TPU_SKIP_MDS_QUERY="1",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # It compiles without chips that only one could use.
         TPU_ACCELERATOR_TYPE="v5litepod-8",
         TPU_WORKER_HOSTNAMES="localhost",
         # Compilers' notes would stand between the lines of ours.
@@ -91,8 +94,13 @@ def find_slice(name: str) -> Slice:
 def _tpus(name: str) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError('libtpu is missing; expected it, as by: pip install "jax[tpu]"')
+    kind, _, shape = name.partition(":")
+    host = _HOSTS.get(shape) if kind in ("v5e", "v6e") else None
+    options: dict[str, Any] = {"chips_per_host_bounds": host} if host else {}
+    if kind == "v4":
+        options["chip_config_name"] = "megacore"  # Both cores of a chip as one device.
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise InputError(
             f"the topology is {name!r} ({reason(error)}); expected one such as v5e:2x4 or v5p:2x2x1"

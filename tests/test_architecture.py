@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"config", "nn", "metrics", "sharding"},
     "weights": {"config", "nn", "training"},
     "restoring": {"config", "data", "images", "nn", "ops", "sharding", "weights"},
+    "demo": {"config", "data", "images", "restoring", "weights"},
     "scoring": {"config", "data", "metrics", "nn", "restoring", "training"},
     "planning": {"config", "nn", "restoring", "sharding", "training"},
     "report": {"config", "data", "images", "restoring", "scoring", "training"},

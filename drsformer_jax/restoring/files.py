@@ -116,6 +116,23 @@ def restore_files(
     )
 
 
+def restore_file(job: Job, restorer: Restorer) -> Sequence[str]:
+    """Restores one image, exactly as `restore_files` does that one alone.
+
+    Returns:
+        what the result's format could not keep, one line each.
+
+    Raises:
+        InputError: if it fails.
+        OSError: as `restore_files`.
+    """
+    restorer.plan(_read_sizes([job]).values())
+    (outcome,) = _Files(restorer).restore(_Batch([job]))
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.notes
+
+
 class _Files:
     """Reads, restores and writes image files; safe to call from several threads.
 
@@ -129,9 +146,9 @@ class _Files:
     def __init__(
         self,
         restorer: Restorer,
-        resume: bool,
-        quality: int | None,
-        background: tuple[int, int, int],
+        resume: bool = False,
+        quality: int | None = None,
+        background: tuple[int, int, int] = (255, 255, 255),
     ) -> None:
         self._restorer = restorer
         self._resume = resume

@@ -129,6 +129,10 @@ class Restorer:
         )
         return cls(config, params, tile=tile, overlap=overlap)
 
+    def in_tiles(self, side: int) -> Restorer:
+        """The same network, which restores larger images in tiles of this side."""
+        return Restorer(self.config, self._params[1], tile=side, memory=self.memory)
+
     def plan(self, sizes: Iterable[Size]) -> None:
         """Chooses few buckets for images of these sizes; others get one of a fixed ladder."""
         shapes = []

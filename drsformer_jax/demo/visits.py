@@ -1,0 +1,65 @@
+"""Files of visitors: which visit holds which, so that they are deleted when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+import uuid
+from pathlib import Path
+
+_PAGE = ""
+"""The visit that never ends."""
+
+
+class Visits:
+    """Folders that visits hold; one that none holds any more is deleted. Thread-safe.
+
+    Equal uploads of several visits share one folder, which Gradio names by their content.
+
+    Args:
+        root: the folder of all these folders. What is in it already stays for good.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._held = {_PAGE: set(root.iterdir())}
+
+    def hold(self, visit: str, folder: Path) -> None:
+        """Keeps a folder until the visit ends.
+
+        Args:
+            visit: any name of it.
+            folder: of the root; any other is not ours to delete.
+        """
+        if folder.parent == self._root:
+            with self._lock:
+                self._held.setdefault(visit, set()).add(folder)
+
+    def new(self, visit: str) -> Path:
+        """Makes a folder that nobody can guess the name of, and keeps it until the visit ends."""
+        folder = self._root / uuid.uuid4().hex
+        folder.mkdir()
+        self.hold(visit, folder)
+        return folder
+
+    def end(self, visit: str) -> None:
+        """Deletes what this visit alone held."""
+        with self._lock:
+            folders = self._held.pop(visit, set())
+            for folder in folders.difference(*self._held.values()):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep(self, age: float) -> None:
+        """Deletes what nothing was added to for `age` seconds, whoever holds it."""
+        with self._lock:
+            for folder in set(self._root.iterdir()) - self._held[_PAGE]:
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - folder.stat().st_mtime > age:
+                        shutil.rmtree(folder, ignore_errors=True)
+            for visit, folders in list(self._held.items()):
+                folders.intersection_update(filter(Path.exists, list(folders)))
+                if not folders and visit != _PAGE:
+                    del self._held[visit]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -73,21 +74,32 @@ def serve(
     Raises:
         InputError: if the server cannot start, or is not reached by Gradio's.
     """
-    with tempfile.TemporaryDirectory(prefix="drsformer-demo-") as folder:
-        files = Path(folder).resolve() / "files"
-        files.mkdir()
-        # Gradio has no other way to say where uploads go.
-        os.environ["GRADIO_TEMP_DIR"] = str(files)
-        page = _Page(networks, limits)
-        blocks = page.blocks(_examples(Path(folder) / "examples"))
-        page.visits = Visits(files)  # Gradio has put there what the page shows.
-        try:
-            _launch(blocks, limits, host, port, share)
-            while True:
-                time.sleep(_SWEEP)
-                page.visits.sweep(_KEPT)
-        finally:
-            blocks.close(verbose=False)
+    page = _Page(networks, limits)
+    try:
+        with tempfile.TemporaryDirectory(prefix="drsformer-demo-") as folder:
+            _serve(page, Path(folder).resolve(), limits, host, port, share)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if page.computing.locked():
+            # Python would end the thread inside of XLA, which aborts then.
+            print("interrupted; one image was not finished", file=sys.stderr, flush=True)
+            os._exit(130 if isinstance(end, KeyboardInterrupt) else int(end.code or 0))
+        raise
+
+
+def _serve(page: _Page, folder: Path, limits: Limits, host: str, port: int, share: bool) -> None:
+    files = folder / "files"
+    files.mkdir()
+    # Gradio has no other way to say where uploads go.
+    os.environ["GRADIO_TEMP_DIR"] = str(files)
+    blocks = page.blocks(_examples(folder / "examples"))
+    page.visits = Visits(files)  # Gradio has put there what the page shows.
+    try:
+        _launch(blocks, limits, host, port, share)
+        while True:
+            time.sleep(_SWEEP)
+            page.visits.sweep(_KEPT)
+    finally:
+        blocks.close(verbose=False)
 
 
 def _launch(blocks: Any, limits: Limits, host: str, port: int, share: bool) -> None:
@@ -139,6 +151,7 @@ class _Page:
 
     Attributes:
         visits: folders of uploads and results.
+        computing: locked while an image is computed.
     """
 
     visits: Visits
@@ -151,7 +164,7 @@ class _Page:
         }
         self._names = list(networks)
         self._limits = limits
-        self._computing = threading.Lock()
+        self.computing = threading.Lock()
 
     def blocks(self, examples: list[Path]) -> Any:
         """The parts of the page, and what they call."""
@@ -200,7 +213,6 @@ class _Page:
                 [upload, network, way],
                 [shown, download],
                 concurrency_limit=1,
-                show_progress="minimal",
                 show_progress_on=shown,
                 scroll_to_output=True,
                 **private,
@@ -261,7 +273,7 @@ class _Page:
         tiling = restorer.tiling(size)
         total = None if tiling is None else tiling.tiles(padded(size))[1]
         started, before, shown = time.monotonic(), restorer.programs.total(), -1
-        with self._computing:
+        with self.computing:
             future = _in_background(lambda: restore_file(job, restorer))
             try:
                 while not wait([future], 0.2).done:

@@ -56,7 +56,7 @@ class Demo:
                 f"the Python package {error.name} is missing; expected it for the page: "
                 "pip install 'drsformer_jax[demo]'"
             ) from error
-        self._check_address()
+        self.check_address()
         limits = Limits(self.max_megabytes, self.max_pixels, self.max_waiting)
         serve(self._networks(), limits, self.host, self.port, share=self.share)
 
@@ -72,7 +72,8 @@ class Demo:
             networks[name] = restorer
         return networks
 
-    def _check_address(self) -> None:
+    def check_address(self) -> None:
+        """Raises InputError if no server can listen there."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
             socket.create_server((self.host, self.port), family=family).close()

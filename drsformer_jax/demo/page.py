@@ -103,7 +103,10 @@ def _serve(page: _Page, folder: Path, limits: Limits, host: str, port: int, shar
 
 
 def _launch(blocks: Any, limits: Limits, host: str, port: int, share: bool) -> None:
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    # Gradio's own fonts come from Google.
+    theme = gr.themes.Default(
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
     try:
         _, local, public = blocks.launch(
             server_name=host,
@@ -119,7 +122,7 @@ def _launch(blocks: Any, limits: Limits, host: str, port: int, share: bool) -> N
             ssr_mode=False,
             mcp_server=False,
             pwa=False,
-            theme=gr.themes.Default(**fonts),  # Others' fonts come from Google.
+            theme=theme,
             css=Path(__file__).with_suffix(".css").read_text(encoding="utf-8"),
         )
     except OSError as error:

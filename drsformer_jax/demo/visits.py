@@ -23,7 +23,7 @@ class Visits:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self._lock = threading.Lock()
         self._held = {_PAGE: set(root.iterdir())}
 
@@ -34,13 +34,13 @@ class Visits:
             visit: any name of it.
             folder: of the root; any other is not ours to delete.
         """
-        if folder.parent == self._root:
+        if folder.parent == self.root:
             with self._lock:
                 self._held.setdefault(visit, set()).add(folder)
 
     def new(self, visit: str) -> Path:
         """Makes a folder that nobody can guess the name of, and keeps it until the visit ends."""
-        folder = self._root / uuid.uuid4().hex
+        folder = self.root / uuid.uuid4().hex
         folder.mkdir()
         self.hold(visit, folder)
         return folder
@@ -55,11 +55,11 @@ class Visits:
     def sweep(self, age: float) -> None:
         """Deletes what nothing was added to for `age` seconds, whoever holds it."""
         with self._lock:
-            for folder in set(self._root.iterdir()) - self._held[_PAGE]:
+            for folder in set(self.root.iterdir()) - self._held[_PAGE]:
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - folder.stat().st_mtime > age:
                         shutil.rmtree(folder, ignore_errors=True)
             for visit, folders in list(self._held.items()):
-                folders.intersection_update(filter(Path.exists, list(folders)))
+                folders -= {folder for folder in folders if not folder.exists()}
                 if not folders and visit != _PAGE:
                     del self._held[visit]

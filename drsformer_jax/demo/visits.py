@@ -55,10 +55,13 @@ class Visits:
     def sweep(self, age: float) -> None:
         """Deletes what nothing was added to for `age` seconds, whoever holds it."""
         with self._lock:
-            for folder in set(self.root.iterdir()) - self._held[_PAGE]:
+            for path in set(self.root.iterdir()) - self._held[_PAGE]:
                 with contextlib.suppress(FileNotFoundError):
-                    if time.time() - folder.stat().st_mtime > age:
-                        shutil.rmtree(folder, ignore_errors=True)
+                    if time.time() - path.stat().st_mtime > age:
+                        if path.is_dir():
+                            shutil.rmtree(path, ignore_errors=True)
+                        else:  # Gradio makes empty files, and leaves parts of broken uploads.
+                            path.unlink()
             for visit, folders in list(self._held.items()):
                 folders -= {folder for folder in folders if not folder.exists()}
                 if not folders and visit != _PAGE:

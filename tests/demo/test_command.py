@@ -74,8 +74,10 @@ def test_folder_outside_is_never_deleted(visits, tmp_path_factory):
 
 def test_sweep_deletes_what_is_old_but_what_the_page_shows(visits):
     old, new = visits.new("a"), visits.new("a")
-    for folder in (old, visits.root / "example"):
-        os.utime(folder, (0, 0))
+    part = visits.root / "part of an upload"
+    part.touch()
+    for path in (old, part, visits.root / "example"):
+        os.utime(path, (0, 0))
     visits.sweep(3600)
     assert names(visits) == {new.name, "example"}
     visits.end("a")

@@ -46,9 +46,10 @@ class Server:
         return self._log.read_text()
 
     def files(self):
-        """Names of the files of visitors and examples."""
+        """Names of the files of visitors and examples; Gradio also makes empty ones."""
         (folder,) = self.folder.glob("drsformer-demo-*/files")
-        return sorted(path.name for path in folder.rglob("*") if path.is_file())
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return [path.name for path in files if path.stat().st_size]
 
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gradio as gr
+import jax
 
 from drsformer_jax.config import RainConfig
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
@@ -35,6 +36,8 @@ _KEPT = 3600
 _SWEEP = 60
 """Seconds between two searches for such files."""
 _FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
+_PROGRAMS = 16
+"""Compiled programs that are kept in memory, of about 50 MB each; all are on disk, too."""
 _DOWNLOAD = "Download at full resolution"
 _PLACEHOLDER = "The image before and after appears here, under a slider."
 _RAINS = {
@@ -168,6 +171,7 @@ class _Page:
         self._names = list(networks)
         self._limits = limits
         self.computing = threading.Lock()
+        self._compiled: set[tuple[Restorer, Size]] = set()
 
     def blocks(self, examples: list[Path]) -> Any:
         """The parts of the page, and what they call."""
@@ -286,8 +290,16 @@ class _Page:
                         yield progress(text, done, total), gr.skip()
             finally:  # Of a visitor who leaves, too, one image is computed at a time.
                 wait([future])
+                self._remember(restorer, size)
         seconds = f"{size[1]}x{size[0]} pixels, {time.monotonic() - started:.1f} s"
         return [seconds, *future.result()]
+
+    def _remember(self, restorer: Restorer, size: Size) -> None:
+        """Frees all compiled programs, of which each size of images has one, once they add up."""
+        self._compiled.add((restorer, padded(size)))
+        if len(self._compiled) >= _PROGRAMS:
+            jax.clear_caches()
+            self._compiled.clear()
 
 
 def _in_background(work: Callable[[], Result]) -> Future[Result]:

@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from drsformer_jax.errors import InputError
 from drsformer_jax.images.image import LoadedImage, load_image, save_image
 from drsformer_jax.images.pixels import image_size, read_image, to_8_bits, write_image
 from drsformer_jax.restoring import Restorer, files
-from drsformer_jax.restoring.files import restore_files
+from drsformer_jax.restoring.files import restore_file, restore_files
 from drsformer_jax.restoring.jobs import Job, plan_jobs
 from drsformer_jax.restoring.memory import forward_bytes
 
@@ -115,6 +116,17 @@ def test_resumed_run_skips_what_is_done_and_uses_the_same_buckets(network, tmp_p
     assert first.programs.keys() == {(1, (16, 8)), (1, (24, 8)), (1, (32, 8))}
     assert second.programs.keys() == {(1, (16, 8))}
     assert (tmp_path / "out" / "1.png").stat().st_mtime_ns == kept
+
+
+def test_image_alone_is_restored_as_among_one(network, tmp_path):
+    save_image(tmp_path / "deep.png", LoadedImage(noise(20, 44, np.uint16)))
+    alone, among = (Job(tmp_path / "deep.png", tmp_path / name) for name in ("a.jpg", "b.jpg"))
+    assert restore_file(alone, Restorer(*network)) == ["16 bits become 8"]
+    restore_files([among], Restorer(*network), workers=1)
+    assert alone.target.read_bytes() == among.target.read_bytes()
+    (tmp_path / "deep.png").write_bytes(b"none")
+    with pytest.raises(InputError, match=r"deep\.png is no image"):
+        restore_file(alone, Restorer(*network))
 
 
 def test_comparison_shows_rainy_and_restored_side_by_side(restorer, tmp_path):

@@ -34,7 +34,7 @@ COMMANDS = {
         "Says what training needs on TPUs or GPUs that need not be there: memory, time, "
         "chip-hours.",
     ),
-    "demo": ("demo", "Demo", "Serves a page in the browser on which networks remove rain from images."),
+    "demo": ("demo", "Demo", "Serves a page that removes rain from images in the browser."),
 }
 """Of each command: the part with its `command.py`, its class, and the class's docstring.
 

@@ -37,7 +37,8 @@ from drsformer_jax.weights.convert import params_to_torch
 try:
     import torch
     from torch.nn import functional
-    from torch_network import DRSformer
+
+    from drsformer_jax.exporting.torch_network import DRSformer, with_weights
 except ImportError:
     torch = None
 
@@ -125,7 +126,7 @@ def verify() -> None:
             continue
         keys = json.loads((GOLDEN / f"{preset}_keys.json").read_text())
         golden = load(path, config.architecture(), keys)
-        model = torch_network(config, golden.weights)
+        model = with_weights(config, golden.weights)
         with torch.inference_mode():
             found = model(torch.from_numpy(golden["input"]).permute(0, 3, 1, 2))
         error = relative_error(found.permute(0, 2, 3, 1), golden["output"])
@@ -193,12 +194,12 @@ def all_programs(arguments: argparse.Namespace) -> dict[Key, Program]:
         return programs
     weights = params_to_torch(params, config)
     for mode, dtype in itertools.product(arguments.modes, arguments.dtypes):
-        model = torch_network(config, weights)
+        model = with_weights(config, weights)
         programs[f"PyTorch {mode}", dtype] = torch_program(
             model, mode, dtype, pair, arguments.train
         )
     for name in arguments.runtimes:
-        model = torch_network(config, weights)
+        model = with_weights(config, weights)
         programs[name, "float32"] = runtime_program(model, name, pair[0])
     return programs
 
@@ -261,13 +262,6 @@ def our_program(
         ready(jax.jit(jax.grad(loss)), params, rainy, clean),
         lambda found: joined(params_to_torch(found, config)),
     )
-
-
-def torch_network(config: ModelConfig, weights: dict[str, np.ndarray]) -> DRSformer:
-    """The PyTorch network with an official state dict."""
-    model = DRSformer(config.dim, config.blocks, config.heads, mefc=config.refinement == "mefc")
-    model.load_state_dict({key: torch.tensor(w) for key, w in weights.items()}, strict=True)
-    return model
 
 
 def torch_program(

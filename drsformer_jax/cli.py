@@ -34,6 +34,11 @@ COMMANDS = {
         "Says what training needs on TPUs or GPUs that need not be there: memory, time, "
         "chip-hours.",
     ),
+    "export": (
+        "exporting",
+        "Export",
+        "Writes a network as one program that runs without this package, with its weights inside.",
+    ),
     "demo": ("demo", "Demo", "Serves a page that removes rain from images in the browser."),
 }
 """Of each command: the part with its `command.py`, its class, and the class's docstring.

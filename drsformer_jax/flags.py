@@ -81,6 +81,18 @@ def check_unused(command: Any, names: Iterable[str], where: str) -> None:
             raise InputError(f"{flag} is given; expected none {where}")
 
 
+def image_size(flag: str, text: str) -> tuple[int, int]:
+    """Width and height of a size such as 3840x2160, in pixels.
+
+    Raises:
+        InputError: names the flag, if the text is no such size.
+    """
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise InputError(f"{flag} is {text!r}; expected WIDTHxHEIGHT, such as 3840x2160")
+    return int(sides[0]), int(sides[1])
+
+
 def _may_be(name: str, address: str, prog: str) -> bool:
     """Whether a flag or a field may have the address of a bucket."""
     last = name.lstrip("-").replace("_", "-").rpartition(".")[2]

@@ -14,11 +14,14 @@ c  channels                 n  branches of the sparse attention
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jax import Array
 
-__all__ = ["Array", "Bool", "Float", "Int"]
+__all__ = ["Array", "Bool", "Dimension", "Float", "Int"]
+
+Dimension = int | Any
+"""Length of an axis: an int, or what stands for it in programs for any size (`jax.export`)."""
 
 if TYPE_CHECKING or find_spec("jaxtyping"):
     from jaxtyping import Bool, Float, Int

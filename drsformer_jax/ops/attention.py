@@ -124,9 +124,8 @@ def _strips(
 
 def _sums_of(both: Float[Array, "b h w _"], heads: int) -> ChannelSums:
     """`channel_sums` of queries and keys that are concatenated along channels."""
-    return channel_sums(
-        *(x.reshape(len(x), -1, heads, x.shape[-1] // heads) for x in jnp.split(both, 2, axis=-1))
-    )
+    parts = jnp.split(both, 2, axis=-1)
+    return channel_sums(*(x.reshape(x.shape[0], -1, heads, x.shape[-1] // heads) for x in parts))
 
 
 def channel_scores(sums: ChannelSums, temperature: Float[Array, " m"]) -> Float[Array, "b m d e"]:

@@ -23,7 +23,7 @@ from jax import lax
 from drsformer_jax.ops import implementations
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.strips import crop, materialized
-from drsformer_jax.types import Array, Bool, Float
+from drsformer_jax.types import Array, Bool, Dimension, Float
 
 
 def depthwise_conv(
@@ -217,7 +217,7 @@ def _kernels(name: str) -> Any:
 
 # The steps are compiled functions since those are traced once a shape; XLA inlines them.
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _correlate(padded: Array, kernel: Array, dilation: int, shape: tuple[int, ...]) -> Array:
+def _correlate(padded: Array, kernel: Array, dilation: int, shape: tuple[Dimension, ...]) -> Array:
     """The sum of shifted images."""
     accumulator = _accumulator(padded)
     total = jnp.zeros(shape, accumulator)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax import lax
+from jax import export, lax
 
 from drsformer_jax.types import Array, Float
 
@@ -70,7 +70,8 @@ def recomputed(
     """`run` of an operation whose backward pass saves its arguments alone and recomputes the rest.
 
     Without an implementation's name, images narrower than `NARROW` are computed `whole` and
-    differentiated as usual: strips gain nothing there, and what would be saved is small.
+    differentiated as usual: strips gain nothing there, and what would be saved is small. An image
+    of a program for any width (`jax.export`) is not taken for narrow.
 
     Args:
         operation: a key of `CHOICES`.
@@ -80,7 +81,8 @@ def recomputed(
         weights: tree of arrays.
         *masks: what has no derivative.
     """
-    if implementation in (None, PALLAS) and x.shape[2] < NARROW:
+    narrow = not export.is_symbolic_dim(x.shape[2]) and x.shape[2] < NARROW
+    if implementation in (None, PALLAS) and narrow:
         return implementations["whole"](x, weights, *masks)
     compute = functools.partial(run, operation, implementations, implementation)
     # In the scans of layers nothing merges the two computations.

@@ -26,12 +26,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
-from drsformer_jax.types import Array, Bool, Float
+from drsformer_jax.types import Array, Bool, Dimension, Float
 
 STRIP_ELEMENTS = 2**20
 """Elements of a strip: 4 MiB of float32."""
+_USUAL_WIDTH = 256
+"""Width of an image, in pixels, that is assumed in programs for any width (`jax.export`)."""
 
 Chain = Callable[[Any, Array, Array], Array]
 """(weights, window, valid_mask) -> strip.
@@ -113,7 +115,7 @@ def sum_in_strips(
         return jax.tree.map(lambda t, p: t.at[index // strips.per_image].add(p), total, part)
 
     shapes = jax.eval_shape(run, weights, strips.window(padded, 0), 0)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros((len(x), *leaf.shape), leaf.dtype), shapes)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((x.shape[0], *leaf.shape), leaf.dtype), shapes)
     return lax.fori_loop(0, strips.count, add, zeros)
 
 
@@ -130,8 +132,9 @@ def _summed(
     return run
 
 
-def rows_in_cache(width: int, channels: int) -> int:
+def rows_in_cache(width: Dimension, channels: int) -> int:
     """Rows of a strip that has about `STRIP_ELEMENTS` elements, and at least 8 rows."""
+    width = _USUAL_WIDTH if export.is_symbolic_dim(width) else width
     return max(8, STRIP_ELEMENTS // (width * channels))
 
 
@@ -161,7 +164,8 @@ class _Strips:
     def __init__(self, x: Array, halo: int, rows: int) -> None:
         batch, height = x.shape[:2]
         self.per_image = -(-height // rows)
-        self.rows = -(-height // self.per_image)
+        # Equally many in each strip, where the height is known.
+        self.rows = rows if export.is_symbolic_dim(height) else -(-height // self.per_image)
         self.height = self.per_image * self.rows
         self.count = batch * self.per_image
         self.halo = halo

@@ -17,7 +17,7 @@ from drsformer_jax.config import DType, Kernels, MeshConfig, TrainConfig
 from drsformer_jax.config.file import load_config
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
-from drsformer_jax.flags import check_unused
+from drsformer_jax.flags import check_unused, image_size
 from drsformer_jax.planning import programs
 from drsformer_jax.planning.exchanges import exchanged
 from drsformer_jax.planning.plan import bounds, whole_run
@@ -177,7 +177,7 @@ class Plan:
 
     def _restoring(self, config: TrainConfig, chips: Slice) -> Row:
         """Figures of restoring one image, in the largest strips that fit."""
-        width, height = _size(self.restore or "")
+        width, height = image_size("--restore", self.restore or "")
         one = replace(chips, devices=chips.devices[:1])
         mesh = make_mesh(MeshConfig(data=1), one.devices)
         row: Row = {}
@@ -334,13 +334,6 @@ def _slice(chips: Slice, mesh: Mesh) -> Row:
 
 def _given(**flags: Any) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
-
-
-def _size(size: str) -> tuple[int, int]:
-    sides = size.split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise InputError(f"--restore is {size!r}; expected WIDTHxHEIGHT, such as 3840x2160")
-    return int(sides[0]), int(sides[1])
 
 
 def _gib(size: float) -> str:

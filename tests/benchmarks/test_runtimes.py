@@ -14,10 +14,12 @@ def test_runtime_equals_pytorch_on_an_image_of_another_size_than_it_was_traced_w
     torch = pytest.importorskip("torch")
     pytest.importorskip(package)
     from runtimes import PROGRAMS
-    from torch_network import DRSformer
+
+    from drsformer_jax.config import ModelConfig
+    from drsformer_jax.exporting.torch_network import DRSformer
 
     torch.manual_seed(0)
-    model = DRSformer(8, (1, 1, 1, 1), (1, 1, 1, 1), mefc=True).eval()
+    model = DRSformer(ModelConfig(8, (1, 1, 1, 1), (1, 1, 1, 1))).eval()
     rainy = np.random.default_rng(0).random((1, 3, 40, 72), np.float32)
     with torch.inference_mode():
         expected = model(torch.from_numpy(rainy)).numpy()

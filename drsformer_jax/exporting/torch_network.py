@@ -1,64 +1,76 @@
-"""DRSformer as a PyTorch module: what users run today, for comparison.
+"""The network as a PyTorch module: what ONNX files are made of, and what benchmarks compare with.
 
 Written from the papers ("Learning A Sparse Transformer Network for Effective Image Deraining", CVPR
 2023, and "Restormer", CVPR 2022), step for step as they describe it: nothing is fused or rewritten.
 The names are those of the official checkpoints, so that `load_state_dict(strict=True)` takes one.
-Arrays are b c h w.
+Arrays are b c h w. It computes in the type of its parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-FRACTIONS = ((1, 2), (2, 3), (3, 4), (4, 5))
-"""Shares of the scores of a row that each branch of the sparse attention keeps."""
-SEPARABLE_SIZES = (1, 3, 5, 7)
-DILATED_SIZES = (3, 5, 7)
-EXPERTS = 8
-STEPS = 4
+from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.experts import DILATED_SIZES, EXPERTS, SEPARABLE_SIZES, STEPS
 
 
-def conv(inputs: int, outputs: int, size: int, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size and has no bias."""
+def conv(
+    inputs: int,
+    outputs: int,
+    size: int,
+    groups: int = 1,
+    dilation: int = 1,
+    *,
+    bias: bool = False,
+) -> nn.Conv2d:
+    """A convolution that keeps the size."""
     padding = dilation * (size // 2)
     return nn.Conv2d(
-        inputs, outputs, size, padding=padding, dilation=dilation, groups=groups, bias=False
+        inputs, outputs, size, padding=padding, dilation=dilation, groups=groups, bias=bias
     )
 
 
 class LayerNorm(nn.Module):
-    """Over channels, with weight and bias."""
+    """Over channels; without a bias it only divides by the deviation."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
         self.body = nn.Module()
         self.body.weight = nn.Parameter(torch.ones(channels))
-        self.body.bias = nn.Parameter(torch.zeros(channels))
+        self.with_bias = config.norm == "with_bias"
+        if self.with_bias:
+            self.body.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Keeps the shape."""
-        mean = x.mean(1, keepdim=True)
         variance = x.var(1, keepdim=True, unbiased=False)
-        weight, bias = self.body.weight[:, None, None], self.body.bias[:, None, None]
+        weight = self.body.weight[:, None, None]
+        if not self.with_bias:
+            return x / torch.sqrt(variance + 1e-5) * weight
+        mean, bias = x.mean(1, keepdim=True), self.body.bias[:, None, None]
         return (x - mean) / torch.sqrt(variance + 1e-5) * weight + bias
 
 
 class Attention(nn.Module):
-    """Top-k sparse attention across channels: four branches, each with a softmax of its own."""
+    """Attention across channels: one softmax for each top-k fraction, or one over all scores."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
         super().__init__()
         self.heads = heads
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.qkv = conv(channels, 3 * channels, 1)
-        self.qkv_dwconv = conv(3 * channels, 3 * channels, 3, groups=3 * channels)
-        self.project_out = conv(channels, channels, 1)
-        for name in ("attn1", "attn2", "attn3", "attn4"):
-            setattr(self, name, nn.Parameter(torch.tensor([0.2])))
+        self.qkv = conv(channels, 3 * channels, 1, bias=config.bias)
+        groups = 3 * channels
+        self.qkv_dwconv = conv(groups, groups, 3, groups=groups, bias=config.bias)
+        self.project_out = conv(channels, channels, 1, bias=config.bias)
+        sparse = config.attention == "topk"
+        self.kept = config.kept_scores(channels // heads) if sparse else ()
+        for index in range(len(self.kept)):
+            setattr(self, f"attn{index + 1}", nn.Parameter(torch.tensor([0.2])))
 
     def forward(self, x: Tensor) -> Tensor:
         """Keeps the shape."""
@@ -67,32 +79,35 @@ class Attention(nn.Module):
         q, k, v = (each.reshape(b, self.heads, c // self.heads, h * w) for each in (q, k, v))
         scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
         scores = scores * self.temperature
-        branches = [self._kept(scores, *fraction) @ v for fraction in FRACTIONS]
-        weights = (self.attn1, self.attn2, self.attn3, self.attn4)
-        out = sum(branch * weight for branch, weight in zip(branches, weights, strict=True))
+        if self.kept:
+            branches = [self._sparse_softmax(scores, kept) @ v for kept in self.kept]
+            weights = [getattr(self, f"attn{index + 1}") for index in range(len(self.kept))]
+            out = sum(branch * weight for branch, weight in zip(branches, weights, strict=True))
+        else:
+            out = scores.softmax(dim=-1) @ v
         return self.project_out(out.reshape(b, c, h, w))
 
     @staticmethod
-    def _kept(scores: Tensor, part: int, whole: int) -> Tensor:
+    def _sparse_softmax(scores: Tensor, kept: int) -> Tensor:
         """Softmax over the largest scores of each row alone."""
-        kept = scores.shape[-1] * part // whole
         mask = torch.zeros_like(scores)
         mask.scatter_(-1, torch.topk(scores, kept, dim=-1).indices, 1.0)
         return torch.where(mask > 0, scores, float("-inf")).softmax(dim=-1)
 
 
-class FeedForward(nn.Module):
-    """Mixed-scale feed-forward network."""
+class MixedScale(nn.Module):
+    """Mixed-scale feed-forward network (MSFN)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
-        hidden = int(channels * 2.66)
-        self.project_in = conv(channels, 2 * hidden, 1)
-        self.dwconv3x3 = conv(2 * hidden, 2 * hidden, 3, groups=2 * hidden)
-        self.dwconv5x5 = conv(2 * hidden, 2 * hidden, 5, groups=2 * hidden)
-        self.dwconv3x3_1 = conv(2 * hidden, hidden, 3, groups=hidden)
-        self.dwconv5x5_1 = conv(2 * hidden, hidden, 5, groups=hidden)
-        self.project_out = conv(2 * hidden, channels, 1)
+        hidden, bias = config.hidden(channels), config.bias
+        both = 2 * hidden
+        self.project_in = conv(channels, both, 1, bias=bias)
+        self.dwconv3x3 = conv(both, both, 3, groups=both, bias=bias)
+        self.dwconv5x5 = conv(both, both, 5, groups=both, bias=bias)
+        self.dwconv3x3_1 = conv(both, hidden, 3, groups=hidden, bias=bias)
+        self.dwconv5x5_1 = conv(both, hidden, 5, groups=hidden, bias=bias)
+        self.project_out = conv(both, channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Keeps the shape."""
@@ -104,15 +119,59 @@ class FeedForward(nn.Module):
         return self.project_out(torch.cat([x1, x2], dim=1))
 
 
+class Gated(nn.Module):
+    """Feed-forward network in which one half gates the other (GDFN)."""
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, bias = config.hidden(channels), config.bias
+        both = 2 * hidden
+        self.project_in = conv(channels, both, 1, bias=bias)
+        self.dwconv = conv(both, both, 3, groups=both, bias=bias)
+        self.project_out = conv(hidden, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the shape."""
+        gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
+        return self.project_out(F.gelu(gate) * value)
+
+
+class Plain(nn.Module):
+    """Feed-forward network with a depthwise convolution (DFN) or without one (FN)."""
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, bias = config.hidden(channels), config.bias
+        self.project_in = conv(channels, hidden, 1, bias=bias)
+        self.dwconv = (
+            conv(hidden, hidden, 3, groups=hidden, bias=bias)
+            if config.feed_forward == "dfn"
+            else nn.Identity()
+        )
+        self.project_out = conv(hidden, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the shape."""
+        return self.project_out(F.gelu(self.dwconv(self.project_in(x))))
+
+
+FEED_FORWARD: dict[str, type[nn.Module]] = {
+    "msfn": MixedScale,
+    "gdfn": Gated,
+    "dfn": Plain,
+    "fn": Plain,
+}
+
+
 class Block(nn.Module):
     """Attention and feed-forward network, each after a norm and beside a shortcut."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, config: ModelConfig) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(channels)
-        self.attn = Attention(channels, heads)
-        self.norm2 = LayerNorm(channels)
-        self.ffn = FeedForward(channels)
+        self.norm1 = LayerNorm(channels, config)
+        self.attn = Attention(channels, heads, config)
+        self.norm2 = LayerNorm(channels, config)
+        self.ffn = FEED_FORWARD[config.feed_forward](channels, config)
 
     def forward(self, x: Tensor) -> Tensor:
         """Keeps the shape."""
@@ -229,26 +288,20 @@ def up(channels: int) -> Resample:
 
 
 class DRSformer(nn.Module):
-    """The network.
+    """The network, of any architecture that a configuration can describe."""
 
-    Args:
-        dim: channels of the first level.
-        blocks: of each level.
-        heads: likewise.
-        mefc: whether it has the mixtures of experts at both ends.
-    """
-
-    def __init__(
-        self, dim: int, blocks: Sequence[int], heads: Sequence[int], *, mefc: bool
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        dim, bias = config.dim, config.bias
         self.patch_embed = nn.Module()
         self.patch_embed.proj = conv(3, dim, 3)
 
         def level(number: int, channels: int) -> nn.Sequential:
-            return nn.Sequential(*(Block(channels, heads[number]) for _ in range(blocks[number])))
+            count, heads = config.blocks[number], config.heads[number]
+            return nn.Sequential(*(Block(channels, heads, config) for _ in range(count)))
 
-        self.encoder_level0 = Compensator(dim) if mefc else nn.Identity()
+        before = config.encoder_level0 == "mefc"
+        self.encoder_level0 = Compensator(dim) if before else nn.Identity()
         self.encoder_level1 = level(0, dim)
         self.down1_2 = down(dim)
         self.encoder_level2 = level(1, 2 * dim)
@@ -257,15 +310,23 @@ class DRSformer(nn.Module):
         self.down3_4 = down(4 * dim)
         self.latent = level(3, 8 * dim)
         self.up4_3 = up(8 * dim)
-        self.reduce_chan_level3 = conv(8 * dim, 4 * dim, 1)
+        self.reduce_chan_level3 = conv(8 * dim, 4 * dim, 1, bias=bias)
         self.decoder_level3 = level(2, 4 * dim)
         self.up3_2 = up(4 * dim)
-        self.reduce_chan_level2 = conv(4 * dim, 2 * dim, 1)
+        self.reduce_chan_level2 = conv(4 * dim, 2 * dim, 1, bias=bias)
         self.decoder_level2 = level(1, 2 * dim)
         self.up2_1 = up(2 * dim)
         self.decoder_level1 = level(0, 2 * dim)
-        self.refinement = Compensator(2 * dim) if mefc else nn.Identity()
-        self.output = conv(2 * dim, 3, 3)
+        self.refinement = self._refinement(config)
+        self.output = conv(2 * dim, 3, 3, bias=bias)
+
+    @staticmethod
+    def _refinement(config: ModelConfig) -> nn.Module:
+        channels, heads = 2 * config.dim, config.heads[0]
+        if config.refinement == "mefc":
+            return Compensator(channels)
+        count = config.refinement_blocks if config.refinement == "blocks" else 0
+        return nn.Sequential(*(Block(channels, heads, config) for _ in range(count)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Removes rain from images in [0, 1], whose sides are multiples of 8."""
@@ -277,3 +338,10 @@ class DRSformer(nn.Module):
         y = self.reduce_chan_level2(torch.cat([self.up3_2(self.decoder_level3(y)), level2], dim=1))
         y = self.decoder_level1(torch.cat([self.up2_1(self.decoder_level2(y)), level1], dim=1))
         return self.output(self.refinement(y)) + x
+
+
+def with_weights(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> DRSformer:
+    """The network with an official state dict."""
+    network = DRSformer(config)
+    network.load_state_dict({key: torch.tensor(weight) for key, weight in weights.items()})
+    return network

@@ -30,6 +30,7 @@ from drsformer_jax.exporting.command import Export
 from drsformer_jax.exporting.stablehlo import program_of
 from drsformer_jax.nn.functional import init_params
 
+KINDS = ("one size", "any size")
 Program = Callable[[np.ndarray], np.ndarray]
 SETTLED = 0.2
 """Seconds between turns: threads of a runtime spin on for a while and would slow the next."""
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--size", type=image_size, default=(256, 256), metavar="WxH", help="(256x256)"
     )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of files (both)")
     parser.add_argument("--runs", type=int, default=5, help="of each, in turn (default 5)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
@@ -64,7 +66,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     ours = jax.jit(program_of(dataclasses.replace(config, remat=False), params))
     programs: dict[str, Program] = {"ours": lambda rainy: np.asarray(ours(rainy))}
     files: dict[str, Path] = {}
-    for kind, size in (("one size", size_text(height, width)), ("any size", "dynamic")):
+    for kind in arguments.kinds:
+        size = "dynamic" if kind == "any size" else size_text(height, width)
         for runtime, (extension, opened) in RUNTIMES.items():
             file = folder / f"{kind}{extension}"
             with contextlib.suppress(ModuleNotFoundError):

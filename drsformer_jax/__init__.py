@@ -16,6 +16,7 @@ Importing the package loads none of its parts; they are
 - `drsformer_jax.metrics`: PSNR and SSIM in the protocols of published results;
 - `drsformer_jax.restoring`: a rainy image in, the image without rain out;
 - `drsformer_jax.data`, `training`, `scoring`, `report`: the parts of train.py and eval.py;
+- `drsformer_jax.exporting`: the network in one file that runs without this package;
 - `drsformer_jax.planning`: what a run needs of TPUs and GPUs that need not be there.
 """
 

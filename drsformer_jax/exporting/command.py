@@ -92,8 +92,8 @@ class Export:
         dtype = self.dtype or ("float64" if is_wide(config) else config.dtype)
         if dtype not in dtypes:
             raise InputError(
-                f"{remote.shown(self.checkpoint)} computes in {dtype}, which {self.out.suffix} "
-                f"files of it cannot; expected --dtype {' or '.join(dtypes)}"
+                f"{remote.shown(self.checkpoint)} would compute in {dtype}, which a "
+                f"{self.out.suffix} file cannot; expected --dtype {' or '.join(dtypes)}"
             )
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
         plain: dict[str, Any] = {"dtype": dtype, "remat": False, "kernels": "xla"}

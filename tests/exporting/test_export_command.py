@@ -58,7 +58,7 @@ def test_float64_is_exported_as_float32_where_asked_for(network, tmp_path, x64):
     wide = replace(config, dtype="float64", param_dtype="float64")
     folder, out = tmp_path / "wide", tmp_path / "a.stablehlo"
     weights.save(folder, wide, jax.tree.map(lambda leaf: leaf.astype("float64"), params))
-    with pytest.raises(InputError, match=r"computes in float64.*expected --dtype float32 or bfl"):
+    with pytest.raises(InputError, match=r"in float64.*expected --dtype float32 or bfloat16"):
         Export(folder, out).run()
     Export(folder, out, dtype="float32").run()
     assert out.exists()

@@ -89,5 +89,5 @@ def test_a_file_that_differs_from_the_network_is_refused(network, monkeypatch):
 
 
 def test_bfloat16_is_no_type_of_onnx_files(model, tmp_path):
-    with pytest.raises(InputError, match=r"computes in bfloat16.*expected --dtype float32"):
+    with pytest.raises(InputError, match=r"would compute in bfloat16.*expected --dtype float32"):
         Export(model, tmp_path / "a.onnx", dtype="bfloat16").run()

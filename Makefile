@@ -38,7 +38,7 @@ types: .venv/installed-dev
 
 # The site of the documentation, docs/_build/index.html.
 docs: .venv/installed-docs
-	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
+	$(BIN)/sphinx-build -E -a -W --keep-going -q docs docs/_build
 
 # dist/: the wheel and the sources, as a package index takes them.
 dist: .venv/installed-dist

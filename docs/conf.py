@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 from sphinx.util.inspect import stringify_signature
 
@@ -63,13 +64,13 @@ def after_napoleon(app, what, name, obj, options, lines):
 
 
 def signature(app, what, name, obj, options, arguments, returned):
-    """Names arrays shortly; and the arguments of a module of Flax, whose metaclass hides them."""
+    """Names types shortly; and the arguments of a module of Flax, whose metaclass hides them."""
     if arguments == "(*args: Any, **kwargs: Any)":
         own = inspect.signature(obj.__init__)
         own = own.replace(parameters=list(own.parameters.values())[1:])
         arguments = stringify_signature(own, show_return_annotation=False, short_literals=True)
-    short = [text and text.replace("jaxlib._jax.Array", "Array") for text in (arguments, returned)]
-    return tuple(short)
+    long = re.compile(r"jaxlib\._jax\.(?=Array)|~[\w.]+\.")
+    return tuple(text and long.sub("", text) for text in (arguments, returned))
 
 
 def setup(app):

@@ -52,10 +52,11 @@ from drsformer_jax.training import (
 )
 from drsformer_jax.training.checkpoint import Run, check_architecture
 from drsformer_jax.training.hardware import peak_flops
-from drsformer_jax.training.optim import schedule_end
+from drsformer_jax.training.optim import schedule_warning
 from drsformer_jax.training.processes import Stop, say
 from drsformer_jax.training.profiling import Profile
 from drsformer_jax.training.reporting import MetricsWriter, Progress
+from drsformer_jax.training.watchdog import waits_for
 
 _RESUME = "rerun the command to resume"
 
@@ -77,10 +78,12 @@ class Command:
     """HOST:PORT of the first of several processes; default: found on Cloud TPU pods and under
     Slurm, Open MPI and Kubernetes."""
     num_processes: int | None = None
-    """Number of processes; default: likewise. With 1 the process trains alone in any
-    environment."""
+    """Number of processes; default: likewise. 1 trains with this process alone."""
     process_id: int | None = None
     """Number of this process, from 0; default: likewise."""
+    step_timeout: float = 1800
+    """Seconds that a batch, a step after its compilation, an image of an evaluation or a checkpoint
+    may take; then the run ends. 0 for any time."""
 
 
 def main() -> None:
@@ -122,6 +125,7 @@ def configure_jax(command: Command) -> None:
     processes.join(command.coordinator_address, command.num_processes, command.process_id)
     check_device(jax.devices)
     processes.check_equal(repr(command.train), "the configuration")
+    processes.watch_steps(command.step_timeout)
 
 
 @contextlib.contextmanager
@@ -187,12 +191,12 @@ def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | Non
         say(f"warning: no step of --profile {training.command.profile} is trained; no trace")
     unchecked: deque[tuple[int, Mapping[str, jax.Array], list[str]]] = deque()
     scored = None
-    if stop.before(start):
-        return start, scored
-    if start and is_due(config, start) and not run.is_scored(start):
+    missed = start and is_due(config, start) and not run.is_scored(start)
+    if not stop.asked() and missed:
         scored = validate(training, state)  # The last process was stopped before it had done so.
-    if stop.now():
+    if stop.asked():
         return start, scored
+    compiled = set()
     with (
         contextlib.closing(stream),
         training.profile as profile,
@@ -201,16 +205,18 @@ def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | Non
         for step in range(start + 1, config.steps + 1):
             profile.before(step, run.folder / "profile")
             asked = time.monotonic()
+            waits_for(f"the batch of step {step}")
             batch, images = next(stream)
             waited = time.monotonic() - asked
+            shape = images["rainy"].shape
+            waits_for(f"step {step} on the devices", limited=shape in compiled)
+            compiled.add(shape)
             state, metrics = train_step(state, images)
             profile.after(step, metrics)
-            crops, side = images["rainy"].shape[:2]
-            progress.update(
-                crops, training_operations(config.model, crops, side), waited, batch["skipped"]
-            )
+            operations = training_operations(config.model, *shape[:2])
+            progress.update(shape[0], operations, waited, batch["skipped"])
             unchecked.append((step, metrics, batch["name"]))
-            stopping, evaluating = stop.at(step), is_due(config, step)
+            stopping, evaluating = stop.asked(), is_due(config, step)
             logging = step == config.steps or step % config.log_every == 0
             saving = stopping or evaluating or step % config.checkpoint_every == 0
             # Checked while the next step is computed, unless this one is logged or saved.
@@ -221,13 +227,15 @@ def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | Non
                 # The file for TensorBoard, which has all images, goes with the scores.
                 run.push(without="tensorboard")
             if saving:
+                waits_for(f"the checkpoint of step {step}")
                 run.save(config, state)
                 if evaluating and not stopping:
                     found = validate(training, state)
                     scored = found if step == config.steps else None
                 progress.resume()
-            if stopping or (saving and stop.now()):
+            if stopping or (saving and stop.asked()):
                 break
+    waits_for(f"what follows step {step}", limited=False)
     return step, scored
 
 
@@ -300,10 +308,14 @@ def validate(training: Training, state: TrainState) -> Scored | None:
 
 def scores_of(training: Training, restorer: Restorer) -> Scored | None:
     """Evaluates a network on the validation pairs; None if the run is stopped."""
-    kept = Kept()
-    scores = shared_scores(
-        restorer, training.validation, training.config.protocol, training.stop.now, kept.add
-    )
+    kept, protocol = Kept(), training.config.protocol
+
+    def stop() -> bool:
+        waits_for("an image of the evaluation")
+        return training.stop.asked()
+
+    scores = shared_scores(restorer, training.validation, protocol, stop, kept.add)
+    waits_for("the scores of the other processes", limited=False)
     return None if scores is None else (scores, kept)
 
 
@@ -359,18 +371,8 @@ def announce(
         f"{optim.learning_rate:g} for {optim.constant_steps:,} steps{warmup}, then a cosine "
         f"decay to {optim.final_learning_rate:g} over {optim.cosine_steps:,}"
     )
-    warn_of_schedule(config)
-
-
-def warn_of_schedule(config: TrainConfig) -> None:
-    """Warns of steps after the end of the learning rate schedule."""
-    end = schedule_end(config.optim)
-    if config.steps > end:
-        say(
-            f"warning: --steps is {config.steps:,}, and the learning rate schedule ends at step "
-            f"{end:,}; all later steps have {config.optim.final_learning_rate:g} "
-            "(--optim.constant-steps and --optim.cosine-steps extend the schedule)"
-        )
+    if warning := schedule_warning(config):
+        say(warning)
 
 
 def say_if_stopped(command: Command, end: int) -> None:

@@ -94,7 +94,8 @@ def shared_scores(
         restorer: the network, the same in each process.
         pairs: rainy images and their ground truth, likewise.
         protocol: see `drsformer_jax.metrics`.
-        stop: asked before each pair whether to give up; only for a process alone.
+        stop: asked before each pair whether to give up. All processes call it equally often, also
+            one whose shard is a pair shorter, so that the same call may tell all to.
         seen: called with each pair of this process, as soon as it is scored: its index among all
             pairs, the pair, the restored image and the scores.
 
@@ -106,9 +107,11 @@ def shared_scores(
     restorer.plan(sizes_of(pairs))
     shard = Shard(pairs, jax.process_index(), jax.process_count())
     rows = np.zeros((len(shard), len(dataclasses.fields(Scores))))
-    for index in range(len(shard)):
+    for index in range(math.ceil(len(pairs) / jax.process_count())):
         if stop():
             return None
+        if index == len(shard):
+            break
         pair, restored, scores = _evaluated(restorer, shard[index], protocol)
         rows[index] = dataclasses.astuple(scores)
         seen(shard.global_index(index), pair, restored, scores)

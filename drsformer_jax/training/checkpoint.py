@@ -30,6 +30,7 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.files import remove_leftovers, write_text
 from drsformer_jax.nn.functional import Params, abstract_params, wide_types
 from drsformer_jax.training.orbax_quirks import (
+    Manager,
     silence_read_only_warning,
     silence_repeated_errors,
     system_reason,
@@ -99,7 +100,7 @@ class Run:
                 ),
                 cleanup_tmp_directories=True,
             )
-        return ocp.CheckpointManager(
+        return Manager(
             self._checkpoints,
             options=options,
             item_names=("params", "ema", "optimizer", "run"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
-from drsformer_jax.config import OptimConfig
+from drsformer_jax.config import OptimConfig, TrainConfig
 from drsformer_jax.types import Array
 
 
@@ -31,9 +31,17 @@ def lr_schedule(config: OptimConfig) -> optax.Schedule:
     return warmed
 
 
-def schedule_end(config: OptimConfig) -> int:
-    """The number of updates after which the learning rate no longer changes."""
-    return config.constant_steps + config.cosine_steps
+def schedule_warning(config: TrainConfig) -> str:
+    """A warning of steps after the end of the learning rate schedule; empty if there are none."""
+    optim = config.optim
+    end = optim.constant_steps + optim.cosine_steps
+    if config.steps <= end:
+        return ""
+    return (
+        f"warning: --steps is {config.steps:,}, and the learning rate schedule ends at step "
+        f"{end:,}; all later steps have {optim.final_learning_rate:g} "
+        "(--optim.constant-steps and --optim.cosine-steps extend the schedule)"
+    )
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:

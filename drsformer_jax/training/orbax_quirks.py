@@ -14,10 +14,24 @@ import sys
 import warnings
 from typing import Any
 
+import orbax.checkpoint as ocp
+
 from drsformer_jax.errors import reason
 
 _RAISING = ("future", "async_checkpointer", "checkpoint_manager")
 """Modules of Orbax that log an error with its traceback and raise it as well."""
+
+
+class Manager(ocp.CheckpointManager):
+    """Does not ask JAX whether to stop at a step, as Orbax does in each save, to log it.
+
+    `processes.Stop` asks with numbers of its own, and JAX takes the last one for how far this
+    process is.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Says no."""
+        return False
 
 
 @functools.cache

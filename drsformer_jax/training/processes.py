@@ -8,9 +8,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -21,67 +20,22 @@ from orbax.checkpoint import multihost
 from tqdm import tqdm
 
 from drsformer_jax.errors import InputError, reason
+from drsformer_jax.training.clusters import detected, find_cluster
+from drsformer_jax.training.peers import Peers
+from drsformer_jax.training.watchdog import watch
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHUTDOWN_TIMEOUT = 3600
 """Seconds that processes wait for the others at the end: the first one writes the report."""
-_JOIN_TIMEOUT = 300
-"""Seconds that processes wait for the others at the start."""
+_TIMEOUT = 300
+"""Seconds that JAX may take to connect processes that have all come."""
 _INTERRUPTED = 130
 """Exit status after a second Ctrl-C, see `errors.one_line_errors`."""
 _LEAVING = 3
 """Seconds that an interrupted process may take to end."""
-_QUIET = 5
-"""Seconds of that wait before a process says what it waits for."""
 
-
-@dataclass(frozen=True)
-class Cluster:
-    """A launcher of processes whose variables JAX reads, and which of them tell what."""
-
-    name: str
-    variables: tuple[str, ...]
-    """JAX takes the process for one of a cluster if all of these are set."""
-    count: str = ""
-    process: str = ""
-    coordinator: str = ""
-    certain: bool = True
-    """False if JAX still has to ask elsewhere whether there is a cluster."""
-
-
-_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-_CLUSTERS = (
-    Cluster(
-        "Open MPI",
-        ("OMPI_MCA_orte_hnp_uri",),
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_MCA_orte_hnp_uri",
-    ),
-    Cluster("Slurm", _SLURM, "SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"),
-    # JAX sets TPU_ML_PLATFORM, when it is imported on a machine with TPUs.
-    Cluster("Cloud TPU", ("TPU_ML_PLATFORM", "TPU_PROCESS_ADDRESSES"), process="TPU_WORKER_ID"),
-    Cluster(
-        "Cloud TPU",
-        ("TPU_ML_PLATFORM", "TPU_WORKER_HOSTNAMES"),
-        process="TPU_WORKER_ID",
-        coordinator="TPU_WORKER_HOSTNAMES",
-    ),
-    Cluster(
-        "Kubernetes",
-        ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"),
-        process="JOB_COMPLETION_INDEX",
-    ),
-    # Whether such a machine belongs to a pod only Google's metadata server knows.
-    Cluster("Cloud TPU", ("TPU_ML_PLATFORM",), certain=False),
-)
-"""The clusters that `jax.distributed.initialize` knows; it has no public way to ask for them."""
-
-
-def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
-    """The cluster whose variables are set; None for a process that was started by hand."""
-    found = (each for each in _CLUSTERS if environment.keys() >= {*each.variables})
-    return next(found, None)
+_peers: Peers | None = None
+"""The processes of this one's run, if there are several: like JAX's own state, of the process."""
 
 
 def join(address: str | None = None, count: int | None = None, index: int | None = None) -> None:
@@ -98,78 +52,63 @@ def join(address: str | None = None, count: int | None = None, index: int | None
     Raises:
         InputError: if the processes cannot be connected.
     """
+    global _peers
     address = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     cluster, named = find_cluster(os.environ), (address, count, index) != (None, None, None)
     if count == 1 or not (named or cluster):
         return
-    # While a process waits for the others, Python does not run its signal handlers.
-    handlers = {each: signal.signal(each, signal.SIG_DFL) for each in _SIGNALS}
     try:
-        with _saying(_waiting(cluster, address, count, index)):
-            jax.distributed.initialize(
-                address,
-                count,
-                index,
-                initialization_timeout=2 * _JOIN_TIMEOUT,
-                shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
-            )
-    except Exception as error:  # JAX lets out errors of many kinds
-        # A lone machine with TPUs: JAX has found no cluster, and so no arguments.
-        if isinstance(error, ValueError) and not named and cluster and not cluster.certain:
+        address, count, index = detected(address, count, index)
+        if count == 1 or (not named and cluster and not cluster.certain and address is None):
             return
+        if address is None or count is None or index is None:
+            raise InputError("JAX finds no cluster")
+        if not 0 <= index < count:
+            raise InputError(f"the number of this process is {index} of {count}")
+        _peers = Peers(address, count, index)
+        service = _peers.meet()
+        _connect(address, count, index, service)
+    except Exception as error:  # JAX lets out errors of many kinds
         raise InputError(
             f"the processes cannot be connected ({reason(error)}); expected --coordinator-address "
             "HOST:PORT, --num-processes and --process-id in each, a cluster that JAX knows, or "
             "--num-processes 1 to train with this process alone"
         ) from error
+
+
+def _connect(address: str, count: int, index: int, service: str | None) -> None:
+    """Connects JAX; `service` is where that of the first process listens."""
+    # While JAX waits for others, Python does not run its signal handlers.
+    handlers = {each: signal.signal(each, signal.SIG_DFL) for each in _SIGNALS}
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            coordinator_bind_address=service,
+            initialization_timeout=_TIMEOUT,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+        )
     finally:
         signal.signal(signal.SIGINT, handlers[signal.SIGINT])
         if not jax.distributed.is_initialized():  # Else SIGTERM belongs to its preemption service.
             signal.signal(signal.SIGTERM, handlers[signal.SIGTERM])
 
 
-def _waiting(
-    cluster: Cluster | None, address: str | None, count: int | None, index: int | None
-) -> str:
-    """What a process waits for, in one line."""
+def watch_steps(seconds: float) -> None:
+    """Ends the process, and so the run, when anything that is limited takes too long.
 
-    def known(given: object, variable: str) -> object:
-        return os.environ.get(variable, "?") if given is None else given
-
-    launcher = cluster or Cluster("named by flags", ())
-    return (
-        f"process {known(index, launcher.process)} of {known(count, launcher.count)} waits for the "
-        f"others ({launcher.name}), the first of them at {known(address, launcher.coordinator)}"
-    )
-
-
-@contextmanager
-def _saying(waiting: str) -> Iterator[None]:
-    """Says what a process waits for, unless it is over soon, and ends it if it takes too long.
-
-    JAX itself is silent, and at its timeout aborts the process with a stack trace.
+    Args:
+        seconds: see `watchdog.watch`.
     """
-    over = threading.Event()
 
-    def watch() -> None:
-        if over.wait(_QUIET):
-            return
-        alone = "--num-processes 1 trains with this process alone"
-        print(f"{waiting}; {alone}", file=sys.stderr, flush=True)
-        if over.wait(_JOIN_TIMEOUT - _QUIET):
-            return
-        print(
-            f"error: after {_JOIN_TIMEOUT} s {waiting}; expected all to start; {alone}",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(1)  # The main thread is in JAX, which cannot be interrupted.
+    def end(found: str) -> None:
+        print(f"error: {found}; rerun the command to resume", file=sys.stderr, flush=True)
+        if _peers:
+            _peers.fail(found)
+        os._exit(1)  # The main thread is in what hangs.
 
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
+    watch(seconds, _peers.me if _peers else "the run", end)
 
 
 def check_equal(text: str, what: str) -> None:
@@ -243,37 +182,38 @@ def least(value: int) -> int:
 
 
 class Stop:
-    """Turns SIGTERM and Ctrl-C into a request to stop, which all processes see at the same step.
+    """Turns SIGTERM and Ctrl-C into a request to stop, which all processes see at the same call.
 
     A second Ctrl-C interrupts at once.
+
+    Attributes:
+        stopped: whether `asked` has said so.
     """
 
     def __init__(self) -> None:
-        self._asked = self._interrupted = False
+        self.stopped = self._requested = self._interrupted = False
+        self._calls = 0
         self._old: dict[int, Any] = {}
 
-    def at(self, step: int) -> bool:
-        """Whether to stop after this step. To be called once for each step, by all processes."""
-        if jax.process_count() > 1:
-            # SIGTERM, which announces preemption too, reaches all of them through one.
-            return multihost.reached_preemption(step)
-        return self._asked
+    def asked(self) -> bool:
+        """Whether to stop now. All processes call it equally often, whenever a stop is possible.
 
-    def before(self, start: int) -> bool:
-        """Whether to stop before the first step after `start`; to be called once, by all."""
+        A process that has called it more often than the others does not wait for them: of those
+        that call it in an evaluation each may be at another image.
+        """
+        self._calls += 1
         if jax.process_count() > 1:
-            # Of a request before the first call here, JAX tells all processes at step 1.
-            return multihost.reached_preemption(1) | multihost.reached_preemption(start)
-        return self._asked
-
-    def now(self) -> bool:
-        """Whether to stop at once, which a single process may do anywhere."""
-        return self._asked and jax.process_count() == 1
+            # SIGTERM, which announces preemption too, reaches all of them through one: JAX tells
+            # them at the first call that none of them has made yet.
+            self.stopped |= multihost.reached_preemption(self._calls)
+        else:
+            self.stopped |= self._requested
+        return self.stopped
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._interrupted and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self._requested = True
         self._interrupted |= number == signal.SIGINT
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -291,7 +231,7 @@ class Stop:
 
 @contextmanager
 def ended_together() -> Iterator[None]:
-    """Ends a run of several processes if one of them fails; JAX then ends the others.
+    """Ends a run of several processes if one of them fails, with one line in each.
 
     A process that was interrupted ends within seconds.
     """
@@ -304,16 +244,23 @@ def ended_together() -> Iterator[None]:
             end = threading.Timer(_LEAVING, os._exit, (_INTERRUPTED,))
             end.daemon = True
             end.start()
-        if not status or not jax.distributed.is_initialized():
+        if not status or _peers is None:
             raise
-        # An orderly exit would wait for the other processes, which wait for this one.
+        if not isinstance(status, int) or not isinstance(error, SystemExit):
+            _peers.settle()
+        found = reason(error)
         if isinstance(status, str):
             print(status, file=sys.stderr)
-        elif isinstance(error, jax.errors.JaxRuntimeError):
-            line = f"error: another process of the run has ended ({reason(error)})"
-            print(line, file=sys.stderr)
-        elif not isinstance(error, SystemExit):
+            found = status.removeprefix("error: ")
+        elif isinstance(error, SystemExit):
+            found = f"it was ended with status {status}"
+        else:
             traceback.print_exc()
+        _peers.fail(found)
         sys.stdout.flush()
         sys.stderr.flush()
+        # An orderly exit would wait for the other processes, which wait for this one.
         os._exit(status if isinstance(status, int) else 1)
+    else:
+        if _peers is not None:
+            _peers.over()

@@ -20,6 +20,7 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.report.results import Kept
 from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.sharding import make_mesh
+from drsformer_jax.training.optim import schedule_warning
 
 CONFIG = TrainConfig(
     model=SMALL,
@@ -68,7 +69,7 @@ def test_a_checkpoint_is_not_evaluated_again_for_the_report(monkeypatch, best):
         run=run,
         command=command(config),
         validation=pairs,
-        stop=types.SimpleNamespace(now=lambda: False),
+        stop=types.SimpleNamespace(asked=lambda: False),
     )
     evaluated = []
     monkeypatch.setattr(train, "Restorer", lambda model, params: f"network of step {params}")
@@ -112,16 +113,14 @@ def test_other_periods_and_another_mesh_are_shown_and_taken(capsys):
     assert "- steps 10\n+ steps 20\n" in capsys.readouterr().out
 
 
-def test_steps_beyond_the_schedule_are_warned_of(capsys):
-    train.warn_of_schedule(dataclasses.replace(CONFIG, steps=11))
-    assert capsys.readouterr().out == (
+def test_steps_beyond_the_schedule_are_warned_of():
+    assert schedule_warning(dataclasses.replace(CONFIG, steps=11)) == (
         "warning: --steps is 11, and the learning rate schedule ends at step 10; all later steps "
-        "have 1e-06 (--optim.constant-steps and --optim.cosine-steps extend the schedule)\n"
+        "have 1e-06 (--optim.constant-steps and --optim.cosine-steps extend the schedule)"
     )
-    train.warn_of_schedule(CONFIG)
-    for path in (Path(train.__file__).parent / "configs").glob("*.py"):
-        train.warn_of_schedule(load_config(path))
-    assert capsys.readouterr().out == ""
+    configs = (Path(train.__file__).parent / "configs").glob("*.py")
+    for config in (CONFIG, *map(load_config, configs)):
+        assert schedule_warning(config) == ""
 
 
 def test_platform_without_a_device_is_one_line(run):

@@ -82,8 +82,8 @@ class Command:
     process_id: int | None = None
     """Number of this process, from 0; default: likewise."""
     step_timeout: float = 1800
-    """Seconds that a batch, a step after its compilation, an image of an evaluation or a checkpoint
-    may take; then the run ends. 0 for any time."""
+    """Seconds that a batch, a compiled step, an image of an evaluation or a checkpoint may take,
+    before the run ends; 0 for any time."""
 
 
 def main() -> None:
@@ -190,13 +190,12 @@ def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | Non
     if training.profile.misses(start, config.steps):
         say(f"warning: no step of --profile {training.command.profile} is trained; no trace")
     unchecked: deque[tuple[int, Mapping[str, jax.Array], list[str]]] = deque()
-    scored = None
+    scored, compiled = None, set()
     missed = start and is_due(config, start) and not run.is_scored(start)
     if not stop.asked() and missed:
         scored = validate(training, state)  # The last process was stopped before it had done so.
     if stop.asked():
         return start, scored
-    compiled = set()
     with (
         contextlib.closing(stream),
         training.profile as profile,
@@ -207,8 +206,7 @@ def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | Non
             asked = time.monotonic()
             waits_for(f"the batch of step {step}")
             batch, images = next(stream)
-            waited = time.monotonic() - asked
-            shape = images["rainy"].shape
+            waited, shape = time.monotonic() - asked, images["rainy"].shape
             waits_for(f"step {step} on the devices", limited=shape in compiled)
             compiled.add(shape)
             state, metrics = train_step(state, images)

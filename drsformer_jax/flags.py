@@ -54,16 +54,6 @@ def parse(cli: Callable[..., Any], *, prog: str, args: Sequence[str] | None = No
     return command
 
 
-def check(fits: bool, name: str, found: object, expected: str) -> None:
-    """Rejects a value.
-
-    Raises:
-        InputError: if it does not fit.
-    """
-    if not fits:
-        raise InputError(f"{name} is {found}; expected {expected}")
-
-
 def check_unused(command: Any, names: Iterable[str], where: str) -> None:
     """Rejects fields of a command that have no effect and another value than their default.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from drsformer_jax.config import SIZE_MULTIPLE, DataConfig, MeshConfig
@@ -36,13 +37,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Raises:
         InputError: if the sizes of the axes do not fit the devices.
     """
-    of_process: dict[int, list[jax.Device]] = {}
-    for device in sorted(jax.devices() if devices is None else devices, key=lambda each: each.id):
-        of_process.setdefault(device.process_index, []).append(device)
-    processes = len(of_process)
-    # By process, so that each one holds a block of every batch. JAX's order of a whole slice, by
-    # its links, gives most processes parts of several blocks.
-    devices = [device for _, own in sorted(of_process.items()) for device in _linked(own)]
+    devices = _by_process(jax.devices() if devices is None else devices)
+    processes = len({device.process_index for device in devices})
     sizes = [config.data, config.fsdp, config.rows]
     found = f"the mesh is {', '.join(map('{} {}'.format, _AXES, sizes))}"
     if -1 in sizes:
@@ -56,6 +52,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if processes > 1 and local % sizes[2]:
         raise InputError(f"{found}; expected rows to divide {local}, the devices of a process")
     return Mesh(np.array(devices[:count]).reshape(sizes), _AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _by_process(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Devices by process, so that each one holds a block of every batch, and in it along its links.
+
+    JAX's order of a whole slice, by its links, gives most processes parts of several blocks.
+    """
+    of_process: dict[int, list[jax.Device]] = {}
+    for device in sorted(devices, key=lambda each: each.id):
+        of_process.setdefault(device.process_index, []).append(device)
+    return [device for _, own in sorted(of_process.items()) for device in _linked(own)]
 
 
 def _linked(devices: list[jax.Device]) -> list[jax.Device]:
@@ -199,12 +206,14 @@ def averaged_over_shards(
 
 
 def rows_mesh(count: int) -> Mesh:
-    """A mesh of devices of this process for the rows of images."""
-    return Mesh(np.array(jax.local_devices()[:count]), ("rows",), axis_types=(AxisType.Auto,))
+    """A mesh for the rows of images: devices of this process, of all if it has too few."""
+    local = jax.local_devices()
+    devices = _by_process(local if count <= len(local) else jax.devices())[:count]
+    return Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
 
 
 def over_rows(network: Callable[..., jax.Array], count: int) -> Callable[..., jax.Array]:
-    """Shards the rows of images (b, h, w, 3) over devices of this process.
+    """Shards the rows of images (b, h, w, 3) over the devices of `rows_mesh`.
 
     Args:
         network: maps parameters, row chunks of images, and further replicated arrays to row
@@ -239,6 +248,30 @@ def global_arrays(arrays: Mapping[str, np.ndarray], sharding: Sharding) -> dict[
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in arrays.items()
     }
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Copies of arrays of this process on all devices of a mesh, also on those of others.
+
+    Args:
+        tree: of arrays that are the same in each process of the mesh.
+        mesh: the devices.
+    """
+    sharding = replicated(mesh)
+    if mesh.is_multi_process:
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
+        )
+    return jax.device_put(tree, sharding)
+
+
+def least(value: int) -> int:
+    """The least of the values that the processes have; all of them call it together."""
+    if jax.process_count() == 1:
+        return value
+    # As bytes, since JAX would make int32 of it.
+    own = np.array([value], np.int64).view(np.uint8)
+    return int(multihost_utils.process_allgather(own).view(np.int64).min())
 
 
 def gathered(tree: Any, mesh: Mesh) -> Any:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -121,6 +122,40 @@ class Programs:
         if self._forks is not None:
             self._forks.communicate()
             shutil.rmtree(self._outputs)
+
+
+def start_several(run, count, *arguments, devices=1):
+    """Starts train.py several times as one run, each process with so many virtual devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = f"{UNOPTIMIZED} --xla_force_host_platform_device_count={devices}"
+    several = ("--coordinator-address", address, "--num-processes", count, "--process-id")
+    return [
+        run.start(
+            *("train", *arguments, *several, process),
+            environment={**run.environment, "XLA_FLAGS": flags},
+        )
+        for process in range(count)
+    ]
+
+
+def ended(processes, timeout=300):
+    """Exit status, output and errors of each, of what was not read before."""
+    try:
+        said = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+
+
+def read_until(process, start):
+    """Reads the lines that a process prints, to the first that starts so."""
+    for line in process.stdout:
+        if line.startswith(start):
+            return line
+    raise AssertionError(process.communicate())
 
 
 def rejected(result, message):

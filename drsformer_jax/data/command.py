@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from drsformer_jax import remote
 from drsformer_jax.config import DataConfig
+from drsformer_jax.config.fields import check
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, summary
 from drsformer_jax.data.pairs import sizes_of
 from drsformer_jax.errors import InputError
-from drsformer_jax.flags import check, check_unused
+from drsformer_jax.flags import check_unused
 from drsformer_jax.images.pixels import check_extension, write_image
 
 

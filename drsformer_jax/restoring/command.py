@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -14,14 +14,18 @@ import tyro
 from tqdm import tqdm
 
 from drsformer_jax import weights
+from drsformer_jax.clusters import share
 from drsformer_jax.config import DType, Kernels
+from drsformer_jax.config.fields import check
 from drsformer_jax.data.folders import describe_left_out
 from drsformer_jax.errors import InputError
-from drsformer_jax.flags import check, check_unused
+from drsformer_jax.flags import check_unused
 from drsformer_jax.images.video import VIDEO_EXTENSIONS, is_video, restore_video
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.files import restore_files
 from drsformer_jax.restoring.jobs import plan_jobs
+
+T = TypeVar("T")
 
 _BATCH = 8
 _FRAMES = 4
@@ -77,6 +81,11 @@ class Derain:
     """Overwrite results and comparisons that exist."""
     resume: bool = False
     """Skip images whose results exist."""
+    num_processes: int | None = None
+    """Number of processes that share the images, each started with the same command; default: found
+    on Cloud TPU pods and under Slurm and Open MPI. With 1 this one restores all."""
+    process_id: int | None = None
+    """Number of this process, from 0; default: likewise."""
 
     def run(self) -> None:
         """Restores the images; one that cannot be read is reported and the others are restored.
@@ -118,6 +127,10 @@ class Derain:
         )
         if left_out:
             print(describe_left_out(left_out), file=sys.stderr)
+        # The results of other processes, which may be writing them, are not looked at.
+        jobs = self._own(jobs, "images")
+        if not jobs:
+            return
         if not self.resume:
             self._check_free([path for job in jobs for path in job.outputs()])
         restorer = self._restorer()
@@ -143,6 +156,8 @@ class Derain:
         flags = ("format", "quality", "background", "compare", "workers", "batch")
         check_unused(self, flags, "for a video")
         check(len(inputs) == 1, "the input", f"{len(inputs)} paths", "a video alone")
+        if not self._own(inputs, "videos"):
+            return
         source = inputs[0]
         target = output / source.name if output.is_dir() else output
         if target.resolve() == source.resolve():
@@ -171,6 +186,14 @@ class Derain:
         for note in notes:
             print(f"{target}: {note}", file=sys.stderr)
         print(f"restored {count} frames into {target}")
+
+    def _own(self, items: list[T], what: str) -> list[T]:
+        """The share of this process, which it prints if there are several."""
+        index, count = share(self.num_processes, self.process_id, os.environ)
+        own = items[index::count]
+        if count > 1:
+            print(f"process {index} of {count}: {len(own)} of {len(items)} {what}", flush=True)
+        return own
 
     def _restorer(self) -> Restorer:
         if self.checkpoint is None or weights.is_builtin(self.checkpoint):

@@ -26,7 +26,7 @@ from drsformer_jax.restoring.buckets import Size, bucket_on_ladder, padded, plan
 from drsformer_jax.restoring.compile_cache import use_compile_cache
 from drsformer_jax.restoring.memory import budget, forward_bytes, strips_bytes
 from drsformer_jax.restoring.tiles import Tiling
-from drsformer_jax.sharding import over_rows, replicated, rows_mesh
+from drsformer_jax.sharding import gathered, least, over_rows, replicate, rows_mesh
 from drsformer_jax.types import Array
 
 _KINDS = (np.uint8, np.uint16)
@@ -56,7 +56,9 @@ class Restorer:
         overlap: pixels that neighboring tiles share at least; default: 64, or half of a smaller
             tile.
         memory: bytes of a device that may be used; default: as measured once in this process.
-        devices: of this process that may share an image; default: all accelerators.
+        devices: number of those that may share an image; default: all accelerators of this process.
+            More than it has are those of all processes, which then call the restorer together, with
+            the same images, from one thread each.
 
     Attributes:
         config: the network.
@@ -64,7 +66,8 @@ class Restorer:
         programs: how often each (number of images, bucket) was computed.
 
     Raises:
-        InputError: if tile and overlap are impossible.
+        InputError: if tile and overlap are impossible, or there are fewer devices, or they belong
+            to some of the processes.
     """
 
     def __init__(
@@ -87,8 +90,13 @@ class Restorer:
         self._by_memory = tile != 0
         self.memory = memory or budget()
         # The devices that JAX makes of a CPU share its memory and its cores.
-        there, alone = jax.local_devices(), jax.default_backend() == "cpu"
-        self._devices = min(devices or (1 if alone else len(there)), len(there))
+        local, alone = jax.local_device_count(), jax.default_backend() == "cpu"
+        self._devices = devices or (1 if alone else local)
+        if self._devices > local:
+            if self._devices != jax.device_count():
+                expected = f"at most {local}, those of this process, or all {jax.device_count()}"
+                raise InputError(f"the devices are {devices}; expected {expected}")
+            self.memory = least(self.memory)
         self._planned: list[Size] = []
         self.programs: Counter[tuple[int, Size]] = Counter()
         self._lock = threading.Lock()
@@ -276,6 +284,8 @@ class Restorer:
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                     raise
+                if isinstance(rows, Shards) and rows.count > jax.local_device_count():
+                    raise  # The other processes do not try again.
                 if group == 1 and not self._by_memory:
                     raise InputError(
                         f"{bucket[1]}x{bucket[0]} pixels do not fit into memory at once; expected "
@@ -305,7 +315,10 @@ class Restorer:
         # JAX compiles anew for each value; without it float64 would silently become float32.
         with wide_types(self.config):
             params = self._params_for(rows)
-            restored = np.asarray(restore_batch(self.config, rows, params, rainy, white, size))
+            result = restore_batch(self.config, rows, params, rainy, white, size)
+            if isinstance(rows, Shards) and not result.is_fully_addressable:
+                result = gathered(result, rows_mesh(rows.count))
+            restored = np.asarray(result)
         with self._lock:
             self.programs[count, bucket] += 1
         return [
@@ -317,8 +330,7 @@ class Restorer:
         """The parameters, replicated over the devices that compute."""
         count = rows.count if isinstance(rows, Shards) else 1
         if count not in self._params:
-            sharding = replicated(rows_mesh(count))
-            self._params[count] = jax.device_put(self._params[1], sharding)
+            self._params[count] = replicate(self._params[1], rows_mesh(count))
         return self._params[count]
 
     def _warn_once(self, bucket: Size, rows: Rows, group: int) -> None:

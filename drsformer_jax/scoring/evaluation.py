@@ -14,7 +14,8 @@ from drsformer_jax import metrics
 from drsformer_jax.config import Protocol
 from drsformer_jax.data.pairs import Pair, Pairs, Shard, sizes_of
 from drsformer_jax.restoring import Restorer
-from drsformer_jax.training.processes import in_order, least
+from drsformer_jax.sharding import least
+from drsformer_jax.training.processes import in_order
 
 
 @dataclass(frozen=True)

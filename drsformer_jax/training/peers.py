@@ -99,7 +99,7 @@ class Peers:
         """
         host, _, port = self._address.rpartition(":")
         if not host or not port.isdigit():
-            raise InputError(f"the first process is at {self._address!r}; expected HOST:PORT")
+            raise InputError(f"coordinator-address is {self._address!r}; expected HOST:PORT")
         waiting = _Waiting(self._count, self._address)
         if self._index:
             self._come((host.strip("[]"), int(port)), waiting)

@@ -19,8 +19,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 from tqdm import tqdm
 
+from drsformer_jax.clusters import detected, find_cluster
+from drsformer_jax.config.fields import check
 from drsformer_jax.errors import InputError, reason
-from drsformer_jax.training.clusters import detected, find_cluster
 from drsformer_jax.training.peers import Peers
 from drsformer_jax.training.watchdog import watch
 
@@ -62,12 +63,13 @@ def join(address: str | None = None, count: int | None = None, index: int | None
         if count == 1 or (not named and cluster and not cluster.certain and address is None):
             return
         if address is None or count is None or index is None:
-            raise InputError("JAX finds no cluster")
-        if not 0 <= index < count:
-            raise InputError(f"the number of this process is {index} of {count}")
+            raise LookupError("JAX finds no cluster")
+        check(0 <= index < count, "process-id", index, f"0 to {count - 1}, of {count} processes")
         _peers = Peers(address, count, index)
         service = _peers.meet()
         _connect(address, count, index, service)
+    except InputError:
+        raise
     except Exception as error:  # JAX lets out errors of many kinds
         raise InputError(
             f"the processes cannot be connected ({reason(error)}); expected --coordinator-address "
@@ -100,7 +102,11 @@ def watch_steps(seconds: float) -> None:
 
     Args:
         seconds: see `watchdog.watch`.
+
+    Raises:
+        InputError: if they are negative.
     """
+    check(seconds >= 0, "step-timeout", f"{seconds:g}", "0 or more")
 
     def end(found: str) -> None:
         print(f"error: {found}; rerun the command to resume", file=sys.stderr, flush=True)
@@ -170,15 +176,6 @@ def interleaved(gathered: np.ndarray, total: int) -> np.ndarray:
         (total, k).
     """
     return gathered.swapaxes(0, 1).reshape(-1, gathered.shape[2])[:total]
-
-
-def least(value: int) -> int:
-    """The least of the values that the processes have; all of them call it together."""
-    if jax.process_count() == 1:
-        return value
-    # As bytes, since JAX would make int32 of it.
-    own = np.array([value], np.int64).view(np.uint8)
-    return int(multihost_utils.process_allgather(own).view(np.int64).min())
 
 
 class Stop:
@@ -253,7 +250,7 @@ def ended_together() -> Iterator[None]:
             print(status, file=sys.stderr)
             found = status.removeprefix("error: ")
         elif isinstance(error, SystemExit):
-            found = f"it was ended with status {status}"
+            found = "it was interrupted"
         else:
             traceback.print_exc()
         _peers.fail(found)

@@ -37,6 +37,29 @@ def test_derain_restores_a_folder_of_any_sizes_and_reports_a_bad_file(run, train
     np.testing.assert_array_equal(read_image(place / "clear" / "whole.png"), in_training)
 
 
+def test_processes_share_a_folder_and_each_looks_at_its_own_results(run, trained, place):
+    image = read_image(place / "pairs" / "input" / "0.png")
+    for index in range(5):
+        write_image(place / "shared" / f"{index}.png", image)
+    arguments = ("derain", "shared", "shares", "--checkpoint", trained[0], "--num-processes", 3)
+    running = [run.start("drsformer", *arguments, "--process-id", index) for index in (0, 1)]
+    for index, process in enumerate(running):
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert f"process {index} of 3: 2 of 5 images\n" in output
+        assert "restored 2 of 2 images into shares" in output
+    names = sorted(path.name for path in (place / "shares").iterdir())
+    assert names == ["0.png", "1.png", "3.png", "4.png"]
+    result = run("drsformer", *arguments, "--process-id", 2)
+    assert "restored 1 of 1 images" in result.stdout, result.stderr
+    result = run("drsformer", *arguments, "--process-id", 2)
+    rejected(result, "shares/2.png is there already .1 of 1 results are.")
+    rejected(run("drsformer", *arguments, "--process-id", 3), "--process-id is 3; expected 0 to 2")
+    one = ("drsformer", "derain", "shared/0.png", "alone.png", "--num-processes", 2)
+    result = run(*one, "--process-id", 1)
+    assert (result.returncode, result.stdout) == (0, "process 1 of 2: 0 of 1 images\n")
+
+
 def test_derain_restores_one_file(run, trained, place):
     source = place / "pairs" / "input" / "1.png"
     result = run("drsformer", "derain", source, "one.png", "--checkpoint", trained[0])

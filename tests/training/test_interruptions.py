@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from programs import read_until
 
 from drsformer_jax.config import MeshConfig
 from drsformer_jax.sharding import make_mesh
@@ -62,14 +63,6 @@ def wait_for(process, happens):
     while not happens():
         assert process.poll() is None, process.communicate()
         time.sleep(0.0005)
-
-
-def read_until(process, start):
-    """Reads the lines that a process prints, to the first that starts so."""
-    for line in process.stdout:
-        if line.startswith(start):
-            return
-    raise AssertionError(process.communicate())
 
 
 def stopped_at(output):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +12,9 @@ import sys
 import pytest
 from programs import ROOT
 
-from drsformer_jax.training.processes import Stop, find_cluster, join
+from drsformer_jax.clusters import find_cluster, share
+from drsformer_jax.errors import InputError
+from drsformer_jax.training.processes import Stop, join
 
 SLURM = {
     "SLURM_JOB_ID": "4",
@@ -54,6 +57,33 @@ def test_a_process_without_such_variables_trains_alone(variables):
     assert find_cluster(variables) is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "variables", "expected"),
+    [
+        ((None, None), {}, (0, 1)),
+        ((4, 3), {}, (3, 4)),
+        ((None, None), SLURM, (1, 4)),
+        ((1, None), SLURM, (0, 1)),
+        ((None, None), {**TPU, "TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, (1, 2)),
+        # How many there are Kubernetes does not tell.
+        (
+            (None, None),
+            {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"},
+            (0, 1),
+        ),
+        ((3, None), {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}, (1, 3)),
+    ],
+)
+def test_a_process_knows_its_share(flags, variables, expected):
+    assert share(*flags, variables) == expected
+
+
+@pytest.mark.parametrize("flags", [(4, None), (None, 0), (4, 4), (4, -1), (0, 0)])
+def test_a_share_that_is_none_is_rejected(flags):
+    with pytest.raises(InputError, match="expected"):
+        share(*flags, {})
+
+
 def test_joining_nobody_asks_nobody(monkeypatch):
     monkeypatch.setattr(os, "environ", {})
     join()
@@ -61,28 +91,106 @@ def test_joining_nobody_asks_nobody(monkeypatch):
     join(count=1)
 
 
-def test_a_process_says_what_it_waits_for_and_ends_with_one_line():
+ALONE = "--num-processes 1 trains with one process alone"
+
+
+def free_address():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def joining(*arguments, times=(0.5, 60, 300), environment=None):
+    """Starts a process that joins a run; it says something, more, and ends after these seconds."""
     program = (
-        "from drsformer_jax.training import processes\n"
-        "processes._QUIET, processes._JOIN_TIMEOUT = 0.2, 1\n"
-        "processes.join()"
+        "from drsformer_jax.training import peers, processes\n"
+        f"peers._QUIET, peers._LONG, peers._LIMIT = {times}\n"
+        f"processes.join(*{arguments})"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def did_not_come(numbers, address, seconds):
+    return (
+        f"{numbers} did not come to {address} in {seconds} s; expected the command to run there "
+        f"too, with this address and port open to it; {ALONE}\n"
+    )
+
+
+def test_a_process_says_that_the_first_is_missing_and_ends_with_one_line():
+    address = free_address()
+    port = {"JAX_COORDINATOR_PORT": address.partition(":")[2]}
+    with joining(times=(0.2, 1, 2), environment={**SLURM, **port}) as process:
+        errors = process.communicate(timeout=100)[1]
+    assert errors.splitlines(keepends=True) == [
+        f"waiting for process 0 of 4 to come to {address}; {ALONE}\n",
+        "warning: " + did_not_come("process 0 of 4", address, 1),
+        "error: " + did_not_come("process 0 of 4", address, 2),
+    ]
+    assert process.returncode == 1
+
+
+def test_processes_that_have_come_say_which_ones_are_missing():
+    address = free_address()
+    other = joining(address, 5, 3)
+    assert other.stderr.readline().startswith("waiting for process 0 of 5")
+    first = joining(address, 5, 0, times=(1, 2, 3))
+    for process in (first, other):
+        errors = process.communicate(timeout=100)[1]
+        assert errors.splitlines(keepends=True) == [
+            f"waiting for processes 1, 2, 4 of 5 to come to {address}; {ALONE}\n",
+            "warning: " + did_not_come("processes 1, 2, 4 of 5", address, 2),
+            "error: " + did_not_come("processes 1, 2, 4 of 5", address, 3),
+        ]
+        assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "index", "message"),
+    [
+        (4, 2, "error: the first process is one of 3, and process 2 one of 4; expected one"),
+        (3, 1, "error: there are two processes 1, on .*; expected another --process-id for each"),
+    ],
+)
+def test_processes_with_flags_that_do_not_fit_are_rejected(count, index, message):
+    address = free_address()
+    second = joining(address, 3, 1)
+    assert second.stderr.readline().startswith("waiting for process 0 of 3")
+    first = joining(address, 3, 0, times=(1, 60, 300))
+    assert second.stderr.readline().startswith("waiting for process 2 of 3"), "it has come"
+    with joining(address, count, index) as other:
+        assert re.match(message, other.communicate(timeout=100)[1])
+    for process in (first, second):
+        process.kill()
+        process.communicate()
+
+
+def test_a_wait_that_takes_too_long_is_said_and_ends_the_process():
+    program = (
+        "import time\n"
+        "from drsformer_jax.training import processes, watchdog\n"
+        "processes.watch_steps(1)\n"
+        "watchdog.waits_for('the compiler', limited=False)\n"
+        "time.sleep(2)\n"
+        "watchdog.waits_for('the batch of step 7')\n"
+        "time.sleep(100)"
     )
     result = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, **SLURM, "PYTHONPATH": str(ROOT), "JAX_COORDINATOR_PORT": port},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=60,
     )
-    waiting = "process 1 of 4 waits for the others (Slurm), the first of them at localhost"
-    alone = "--num-processes 1 trains with this process alone"
-    assert result.stderr.splitlines() == [
-        f"{waiting}; {alone}",
-        f"error: after 1 s {waiting}; expected all to start; {alone}",
-    ]
+    warning, error = result.stderr.splitlines()
+    waited = r"the run has waited \d+ s for the batch of step 7"
+    assert re.fullmatch(f"warning: {waited}; after 1 s it ends .--step-timeout.", warning)
+    assert re.match(f"error: {waited}; expected less than 1 s .*; rerun the command", error)
     assert result.returncode == 1
 
 

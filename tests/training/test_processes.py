@@ -5,47 +5,20 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
-import subprocess
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from programs import UNOPTIMIZED, rejected
+from programs import ended, read_until, rejected, start_several
 
 from drsformer_jax.training import checkpoint
 
 pytestmark = pytest.mark.slow
 
+CONFIG = ("--config", "config.py")
 DOUBLE = ("--model.dtype", "float64", "--model.param-dtype", "float64")
 BATCHES = ("--data.global-batch", 8, "--optim.ema-decay", 0.9, "--eval-every", 5, *DOUBLE)
-
-
-def start_two(run, *arguments, devices=1):
-    """Starts train.py twice, each process with so many virtual devices."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    flags = f"{UNOPTIMIZED} --xla_force_host_platform_device_count={devices}"
-    cluster = ("--coordinator-address", address, "--num-processes", 2, "--process-id")
-    return [
-        run.start(
-            *("train", "--config", "config.py", *arguments, *cluster, process),
-            environment={**run.environment, "XLA_FLAGS": flags},
-        )
-        for process in range(2)
-    ]
-
-
-def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    """Exit status, output and errors of each."""
-    try:
-        said = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -56,7 +29,7 @@ def test_two_processes_of_four_devices_train_like_one_and_one_resumes_their_run(
     straight = run("train", "--config", "config.py", "--workdir", "alone", *BATCHES, "--steps", 6)
     assert straight.returncode == 0, straight.stderr
     arguments = ("--workdir", "together", *BATCHES, "--mesh.fsdp", 2, "--mesh.fsdp-min-size", 0)
-    first, second = ended(start_two(run, *arguments, "--steps", 5, devices=4))
+    first, second = ended(start_several(run, 2, *CONFIG, *arguments, "--steps", 5, devices=4))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert "8 cpu devices of 2 processes" in first[1]
     assert not re.search("parameters|loss|PSNR|saved", second[1]), "only the first process prints"
@@ -78,21 +51,17 @@ def test_two_processes_of_four_devices_train_like_one_and_one_resumes_their_run(
 
 def test_signal_to_one_process_saves_and_ends_all_also_before_the_first_step(run, place):
     long = ("--workdir", "two_stopped", "--eval-every", 5000, "--checkpoint-every", 5000)
-    processes = start_two(run, *long, "--steps", 5000)
-    for line in processes[0].stdout:
-        if line.startswith("step 5/"):
-            processes[1].send_signal(signal.SIGINT)
-            break
+    processes = start_several(run, 2, *CONFIG, *long, "--steps", 5000)
+    read_until(processes[0], "step 5/")
+    processes[1].send_signal(signal.SIGINT)
     (status, output, errors), (other, *_) = ended(processes)
     assert (status, other) == (0, 0), errors
     step = stopped_at(output)
     with checkpoint.Run(place / "two_stopped", keep=None) as saved:
         assert saved.steps() == [step]
-    processes = start_two(run, *long, "--steps", 5000)
-    for line in processes[0].stdout:
-        if line.startswith("steps "):  # Before anything is compiled.
-            processes[1].send_signal(signal.SIGTERM)
-            break
+    processes = start_several(run, 2, *CONFIG, *long, "--steps", 5000)
+    read_until(processes[0], "steps ")  # Before anything is compiled.
+    processes[1].send_signal(signal.SIGTERM)
     (status, output, errors), (other, *_) = ended(processes)
     assert (status, other) == (0, 0), errors
     assert step <= stopped_at(output) < step + 500
@@ -103,21 +72,6 @@ def stopped_at(output: str) -> int:
         r"^stopped after step (\d+); its checkpoint is saved", output, re.MULTILINE
     )
     return int(step)
-
-
-def test_process_that_fails_ends_its_run_with_one_line(run, place):
-    (place / "broken" / "input").mkdir(parents=True)
-    (place / "broken" / "target").mkdir()
-    for part in ("input", "target"):
-        content = (place / "pairs" / part / "0.png").read_bytes()
-        (place / "broken" / part / "0.png").write_bytes(content)
-    path = place / "broken" / "input" / "0.png"
-    middle = len(content) // 2
-    path.write_bytes(content[:middle] + bytes(100) + content[middle + 100 :])
-    results = ended(start_two(run, "--workdir", "two_failed", "--data.train", "broken"))
-    assert all(status != 0 for status, *_ in results)
-    assert "steps 0 to 4" in results[0][1], "it had begun to train"
-    assert any("error: broken/input/0.png is no image that can be read" in e for *_, e in results)
 
 
 def test_processes_that_cannot_connect_report_the_flags_that_are_needed(run):

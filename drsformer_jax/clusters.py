@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,7 +72,9 @@ def detected(
     # are connected by flags.
     from jax._src.clusters import ClusterEnv
 
-    saying = threading.Timer(_QUIET, print, ["looking for the first process of the cluster"])
+    cluster = find_cluster(os.environ)
+    looking = f"looking for the first process ({cluster.name if cluster else 'no cluster'})"
+    saying = threading.Timer(_QUIET, print, [looking], {"file": sys.stderr})
     saying.start()
     try:
         return ClusterEnv.auto_detect_unset_distributed_params(

@@ -306,14 +306,10 @@ def validate(training: Training, state: TrainState) -> Scored | None:
 
 def scores_of(training: Training, restorer: Restorer) -> Scored | None:
     """Evaluates a network on the validation pairs; None if the run is stopped."""
-    kept, protocol = Kept(), training.config.protocol
-
-    def stop() -> bool:
-        waits_for("an image of the evaluation")
-        return training.stop.asked()
-
-    scores = shared_scores(restorer, training.validation, protocol, stop, kept.add)
-    waits_for("the scores of the other processes", limited=False)
+    kept = Kept()
+    scores = shared_scores(
+        restorer, training.validation, training.config.protocol, training.stop.asked, kept.add
+    )
     return None if scores is None else (scores, kept)
 
 

@@ -16,6 +16,7 @@ from drsformer_jax.data.pairs import Pair, Pairs, Shard, sizes_of
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.sharding import least
 from drsformer_jax.training.processes import in_order
+from drsformer_jax.training.watchdog import waits_for
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def shared_scores(
     Returns:
         The scores of all pairs in order; None if `stop` said so.
     """
+    waits_for("the sizes of the images to evaluate", limited=False)
     # By it images are computed at once or in strips, which differ by rounding.
     restorer.memory = least(restorer.memory)
     restorer.plan(sizes_of(pairs))
@@ -113,9 +115,11 @@ def shared_scores(
             return None
         if index == len(shard):
             break
+        waits_for(f"image {index + 1} of {len(shard)} of the evaluation")
         pair, restored, scores = _evaluated(restorer, shard[index], protocol)
         rows[index] = dataclasses.astuple(scores)
         seen(shard.global_index(index), pair, restored, scores)
+    waits_for("the scores of the other processes", limited=False)
     return [Scores(*map(float, row)) for row in in_order(rows, len(pairs))]
 
 

@@ -209,7 +209,10 @@ def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | Non
             waited, shape = time.monotonic() - asked, images["rainy"].shape
             waits_for(f"step {step} on the devices", limited=shape in compiled)
             compiled.add(shape)
-            state, metrics = train_step(state, images)
+            # Whatever a step needs is on the devices: no copy slips in unseen.
+            annotated = jax.profiler.StepTraceAnnotation("train", step_num=step)
+            with annotated, jax.transfer_guard("disallow"):
+                state, metrics = train_step(state, images)
             profile.after(step, metrics)
             operations = training_operations(config.model, *shape[:2])
             progress.update(shape[0], operations, waited, batch["skipped"])

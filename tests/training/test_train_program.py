@@ -135,7 +135,8 @@ def test_trace_of_some_steps_is_written(run, place):
     program = ("train", "--config", "config.py", "--workdir", "traced", "--profile", "2:3")
     result = run(*program, environment=run.environment)  # No fork: tracers hook into all threads.
     assert result.returncode == 0, result.stderr
-    assert list((place / "traced" / "profile").rglob("*.xplane.pb"))
+    (trace,) = (place / "traced" / "profile").rglob("*.xplane.pb")
+    assert b"step_num" in trace.read_bytes(), "steps can be told apart"
 
 
 def test_run_leaves_a_report_and_a_table_of_its_parameters(trained):

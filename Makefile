@@ -4,8 +4,11 @@ BIN := .venv/bin
 
 .PHONY: quickstart test test-slow test-compilers test-golden benchmark-bounds lint types docs dist clean
 
-# The main job in small: train on synthetic rain, score on photographs never seen, restore them.
+# The main jobs in small: restore an example with the built-in network; train on synthetic rain,
+# score on photographs never seen, restore them.
 quickstart: .venv/installed
+	$(BIN)/drsformer derain docs/rainy.jpg runs/example/restored.jpg --compare runs/example/comparison \
+	    --overwrite
 	$(BIN)/python train.py --config configs/quickstart.py --workdir runs/quickstart
 
 test: .venv/installed-dev

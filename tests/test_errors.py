@@ -25,7 +25,7 @@ with one_line_errors():
 """
 
 
-@pytest.mark.parametrize("program", [["train.py"], ["eval.py"], ["-m", "drsformer_jax"]])
+@pytest.mark.parametrize("program", [["train.py"], ["eval.py"], ["-m", "drsformer_jax", "derain"]])
 def test_an_interrupt_during_the_imports_prints_no_traceback(program, tmp_path):
     (tmp_path / "jax.py").write_text("print(flush=True)\n__import__('time').sleep(600)")
     with subprocess.Popen(

@@ -78,6 +78,7 @@ def test_program_for_any_size_equals_the_network(program, sparse, shape):
     np.testing.assert_allclose(found, restored(*sparse, rainy), rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_program_for_one_size_equals_the_network_and_takes_no_other(sparse):
     program = exported(*sparse, (2, 30, 64))
     rainy = images(2, 30, 64)
@@ -104,6 +105,7 @@ def test_architectures_are_exported_for_any_size(name):
     np.testing.assert_allclose(found, restored(config, params, rainy), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_computed_inside_and_the_images_stay_float32(sparse):
     config = replace(sparse[0], dtype="bfloat16")
     program = exported(config, sparse[1])
@@ -114,6 +116,7 @@ def test_bfloat16_is_computed_inside_and_the_images_stay_float32(sparse):
     assert np.abs(found - restored(*sparse, rainy)).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_loader_of_the_docs_restores_a_photograph_without_this_package(model, tmp_path):
     from skimage import data
 

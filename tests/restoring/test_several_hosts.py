@@ -40,6 +40,7 @@ with processes.ended_together():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_an_image_beyond_memory_is_shared_by_the_devices_of_two_processes(model, tmp_path, devices):
     image = np.random.default_rng(0).integers(0, 65536, (131, 141, 3), np.uint16)

@@ -9,9 +9,6 @@ import time
 import uuid
 from pathlib import Path
 
-_PAGE = ""
-"""The visit that never ends."""
-
 
 class Visits:
     """Folders that visits hold; one that none holds any more is deleted. Thread-safe.
@@ -25,7 +22,8 @@ class Visits:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = threading.Lock()
-        self._held = {_PAGE: set(root.iterdir())}
+        self._kept = set(root.iterdir())
+        self._held: dict[str, set[Path]] = {}
 
     def hold(self, visit: str, folder: Path) -> None:
         """Keeps a folder until the visit ends.
@@ -49,13 +47,13 @@ class Visits:
         """Deletes what this visit alone held."""
         with self._lock:
             folders = self._held.pop(visit, set())
-            for folder in folders.difference(*self._held.values()):
+            for folder in folders.difference(self._kept, *self._held.values()):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self, age: float) -> None:
         """Deletes what nothing was added to for `age` seconds, whoever holds it."""
         with self._lock:
-            for path in set(self.root.iterdir()) - self._held[_PAGE]:
+            for path in set(self.root.iterdir()) - self._kept:
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > age:
                         if path.is_dir():
@@ -64,5 +62,5 @@ class Visits:
                             path.unlink()
             for visit, folders in list(self._held.items()):
                 folders -= {folder for folder in folders if not folder.exists()}
-                if not folders and visit != _PAGE:
+                if not folders:
                     del self._held[visit]

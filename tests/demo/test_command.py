@@ -65,6 +65,13 @@ def test_end_of_a_visit_deletes_what_no_other_visit_holds(visits):
     assert names(visits) == {"example"}
 
 
+def test_visit_of_any_name_leaves_what_the_page_shows(visits):
+    for visit in ("", "None"):  # Names are what browsers send.
+        visits.end(visit)
+        visits.sweep(0)
+    assert names(visits) == {"example"}
+
+
 def test_folder_outside_is_never_deleted(visits, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     visits.hold("a", other)

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import gradio as gr
 import jax
+from fastapi import Depends, HTTPException, Request
+from gradio import processing_utils
 
 from drsformer_jax.config import RainConfig
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
@@ -105,7 +107,19 @@ def _serve(page: _Page, folder: Path, limits: Limits, host: str, port: int, shar
         blocks.close(verbose=False)
 
 
+def _check_route(request: Request) -> None:
+    """Rejects requests for a file of another server, which Gradio would pass on."""
+    if "://" in request.path_params.get("path_or_url", ""):
+        raise HTTPException(404)
+
+
+async def _no_download(*_: Any, **__: Any) -> str:
+    """In place of what Gradio downloads, of any size, where a visitor sends an address."""
+    raise _error("an address was sent; expected an uploaded file")
+
+
 def _launch(blocks: Any, limits: Limits, host: str, port: int, share: bool) -> None:
+    processing_utils.async_ssrf_protected_download = _no_download  # There is no setting for it.
     # Gradio's own fonts come from Google.
     theme = gr.themes.Default(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
@@ -125,6 +139,7 @@ def _launch(blocks: Any, limits: Limits, host: str, port: int, share: bool) -> N
             ssr_mode=False,
             mcp_server=False,
             pwa=False,
+            app_kwargs={"dependencies": [Depends(_check_route)]},
             theme=theme,
             css=Path(__file__).with_suffix(".css").read_text(encoding="utf-8"),
         )

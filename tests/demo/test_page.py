@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
 import socket
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -316,3 +319,20 @@ def test_signal_ends_the_server_while_an_image_is_computed(
     assert "Traceback" not in server.errors()
     assert "terminate" not in server.errors()
     assert not list(Path(tmp_path).glob("drsformer-demo-*"))
+
+
+def test_server_fetches_nothing_that_a_visitor_names(served):
+    api = f"{served.url}gradio_api/"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"http://127.0.0.1:{other.getsockname()[1]}/a.png"
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{api}file={address}")
+    file = {"path": address, "meta": {"_type": "gradio.FileData"}}
+    config = json.load(urllib.request.urlopen(f"{served.url}config"))
+    (number,) = [each["id"] for each in config["dependencies"] if each["api_name"] == "accept"]
+    body = {"fn_index": number, "data": [file], "session_hash": "a"}
+    head = {"Content-Type": "application/json"}
+    join = urllib.request.Request(f"{api}queue/join", json.dumps(body).encode(), head)
+    urllib.request.urlopen(join).close()
+    with urllib.request.urlopen(f"{api}queue/data?session_hash=a") as answers:
+        assert "an address was sent; expected an uploaded file" in answers.read().decode()

@@ -192,6 +192,13 @@ def test_flags_of_commands_exist(page, flags):
         assert set(given) <= flags[program], program
 
 
+def test_every_page_is_in_a_table_of_contents():
+    docs = ROOT / "docs"
+    trees = [block.text for block in blocks(docs / "index.md") if block.language == "{toctree}"]
+    listed = {docs / f"{line}.md" for text in trees for line in text.split() if line[0] != ":"}
+    assert set(PAGES[2:]) - listed == {docs / "index.md"}
+
+
 def test_links_of_pages_outside_the_site_lead_somewhere():
     for page in PAGES[:2]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):

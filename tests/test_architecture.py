@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "restoring": {"config", "data", "images", "nn", "ops", "sharding", "weights"},
     "demo": {"config", "data", "images", "restoring", "weights"},
     "scoring": {"config", "data", "metrics", "nn", "restoring", "sharding", "training"},
-    "exporting": {"config", "nn", "scoring", "weights"},
+    "exporting": {"config", "images", "nn", "scoring", "weights"},
     "planning": {"config", "nn", "restoring", "sharding", "training"},
     "report": {"config", "data", "images", "restoring", "scoring", "training"},
 }

@@ -15,13 +15,15 @@ from drsformer_jax import remote, weights
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.errors import InputError, check_device
 from drsformer_jax.exporting.stablehlo import PLATFORMS, Shape, stablehlo
-from drsformer_jax.files import write_bytes
+from drsformer_jax.files import check_writable, write_bytes
 from drsformer_jax.flags import check_unused, image_size
+from drsformer_jax.images.formats import MAX_PIXELS
 from drsformer_jax.nn.functional import Params, is_wide
 from drsformer_jax.scoring.complexity import parameters
 
 _DYNAMIC = "dynamic"
-_EXTENSIONS = (".stablehlo", ".onnx")
+_DTYPES = {".stablehlo": ("float32", "bfloat16"), ".onnx": ("float32",)}
+"""What a program may compute in, by the extension of its file."""
 _PLATFORMS = ", ".join(PLATFORMS)
 
 
@@ -49,10 +51,10 @@ class Export:
         """Writes the file and says what it takes.
 
         Raises:
-            InputError: if a flag or the checkpoint is wrong, the file is there already, or what the
-                format needs is not installed or cannot express the network.
+            InputError: if a flag or the checkpoint is wrong, the file is there already or cannot be
+                written, or what the format needs is not installed or cannot express the network.
         """
-        expected = _EXTENSIONS if self.format is None else (f".{self.format}",)
+        expected = _DTYPES if self.format is None else (f".{self.format}",)
         if self.out.suffix not in expected:
             found = f"{self.out} ends in {self.out.suffix!r}"
             raise InputError(f"{found}; expected {' or '.join(expected)}")
@@ -60,11 +62,11 @@ class Export:
         if self.out.exists():
             raise InputError(f"{self.out} is there already; expected a new name")
         check_device(jax.devices)
+        config, params = self._network()
+        check_writable(self.out.parent)
         if self.out.suffix == ".onnx":
-            config, params = self._network("float32")
             content, what = _onnx_file()(config, params, shape), "ONNX"
         else:
-            config, params = self._network("float32", "bfloat16")
             content, what = stablehlo(config, params, shape), f"StableHLO for {_PLATFORMS}"
         write_bytes(self.out, content)
         print(
@@ -80,9 +82,15 @@ class Export:
         width, height = image_size("--size", self.size)
         if self.batch is not None and self.batch < 1:
             raise InputError(f"--batch is {self.batch}; expected at least 1")
-        return self.batch or 1, height, width
+        images = self.batch or 1
+        if images * height * width > MAX_PIXELS:
+            raise InputError(
+                f"the program would take {_shown((images, height, width))}, "
+                f"{images * height * width:,} pixels; expected at most {MAX_PIXELS:,}"
+            )
+        return images, height, width
 
-    def _network(self, *dtypes: str) -> tuple[ModelConfig, Params]:
+    def _network(self) -> tuple[ModelConfig, Params]:
         """The network in one of the types that the format can express, without our own kernels.
 
         Raises:
@@ -90,7 +98,7 @@ class Export:
         """
         config, params = weights.load(self.checkpoint, self.step)
         dtype = self.dtype or ("float64" if is_wide(config) else config.dtype)
-        if dtype not in dtypes:
+        if dtype not in (dtypes := _DTYPES[self.out.suffix]):
             raise InputError(
                 f"{remote.shown(self.checkpoint)} would compute in {dtype}, which a "
                 f"{self.out.suffix} file cannot; expected --dtype {' or '.join(dtypes)}"

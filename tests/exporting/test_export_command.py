@@ -11,6 +11,7 @@ import pytest
 
 from drsformer_jax import weights
 from drsformer_jax.errors import InputError
+from drsformer_jax.exporting import command
 from drsformer_jax.exporting.command import Export
 
 
@@ -33,6 +34,8 @@ def test_summary_says_network_format_type_sizes_and_bytes(model, tmp_path, capsy
         ({"size": "0x8"}, "--size is '0x8'; expected WIDTHxHEIGHT"),
         ({"batch": 2}, "--batch is given; expected none beside a dynamic size"),
         ({"size": "8x8", "batch": 0}, "--batch is 0; expected at least 1"),
+        ({"size": "99999999999x8"}, "799,999,999,992 pixels; expected at most 134,217,728"),
+        ({"size": "8192x8192", "batch": 3}, "3 images of 8192x8192, 201,326,592 pixels"),
         ({"checkpoint": "no"}, "no does not exist; expected a run"),
         ({"step": 3}, "is no training run; expected one to take step 3 of"),
     ],
@@ -51,6 +54,13 @@ def test_a_file_that_is_there_stays(model, tmp_path):
     with pytest.raises(InputError, match="is there already; expected a new name"):
         Export(model, out).run()
     assert out.read_text() == "mine"
+
+
+def test_folder_is_tried_before_the_program_is_made(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "stablehlo", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file cannot be written .*; expected a folder that can"):
+        Export(model, tmp_path / "file" / "a.stablehlo").run()
 
 
 def test_float64_is_exported_as_float32_where_asked_for(network, tmp_path, x64):

@@ -1,4 +1,4 @@
-"""The `drsformer` command; each of its commands stands in the part that does its work."""
+"""The `drsformer` command; each of its commands is defined in the subpackage that does its work."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ COMMANDS = {
     ),
     "demo": ("demo", "Demo", "Serves a page that removes rain from images in the browser."),
 }
-"""Of each command: the part with its `command.py`, its class, and the class's docstring.
+"""Of each command: the subpackage with its `command.py`, its class, and the class's docstring.
 
-So the list of all is printed without importing JAX, and a command without what the others need.
+So listing the commands imports no JAX, and running one does not import what only others need.
 """
 
 
@@ -57,13 +57,14 @@ def main() -> None:
     """Runs the command line."""
     application = tyro.extras.SubcommandApp()
     for name, (_, _, description) in COMMANDS.items():
-        application.command(name=name)(load(name) if name in sys.argv else _listed(description))
+        chosen = [name] == sys.argv[1:2]
+        application.command(name=name)(load(name) if chosen else _listed(description))
     with one_line_errors():
         parse(application.cli, prog="drsformer").run()
 
 
 def _listed(description: str) -> Any:
-    """What stands in the list of commands for one that the command line does not name."""
+    """A stand-in, for the list of commands, of one that is not run."""
 
     def command() -> None: ...
 

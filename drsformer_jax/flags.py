@@ -191,6 +191,7 @@ def _one_line(box: str) -> str:
         lines = lines[2:]
     rules = [index for index, line in enumerate(lines) if line.startswith(("───", "---"))]
     message = " ".join(lines[: rules[0]] if rules else lines)
+    message = re.sub(r"\} ?\.$", "}", message)  # Of the list of commands.
     # Of a value that fits none of several types, tyro lists what each type says.
     message = re.sub(
         r"Error parsing (\S+): no type matching (.+?) could be instantiated from \[(.*?)\].*",

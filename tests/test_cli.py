@@ -18,6 +18,14 @@ def test_list_of_commands_says_what_the_help_of_each_says(name):
     assert cli.load(name).__doc__ == cli.COMMANDS[name][2]
 
 
+def test_no_command_is_one_line_that_lists_them():
+    command = [sys.executable, "-m", "drsformer_jax"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    names = ", ".join(cli.COMMANDS)
+    assert ended.stderr == f"error: Expected one of {{{names}}} (drsformer --help lists all)\n"
+    assert ended.returncode == 2
+
+
 def test_every_command_is_listed():
     files = sorted((ROOT / "drsformer_jax").glob("*/command.py"))
     classes = {
@@ -30,7 +38,12 @@ def test_every_command_is_listed():
 
 
 @pytest.mark.parametrize(
-    "line", ["import drsformer_jax", "sys.argv = ['drsformer', '--help']; cli.main()"]
+    "line",
+    [
+        "import drsformer_jax",
+        "sys.argv = ['drsformer', '--help']; cli.main()",
+        "sys.argv = ['drsformer', '--help', 'plan']; cli.main()",
+    ],
 )
 def test_package_and_list_of_commands_import_nothing_heavy(line):
     code = f"""

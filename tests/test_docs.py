@@ -37,7 +37,7 @@ LOADED = """
 from drsformer_jax.images.pixels import read_image
 rainy = read_image("photos/cup.png")
 """
-"""What stands before a block of Python, which may be in the middle of a program."""
+"""Run before a block of Python, which may be an excerpt of a program."""
 
 
 @dataclass(frozen=True)

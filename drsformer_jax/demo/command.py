@@ -20,7 +20,7 @@ class Demo:
 
     checkpoint: tuple[Path, ...] = (Path("builtin"),)
     """Networks that visitors may choose from, in any form that `drsformer derain` reads; default:
-    the one that the package brings along."""
+    the one that comes with the package."""
     host: str = "127.0.0.1"
     """Address that the page is served at; 0.0.0.0 for all of this machine's, so that others reach
     it."""

@@ -52,7 +52,7 @@ def progress(text: str, done: int, total: int | None) -> str:
     Args:
         text: what is done.
         done: tiles that are.
-        total: number of tiles; None if there are none, and nobody knows how far it is.
+        total: number of tiles; None if there are none, and the progress is unknown.
     """
     share, said = ("", "") if total is None else (f'value="{done}"', f" Tile {done} of {total}.")
     return f'<label>{text}{said}<progress {share} max="{total or 1}"></progress></label>'

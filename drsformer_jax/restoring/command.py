@@ -45,7 +45,7 @@ class Derain:
     has no extension."""
     checkpoint: Path | None = None
     """A training run, a converted folder, or an official .pth or .safetensors file; default: the
-    network that the package brings along."""
+    network that comes with the package."""
     step: int | None = None
     """Checkpoint of a training run; default: the best one."""
     format: Literal["png", "jpg", "webp", "bmp", "tif", "avif"] | None = None

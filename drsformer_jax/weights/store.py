@@ -28,7 +28,7 @@ from drsformer_jax.weights.state_dict import state_dict
 from drsformer_jax.weights.tensor_files import read_tensors, write_safetensors
 
 BUILTIN = "builtin"
-"""Names the network that the package brings along, wherever a path of a network is expected."""
+"""Names the network that comes with the package, wherever a path of a network is expected."""
 _OFFICIAL = (".pth", ".safetensors")
 _PARAMS = "params.safetensors"
 _PRETRAINED = Path(__file__).parents[1] / "pretrained"

@@ -284,8 +284,8 @@ class Restorer:
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                if isinstance(rows, Shards) and rows.count > jax.local_device_count():
-                    raise  # The other processes do not try again.
+                if self._devices > jax.local_device_count():
+                    raise  # The other processes do not try again, nor know of less memory.
                 if group == 1 and not self._by_memory:
                     raise InputError(
                         f"{bucket[1]}x{bucket[0]} pixels do not fit into memory at once; expected "

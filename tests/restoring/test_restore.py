@@ -226,6 +226,17 @@ def test_devices_are_tried_where_memory_runs_out(network, monkeypatch):
         assert_differ_by_rounding(restorer(image), expected)
 
 
+def test_process_that_shares_with_others_tries_no_other_way(network, monkeypatch):
+    restorer, image = Restorer(*network, devices=3), noise(131, 141)
+    assert restorer.rows(restorer.bucket(image.shape[:2])) == AT_ONCE
+    before = restorer.memory
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(restorer_module, "restore_batch", out_of_memory(True))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        restorer(image)
+    assert restorer.memory == before
+
+
 @pytest.mark.parametrize(
     ("tile", "message"),
     [

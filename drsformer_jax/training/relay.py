@@ -15,27 +15,37 @@ It ends when its standard input does, that is with the process that started it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import sys
 
 _HELD = 30
 """Seconds that a connection is kept after the service has closed it, or has ended."""
+_LATE = b"reject\tall processes of this run have come already; expected its end, or another port\n"
+"""Answers `peers.py` in a process that was started twice, or comes while a run is ending."""
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while data := await reader.read(2**16):
-        writer.write(data)
-        await writer.drain()
+        with contextlib.suppress(OSError):  # What is sent to a service that has ended is lost.
+            writer.write(data)
+            await writer.drain()
 
 
 async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
     """Connects a process to the service, until the process closes the connection."""
+    begin = await reader.read(2**16)
+    if begin.startswith(b"here\t"):
+        writer.write(_LATE)
+        writer.close()
+        return
     try:
         from_service, to_service = await asyncio.open_connection("localhost", port)
     except OSError:  # The service does not listen yet; JAX tries again.
         writer.close()
         return
+    to_service.write(begin)
     asking = asyncio.ensure_future(_copy(reader, to_service))
     answering = asyncio.ensure_future(_copy(from_service, writer))
     await asyncio.wait([asking, answering], return_when=asyncio.FIRST_COMPLETED)

@@ -71,14 +71,13 @@ def evaluate(
     """
     restorer.plan(sizes_of(pairs))
     for index in range(len(pairs)):
-        yield _evaluated(restorer, pairs[index], protocol)
+        pair = pairs[index]
+        yield pair, *_evaluated(restorer, pair, protocol)
 
 
-def _evaluated(
-    restorer: Restorer, pair: Pair, protocol: Protocol
-) -> tuple[Pair, np.ndarray, Scores]:
+def _evaluated(restorer: Restorer, pair: Pair, protocol: Protocol) -> tuple[np.ndarray, Scores]:
     restored = restorer(pair["rainy"])
-    return pair, restored, score(pair["rainy"], restored, pair["clean"], protocol)
+    return restored, score(pair["rainy"], restored, pair["clean"], protocol)
 
 
 def shared_scores(
@@ -115,8 +114,12 @@ def shared_scores(
             return None
         if index == len(shard):
             break
-        waits_for(f"image {index + 1} of {len(shard)} of the evaluation")
-        pair, restored, scores = _evaluated(restorer, shard[index], protocol)
+        image = f"image {index + 1} of {len(shard)} of the evaluation"
+        waits_for(image)
+        pair = shard[index]
+        bucket = restorer.bucket(pair["rainy"].shape[:2])
+        waits_for(image, limited=(1, bucket) in restorer.programs)  # Else it may be compiled.
+        restored, scores = _evaluated(restorer, pair, protocol)
         rows[index] = dataclasses.astuple(scores)
         seen(shard.global_index(index), pair, restored, scores)
     waits_for("the scores of the other processes", limited=False)

@@ -39,6 +39,8 @@ _LOOK = 0.2
 """Seconds between two looks at who has come."""
 _HELLO = 5
 """Seconds that somebody who connects may take to say who it is."""
+_LONGEST_HELLO = 1000
+"""Characters that this may have."""
 _SETTLING = 3
 """Seconds in which the end of another process, which may be why this one fails, becomes known."""
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
@@ -59,7 +61,8 @@ class _Peer:
         """Sends a message; one to a process that has ended is lost, which does not matter."""
         cleaned = (" ".join(str(each).split()) for each in fields)
         with contextlib.suppress(OSError), self.sending:
-            self.connection.sendall("\t".join(cleaned).encode() + b"\n")
+            # A file's name in a reason may be no UTF-8.
+            self.connection.sendall("\t".join(cleaned).encode(errors="backslashreplace") + b"\n")
 
 
 class Peers:
@@ -132,22 +135,21 @@ class Peers:
         """In the first process: takes the connections of all others."""
         listener.settimeout(_LOOK)
         while missing := sorted({*range(1, self._count)} - {*self._known}):
-            try:
+            for line in waiting.lines(missing):
+                self._send_all("say", line)
+                print(line, file=sys.stderr, flush=True)
+            if reason := waiting.reason_to_end(missing):
+                self._send_all("reject", reason)
+                _end(reason, self._ending)
+            with contextlib.suppress(TimeoutError):
                 self._admit(listener.accept()[0])
-            except TimeoutError:
-                for line in waiting.lines(missing):
-                    self._send_all("say", line)
-                    print(line, file=sys.stderr, flush=True)
-                if reason := waiting.reason_to_end(missing):
-                    self._send_all("reject", reason)
-                    _end(reason, self._ending)
 
     def _admit(self, connection: socket.socket) -> None:
         """Takes a connection if it is that of a process of this run."""
         connection.settimeout(_HELLO)
         lines = connection.makefile(encoding="utf-8", errors="replace")
         try:
-            kind, index, count, host = lines.readline().split()
+            kind, index, count, host = lines.readline(_LONGEST_HELLO).split()
             peer = _Peer(int(index), host, connection, lines)
             if kind != "here":
                 raise ValueError
@@ -169,15 +171,16 @@ class Peers:
         while not self._go.wait(_LOOK):
             if not self._known:
                 with contextlib.suppress(OSError):
-                    connection = socket.create_connection(address, timeout=1)
+                    connection = _connected(address)
                     lines = connection.makefile(encoding="utf-8", errors="replace")
                     self._known[0] = _Peer(0, address[0], connection, lines)
                     self._send_all("here", self._index, self._count, socket.gethostname())
                     self._hear(self._known[0])
-            # From then on the first one knows who is missing.
+                    # From now on the first one knows who is missing, and gives up before.
+                    waiting.begin = time.monotonic() + _SETTLING
             for line in [] if self._known else waiting.lines([0]):
                 print(line, file=sys.stderr, flush=True)
-            if not self._known and (reason := waiting.reason_to_end([0])):
+            if reason := waiting.reason_to_end([0]):
                 _end(reason, self._ending)
 
     def _start_relay(self, listener: socket.socket) -> str:
@@ -284,10 +287,20 @@ def _listening(port: int) -> socket.socket:
     return socket.create_server(("", port))
 
 
+def _connected(address: tuple[str, int]) -> socket.socket:
+    """Connects to the first process; raises OSError if it does not listen."""
+    connection = socket.create_connection(address, timeout=1)
+    if connection.getsockname() == connection.getpeername():
+        # Where nobody listens the system may give this end the same port: it has met itself.
+        connection.close()
+        raise ConnectionRefusedError
+    return connection
+
+
 def _end(reason: str, once: threading.Lock) -> NoReturn:
     """Ends this process, whose main thread may be in a computation that cannot be interrupted."""
     once.acquire()  # Others that want to end it too wait for the end.
-    print(f"error: {reason}", file=sys.stderr, flush=True)
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ValueError, OSError):  # Where nobody reads them any more.
+        print(f"error: {reason}", file=sys.stderr, flush=True)
         sys.stdout.flush()
     os._exit(1)

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 
 _INTERVAL = 0.2
 """Seconds between two looks."""
+_MOST = 5
+"""Seconds that count of those between two looks; the process, paused, was not there in more."""
 
 
 @dataclass(frozen=True)
 class _Wait:
     what: str
-    since: float
     limited: bool
 
 
-_now = _Wait("the start", 0, False)
+_now = _Wait("the start", False)
 
 
 def waits_for(what: str, limited: bool = True) -> None:
@@ -30,7 +31,7 @@ def waits_for(what: str, limited: bool = True) -> None:
         limited: whether the watchdog limits the wait.
     """
     global _now
-    _now = _Wait(what, time.monotonic(), limited)
+    _now = _Wait(what, limited)
 
 
 def waited_for() -> str:
@@ -50,11 +51,13 @@ def watch(seconds: float, who: str, end: Callable[[str], None]) -> None:
     """
 
     def look() -> None:
-        said = _now
+        wait, passed, said = _now, 0.0, _now
         while True:
+            before = time.monotonic()
             time.sleep(_INTERVAL)
-            wait = _now
-            passed = time.monotonic() - wait.since
+            if wait is not _now:
+                wait, passed = _now, 0.0
+            passed += min(time.monotonic() - before, _MOST)
             if not wait.limited or passed < seconds / 2:
                 continue
             found = f"{who} has waited {passed:.0f} s for {wait.what}"

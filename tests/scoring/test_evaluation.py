@@ -9,6 +9,7 @@ from drsformer_jax.config import ModelConfig
 from drsformer_jax.data.pairs import Pair, Shard
 from drsformer_jax.nn.functional import Params
 from drsformer_jax.restoring import Restorer
+from drsformer_jax.scoring import evaluation
 from drsformer_jax.scoring.evaluation import evaluate, shared_scores
 from drsformer_jax.training.processes import interleaved
 
@@ -62,6 +63,23 @@ def test_a_process_alone_scores_every_pair_once_and_shows_what_it_restored(
         assert (found[0], found[1]["name"], found[3]) == (index, f"{index}.png", wanted[2])
         np.testing.assert_array_equal(found[2], wanted[1])
     assert sum(restorer.programs.values()) == 6
+
+
+def test_only_an_image_whose_program_is_compiled_is_limited(
+    network: tuple[ModelConfig, Params], monkeypatch: pytest.MonkeyPatch
+):
+    waits = []
+    monkeypatch.setattr(
+        evaluation, "waits_for", lambda what, limited=True: waits.append((what, limited))
+    )
+    shared_scores(Restorer(*network), Memory(2), "did_ddn")
+    images = [(what, limited) for what, limited in waits if what.startswith("image ")]
+    first, second = (f"image {number} of 2 of the evaluation" for number in (1, 2))
+    assert images == [(first, True), (first, False), (second, True), (second, True)]
+
+
+def test_an_evaluation_stops_before_the_next_image(network: tuple[ModelConfig, Params]):
+    restorer, pairs = Restorer(*network), Memory(3)
     asked = iter([False, True])
     assert shared_scores(restorer, pairs, "did_ddn", stop=lambda: next(asked)) is None
-    assert sum(restorer.programs.values()) == 7
+    assert sum(restorer.programs.values()) == 1

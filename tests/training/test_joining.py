@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from programs import ROOT
 
 from drsformer_jax.clusters import find_cluster, share
 from drsformer_jax.errors import InputError
+from drsformer_jax.training import peers
 from drsformer_jax.training.processes import Stop, join
 
 SLURM = {
@@ -150,6 +153,48 @@ def test_processes_that_have_come_say_which_ones_are_missing():
         assert process.returncode == 1
 
 
+def test_something_else_at_the_port_is_not_waited_for_forever():
+    with socket.create_server(("localhost", 0)) as silent:
+        address = f"localhost:{silent.getsockname()[1]}"
+        with joining(address, 2, 1, times=(60, 60, 1)) as process:
+            errors = process.communicate(timeout=100)[1]
+    assert errors == "error: " + did_not_come("process 0 of 2", address, 1)
+    assert process.returncode == 1
+
+
+def test_strangers_who_say_nothing_do_not_keep_the_first_process_from_ending():
+    address = free_address()
+    with joining(address, 2, 0, times=(0.1, 60, 1)) as first:
+        assert first.stderr.readline().startswith("waiting for process 1 of 2")
+        strangers = []
+        while first.poll() is None:
+            with contextlib.suppress(OSError):
+                host, port = address.split(":")
+                strangers.append(socket.create_connection((host, int(port)), timeout=1))
+                strangers[-1].sendall(b"GET / HTTP/1.1\n")
+            time.sleep(0.05)
+        assert first.stderr.read() == "error: " + did_not_come("process 1 of 2", address, 1)
+        for stranger in strangers:
+            stranger.close()
+
+
+def test_a_process_that_has_met_itself_is_not_connected(monkeypatch):
+    connect = socket.create_connection
+    monkeypatch.setattr(
+        socket, "create_connection", lambda to, timeout: connect(to, timeout, source_address=to)
+    )
+    port = int(free_address().partition(":")[2])
+    with pytest.raises(ConnectionRefusedError):
+        peers._connected(("127.0.0.1", port))
+
+
+def test_a_reason_that_names_a_file_whose_name_is_no_utf8_is_sent():
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile() as lines:
+        peers._Peer(1, "there", ours, lines).send("fail", "\udcff.png is no image")
+        assert theirs.recv(100) == b"fail\t\\udcff.png is no image\n"
+
+
 @pytest.mark.parametrize(
     ("count", "index", "message"),
     [
@@ -192,6 +237,31 @@ def test_a_wait_that_takes_too_long_is_said_and_ends_the_process():
     assert re.fullmatch(f"warning: {waited}; after 1 s it ends .--step-timeout.", warning)
     assert re.match(f"error: {waited}; expected less than 1 s .*; rerun the command", error)
     assert result.returncode == 1
+
+
+def test_time_in_which_a_process_is_paused_is_no_wait():
+    program = (
+        "import time\n"
+        "from drsformer_jax.training import processes, watchdog\n"
+        "watchdog._MOST = 0.3\n"
+        "watchdog.waits_for('the batch of step 7')\n"
+        "processes.watch_steps(1.5)\n"
+        "print(flush=True)\n"
+        "for _ in range(5): time.sleep(0.1)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        process.send_signal(signal.SIGCONT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, errors
 
 
 def test_first_signal_asks_to_stop_and_a_second_ctrl_c_interrupts():

@@ -79,8 +79,8 @@ def differences(row: Row, first: Row, wanted: Bytes) -> list[str]:
 
 def planned(arguments: argparse.Namespace, chips: int) -> Row:
     """Plans a square slice with `drsformer plan`."""
-    side = math.isqrt(chips)
-    if side**2 != chips:
+    side = math.isqrt(max(chips, 0))
+    if not side or side**2 != chips:
         raise InputError(f"--chips has {chips}; expected squares, such as 4 16 64 256")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
@@ -126,7 +126,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         found = differences(rows[-1], rows[0], expected(config, rows[-1]["mesh"]))
         wrong += [f"{rows[-1]['topology']}: {each}" for each in found]
     if wrong:
-        raise InputError("\n".join(wrong))
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 import scaling
+from programs import ROOT
 from recipe import SMALL
 
 from drsformer_jax.config import MeshConfig, TrainConfig
+from drsformer_jax.errors import InputError
 from drsformer_jax.scoring.complexity import parameters
 
 CONFIG = TrainConfig(model=SMALL, mesh=MeshConfig(fsdp_min_size=0))
@@ -66,3 +68,20 @@ def test_compiler_may_gather_less_and_sum_what_it_should_scatter():
     more = found | {("fsdp", "all-gather"): 103}
     (line,) = scaling.differences(plan(more, fsdp=2), plan({}), wanted)
     assert line == "all-gather along fsdp has 103 bytes; expected 100"
+
+
+def test_each_wrong_figure_is_a_line_of_its_own(monkeypatch, capsys):
+    row = plan({}) | {"topology": "v5e:2x2", "chips": 4, "compile_s": 1, "memory": {"total": 1}}
+    rows = iter([row, row | {"flops": 2e9}])
+    monkeypatch.setattr(scaling, "planned", lambda options, chips: next(rows))
+    config = str(ROOT / "configs" / "quickstart.py")
+    with pytest.raises(SystemExit) as ended:
+        scaling.main(["--config", config, "--chips", "4", "16"])
+    assert [line.partition(" ")[0] for line in ended.value.code.splitlines()] == ["v5e:2x2:"] * 3
+    assert capsys.readouterr().out.count("v5e:2x2 ") == 2
+
+
+@pytest.mark.parametrize("chips", [8, 0, -4])
+def test_slices_that_are_no_squares_are_rejected(chips):
+    with pytest.raises(InputError, match=f"--chips has {chips}; expected squares"):
+        scaling.planned(None, chips)

@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -109,7 +109,8 @@ def watch_steps(seconds: float) -> None:
     check(seconds >= 0, "step-timeout", f"{seconds:g}", "0 or more")
 
     def end(found: str) -> None:
-        print(f"error: {found}; rerun the command to resume", file=sys.stderr, flush=True)
+        with suppress(OSError):  # Nobody may read it any more.
+            print(f"error: {found}; rerun the command to resume", file=sys.stderr, flush=True)
         if _peers:
             _peers.fail(found)
         os._exit(1)  # The main thread is in what hangs.

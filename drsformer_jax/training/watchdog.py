@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -65,7 +66,8 @@ def watch(seconds: float, who: str, end: Callable[[str], None]) -> None:
                 end(f"{found}; expected less than {seconds:g} s (--step-timeout, 0 for any time)")
             if wait is not said:
                 line = f"warning: {found}; after {seconds:g} s it ends (--step-timeout)"
-                print(line, file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError):  # Nobody may read it any more.
+                    print(line, file=sys.stderr, flush=True)
                 said = wait
 
     if seconds:

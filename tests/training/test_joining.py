@@ -215,18 +215,32 @@ def test_processes_with_flags_that_do_not_fit_are_rejected(count, index, message
         process.communicate()
 
 
+HANGING = (
+    "import time\n"
+    "from drsformer_jax.training import processes, watchdog\n"
+    "processes.watch_steps(1)\n"
+    "watchdog.waits_for('the compiler', limited=False)\n"
+    "time.sleep(2)\n"
+    "watchdog.waits_for('the batch of step 7')\n"
+    "time.sleep(100)"
+)
+
+
+def test_a_wait_that_takes_too_long_ends_the_process_also_where_nobody_reads_its_errors():
+    read, write = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGING],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=write,
+    ) as process:
+        os.close(read)
+        os.close(write)
+        assert process.wait(60) == 1
+
+
 def test_a_wait_that_takes_too_long_is_said_and_ends_the_process():
-    program = (
-        "import time\n"
-        "from drsformer_jax.training import processes, watchdog\n"
-        "processes.watch_steps(1)\n"
-        "watchdog.waits_for('the compiler', limited=False)\n"
-        "time.sleep(2)\n"
-        "watchdog.waits_for('the batch of step 7')\n"
-        "time.sleep(100)"
-    )
     result = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", HANGING],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

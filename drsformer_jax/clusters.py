@@ -114,6 +114,8 @@ def share(count: int | None, index: int | None, environment: Mapping[str, str]) 
             f"--num-processes is {count} and --process-id is {index}; expected both, or a cluster "
             "that tells them"
         )
+    if count < 1:
+        raise InputError(f"--num-processes is {count}; expected at least 1")
     if not 0 <= index < count:
         raise InputError(
             f"--process-id is {index}; expected 0 to {count - 1}, of {count} processes"

@@ -81,9 +81,18 @@ def test_a_process_knows_its_share(flags, variables, expected):
     assert share(*flags, variables) == expected
 
 
-@pytest.mark.parametrize("flags", [(4, None), (None, 0), (4, 4), (4, -1), (0, 0)])
-def test_a_share_that_is_none_is_rejected(flags):
-    with pytest.raises(InputError, match="expected"):
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((4, None), "--process-id is None; expected both"),
+        ((None, 0), "--num-processes is None .*; expected both"),
+        ((4, 4), "--process-id is 4; expected 0 to 3"),
+        ((4, -1), "--process-id is -1; expected 0 to 3"),
+        ((0, 0), "--num-processes is 0; expected at least 1"),
+    ],
+)
+def test_a_share_that_is_none_is_rejected(flags, expected):
+    with pytest.raises(InputError, match=expected):
         share(*flags, {})
 
 

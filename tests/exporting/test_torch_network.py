@@ -9,7 +9,13 @@ from recipe import FORWARD, load_small
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 
-@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "drsformer" else pytest.param(name, marks=pytest.mark.slow)
+        for name in FORWARD
+    ],
+)
 def test_pytorch_network_equals_the_reference_and_has_the_official_keys(name):
     from golden import reference
 

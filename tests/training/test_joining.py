@@ -147,6 +147,7 @@ def test_a_process_says_that_the_first_is_missing_and_ends_with_one_line():
     assert process.returncode == 1
 
 
+@pytest.mark.slow
 def test_processes_that_have_come_say_which_ones_are_missing():
     address = free_address()
     other = joining(address, 5, 3)
@@ -162,6 +163,7 @@ def test_processes_that_have_come_say_which_ones_are_missing():
         assert process.returncode == 1
 
 
+@pytest.mark.slow
 def test_something_else_at_the_port_is_not_waited_for_forever():
     with socket.create_server(("localhost", 0)) as silent:
         address = f"localhost:{silent.getsockname()[1]}"
@@ -171,6 +173,7 @@ def test_something_else_at_the_port_is_not_waited_for_forever():
     assert process.returncode == 1
 
 
+@pytest.mark.slow
 def test_strangers_who_say_nothing_do_not_keep_the_first_process_from_ending():
     address = free_address()
     with joining(address, 2, 0, times=(0.1, 60, 1)) as first:
@@ -204,6 +207,7 @@ def test_a_reason_that_names_a_file_whose_name_is_no_utf8_is_sent():
         assert theirs.recv(100) == b"fail\t\\udcff.png is no image\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "index", "message"),
     [
@@ -235,6 +239,7 @@ HANGING = (
 )
 
 
+@pytest.mark.slow
 def test_a_wait_that_takes_too_long_ends_the_process_also_where_nobody_reads_its_errors():
     read, write = os.pipe()
     with subprocess.Popen(
@@ -262,6 +267,7 @@ def test_a_wait_that_takes_too_long_is_said_and_ends_the_process():
     assert result.returncode == 1
 
 
+@pytest.mark.slow
 def test_time_in_which_a_process_is_paused_is_no_wait():
     program = (
         "import time\n"

@@ -32,7 +32,7 @@ def configured(place, name, patch):
 
 
 def test_killed_processes_are_named_and_other_numbers_go_on_with_the_same_batches(run, place):
-    train = (*TRAIN, "--workdir", "killed", "--checkpoint-every", 2)
+    train = (*TRAIN, "--workdir", "one_killed", "--checkpoint-every", 2)
     result = run("train", *train, "--steps", 2)
     assert result.returncode == 0, result.stderr
     for count, killed in ((4, 2), (2, 0)):
@@ -54,11 +54,11 @@ def test_killed_processes_are_named_and_other_numbers_go_on_with_the_same_batche
             )
             assert "stack trace" not in errors
         assert start[1] != "0"
-    end = max(losses(place / "killed")) + 2
-    for name in ("killed", "never_killed"):
+    end = max(losses(place / "one_killed")) + 2
+    for name in ("one_killed", "never_killed"):
         result = run("train", *TRAIN, "--workdir", name, "--steps", end)
         assert result.returncode == 0, result.stderr
-    found, expected = losses(place / "killed"), losses(place / "never_killed")
+    found, expected = losses(place / "one_killed"), losses(place / "never_killed")
     assert list(found) == list(range(1, end + 1))
     assert found == pytest.approx(expected, rel=1e-8)
 
@@ -108,9 +108,11 @@ def test_hanging_step_is_ended_and_each_process_says_what_it_waits_for(run, plac
 
 def test_sigterm_to_one_process_ends_an_evaluation_of_several(run, place):
     for part in ("input", "target"):
-        (place / "many" / part).mkdir(parents=True)
+        (place / "many_pairs" / part).mkdir(parents=True)
         for index in range(121):
-            shutil.copy(place / "pairs" / part / "0.png", place / "many" / part / f"{index}.png")
+            shutil.copy(
+                place / "pairs" / part / "0.png", place / "many_pairs" / part / f"{index}.png"
+            )
     slow = configured(
         place,
         "slow.py",
@@ -123,7 +125,7 @@ def test_sigterm_to_one_process_ends_an_evaluation_of_several(run, place):
         "    return score(*arguments)\n"
         "evaluation.score = scored\n",
     )
-    arguments = ("--workdir", "evaluating", "--data.validation", "many", "--eval-every", 2)
+    arguments = ("--workdir", "evaluating", "--data.validation", "many_pairs", "--eval-every", 2)
     processes = start_several(run, 2, *slow, *arguments)
     for _ in range(3):
         read_until(processes[0], "scored")

@@ -20,7 +20,7 @@ test-slow: .venv/installed-dev
 
 # Plans by the compilers for TPUs and GPUs, which need neither (1.3 GB to install).
 test-compilers: .venv/compilers
-	PYTHONPATH=.venv/compilers $(BIN)/python -m pytest -m slow tests/planning/test_compilers.py
+	PYTHONPATH=$(CURDIR)/.venv/compilers $(BIN)/python -m pytest -m slow tests/planning/test_compilers.py
 
 # Full-size networks against the official programs' numbers, where they are at hand.
 test-golden: .venv/installed-dev

@@ -96,7 +96,7 @@ def share(count: int | None, index: int | None, environment: Mapping[str, str]) 
         (number of this process, number of processes); (0, 1) without flags and cluster.
 
     Raises:
-        InputError: if only one of the two is known, or the number is too large.
+        InputError: if only one of the two is known, or they do not fit.
     """
     if count == 1 and index is None:
         return 0, 1

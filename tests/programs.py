@@ -60,6 +60,18 @@ for line in sys.stdin:
 """
 
 
+def run_without_the_package(code, folder):
+    """Runs Python in a folder, where drsformer_jax cannot be imported; it must succeed."""
+    result = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.modules['drsformer_jax'] = None\n" + code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+
+
 class Programs:
     """Runs programs in a folder; they share compiled code as one user's do."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drsformer_jax.config import DType
+from drsformer_jax.config.fields import check
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.pixels import MAX_PIXELS
 from drsformer_jax.restoring import Restorer
@@ -43,12 +44,12 @@ class Demo:
         Raises:
             InputError: if Gradio is missing, or a flag, a network or the address is wrong.
         """
-        _check(1 <= self.port <= 65535, "--port", self.port, "1 to 65535")
-        _check(self.max_megabytes >= 1, "--max-megabytes", self.max_megabytes, "at least 1")
+        check(1 <= self.port <= 65535, "--port", self.port, "1 to 65535")
+        check(self.max_megabytes >= 1, "--max-megabytes", self.max_megabytes, "at least 1")
         within = f"1 to {MAX_PIXELS}"
-        _check(1 <= self.max_pixels <= MAX_PIXELS, "--max-pixels", self.max_pixels, within)
-        _check(self.max_waiting >= 1, "--max-waiting", self.max_waiting, "at least 1")
-        _check(len(self.checkpoint) >= 1, "--checkpoint", "empty", "at least one network")
+        check(1 <= self.max_pixels <= MAX_PIXELS, "--max-pixels", self.max_pixels, within)
+        check(self.max_waiting >= 1, "--max-waiting", self.max_waiting, "at least 1")
+        check(len(self.checkpoint) >= 1, "--checkpoint", "empty", "at least one network")
         try:
             from drsformer_jax.demo.page import Limits, serve
         except ModuleNotFoundError as error:
@@ -84,8 +85,3 @@ class Demo:
                 f"{self.host} port {self.port} cannot be served ({said}); expected a --host of "
                 "this machine and a free --port"
             ) from error
-
-
-def _check(fits: bool, name: str, found: object, expected: str) -> None:
-    if not fits:
-        raise InputError(f"{name} is {found}; expected {expected}")

@@ -21,6 +21,7 @@ from fastapi import Depends, HTTPException, Request
 from gradio import processing_utils
 
 from drsformer_jax.config import RainConfig
+from drsformer_jax.config.rain import Kind
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.demo.comparison import comparison, progress
 from drsformer_jax.demo.visits import Visits
@@ -42,10 +43,7 @@ _PROGRAMS = 16
 """Compiled programs that are kept in memory, of about 50 MB each; all are on disk, too."""
 _DOWNLOAD = "Download at full resolution"
 _PLACEHOLDER = "The image before and after appears here, under a slider."
-_RAINS = {
-    "light": RainConfig(light=1, fine=0, heavy=0, none=0),
-    "heavy": RainConfig(light=0, fine=0, heavy=1, none=0),
-}
+_RAINS: tuple[Kind, ...] = ("light", "heavy")
 
 Result = TypeVar("Result")
 Update = tuple[str, Any]
@@ -153,11 +151,11 @@ def _launch(blocks: Any, limits: Limits, host: str, port: int, share: bool) -> N
 def _examples(folder: Path) -> list[Path]:
     """Photographs of scikit-image under synthetic rain, which no network was trained on."""
     paths = []
-    for name, rain in _RAINS.items():
-        pairs = SyntheticRain(photographs("skimage")[1], 1, 0, rain)
+    for kind in _RAINS:
+        pairs = SyntheticRain(photographs("skimage")[1], 1, 0, RainConfig.only(kind))
         for index in range(len(pairs)):
             pair = pairs[index]
-            path = folder / f"{pair['name'].rpartition('_')[0]}-{name}-rain.png"
+            path = folder / f"{pair['name'].rpartition('_')[0]}-{kind}-rain.png"
             write_image(path, pair["rainy"])
             paths.append(path)
     return paths

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from programs import run_without_the_package
 from recipe import load_small
 
 from drsformer_jax.errors import InputError
@@ -56,14 +54,7 @@ def test_session_of_the_docs_restores_a_photograph_without_this_package(
     write_image(tmp_path / "rainy.png", photograph)
     Export(model, tmp_path / "network.onnx").run()
     code = re.search(r"```python\n([^`]*onnxruntime.*?)```", DOCS.read_text(), re.DOTALL)[1]
-    result = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.modules['drsformer_jax'] = None\n" + code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    run_without_the_package(code, tmp_path)
     found = read_image(tmp_path / "clean.png").astype(int)
     assert np.abs(found - Restorer.load(model)(photograph)).max() <= 1
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 from jax import export
-from recipe import load_small
+from programs import run_without_the_package
+from recipe import SMALL, load_small
 
-from drsformer_jax.config import ModelConfig
 from drsformer_jax.exporting.command import Export
 from drsformer_jax.exporting.stablehlo import PLATFORMS, stablehlo
 from drsformer_jax.nn.functional import apply, init_params
@@ -25,7 +22,6 @@ from drsformer_jax.weights import params_from_torch
 
 DOCS = Path(__file__).parents[2] / "docs" / "exporting.md"
 ANY = (None, None, None)
-WITHOUT_THE_PACKAGE = "import sys; sys.modules['drsformer_jax'] = None\n"
 
 
 def images(*shape: int) -> np.ndarray:
@@ -53,14 +49,7 @@ def restored(config, params, rainy):
 @pytest.fixture(scope="module")
 def sparse():
     """A network with top-k attention."""
-    config = ModelConfig(
-        dim=4,
-        blocks=(1, 1, 1, 1),
-        heads=(1, 1, 1, 2),
-        encoder_level0="none",
-        refinement="none",
-        feed_forward="gdfn",
-    )
+    config = replace(SMALL, heads=(1, 1, 1, 2), attention="topk", feed_forward="gdfn")
     return config, init_params(config, jax.random.key(0))
 
 
@@ -127,13 +116,6 @@ def test_loader_of_the_docs_restores_a_photograph_without_this_package(model, tm
     Export(model, tmp_path / "network.stablehlo").run()
     code = re.search(r"```python\n(.*?jax.*?)```", DOCS.read_text(), re.DOTALL)[1]
     assert len(code.splitlines()) <= 12
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THE_PACKAGE + code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    run_without_the_package(code, tmp_path)
     found = read_image(tmp_path / "clean.png").astype(int)
     assert np.abs(found - Restorer.load(model)(rainy)).max() <= 1

@@ -13,6 +13,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+# Python prints an exception in one of these and goes on: a signal is sent again after it. The first
+# is what JAX does at garbage collection.
+_LOSING = {"_xla_gc_callback", "__del__"}
+
 
 class InputError(ValueError):
     """Something that the user gave is wrong. The message is one line: what, found, expected."""
@@ -55,7 +59,7 @@ def one_line_errors() -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")  # As stderr has it.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+        signal.signal(number, end_program)
     try:
         yield
     except InputError as error:
@@ -76,13 +80,23 @@ def _print_traceback() -> None:
         traceback.print_exc()
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    """Ends the program by an exception, on a signal."""
-    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
-        # An exception in what JAX does at garbage collection would be printed and lost.
-        main = threading.main_thread().ident
-        threading.Timer(0.01, signal.pthread_kill, [main, number]).start()
-    elif number == signal.SIGINT:
+def end_program(number: int, frame: FrameType | None) -> None:
+    """Ends the program by an exception, as the handler of a signal.
+
+    Args:
+        number: the signal.
+        frame: what it came upon.
+
+    Raises:
+        KeyboardInterrupt: on SIGINT.
+        SystemExit: with status 128 + `number`, on another.
+    """
+    while frame is not None:
+        if frame.f_code.co_name in _LOSING:
+            main = threading.main_thread().ident
+            threading.Timer(0.01, signal.pthread_kill, [main, number]).start()
+            return
+        frame = frame.f_back
+    if number == signal.SIGINT:
         raise KeyboardInterrupt
-    else:
-        sys.exit(128 + number)
+    sys.exit(128 + number)

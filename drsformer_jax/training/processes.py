@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from drsformer_jax.clusters import detected, find_cluster
 from drsformer_jax.config.fields import check
-from drsformer_jax.errors import InputError, reason
+from drsformer_jax.errors import InputError, end_program, reason
 from drsformer_jax.training.peers import Peers
 from drsformer_jax.training.watchdog import watch
 
@@ -210,7 +210,8 @@ class Stop:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._interrupted and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            end_program(number, frame)
+            return
         self._requested = True
         self._interrupted |= number == signal.SIGINT
         if jax.process_count() > 1:

@@ -306,3 +306,18 @@ def test_first_signal_asks_to_stop_and_a_second_ctrl_c_interrupts():
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_ctrl_c_during_garbage_collection_comes_again_after_it():
+    class Collected:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def collect_and_wait():
+        Collected()
+        time.sleep(60)
+
+    with Stop():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            collect_and_wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Tracing makes objects that stay; looking through them again and again takes a tenth of it.
+    gc.set_threshold(100_000, 50, 50)
     flags = ["--xla_force_host_platform_device_count=8"]
     # Small networks compile for far longer than they run, so the compiler need not optimize. The
     # full-size comparison runs what users run.

@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 
 ROOT = Path(__file__).parents[1]
-UNOPTIMIZED = "--xla_backend_optimization_level=0"
+# One module of machine code a program: splitting it takes longer than the second core saves.
+UNOPTIMIZED = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):  # Programs end at flags that their XLA does not know.
     UNOPTIMIZED += " --xla_cpu_use_fusion_emitters=false"  # They take half the time to compile.
 CONFIG = """
@@ -34,12 +35,13 @@ def get_config():
 
 _ALSO = [each for each in [os.environ.get("PYTHONPATH")] if each]
 FORKS = """
-import json, os, signal, sys, warnings
+import gc, json, os, signal, sys, warnings
 import eval, train
 from drsformer_jax import cli
 
 for command in cli.COMMANDS:
     cli.load(command)
+gc.set_threshold(100_000, 50, 50)  # As in conftest.py.
 mains = {"train": train.main, "eval": eval.main, "drsformer": cli.main}
 for line in sys.stdin:
     program, *arguments, environment = json.loads(line)

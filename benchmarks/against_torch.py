@@ -32,6 +32,7 @@ from timing import Table, image_size, machine, race, ready, size_text
 from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.errors import InputError, one_line_errors, reason
 from drsformer_jax.nn.functional import Params, apply, init_params
+from drsformer_jax.ops.implementations import compiler_options
 from drsformer_jax.weights.convert import params_to_torch
 
 try:
@@ -255,11 +256,12 @@ def our_program(
     def loss(params: Params, rainy: jax.Array, clean: jax.Array) -> jax.Array:
         return jnp.mean(jnp.abs(apply(config, params, rainy) - clean))
 
+    options = compiler_options(jax.default_backend())
     if not train:
-        restore = jax.jit(functools.partial(apply, config))
+        restore = jax.jit(functools.partial(apply, config), compiler_options=options)
         return Program(ready(restore, params, rainy), np.asarray)
     return Program(
-        ready(jax.jit(jax.grad(loss)), params, rainy, clean),
+        ready(jax.jit(jax.grad(loss), compiler_options=options), params, rainy, clean),
         lambda found: joined(params_to_torch(found, config)),
     )
 

@@ -19,6 +19,7 @@ from timing import Table, compiled, image_size, machine, race, ready, size_text,
 from drsformer_jax.config import PRESETS
 from drsformer_jax.errors import one_line_errors
 from drsformer_jax.nn.functional import apply, init_params
+from drsformer_jax.ops.implementations import compiler_options
 
 
 def main() -> None:
@@ -51,7 +52,9 @@ def measure(arguments: argparse.Namespace) -> None:
         config = dataclasses.replace(PRESETS[preset], dtype=dtype)
         params = init_params(config, jax.random.key(0))
         rainy = jnp.asarray(random.random((batch, *size, 3), np.float32))
-        program, spent = compiled(jax.jit(functools.partial(apply, config)), params, rainy)
+        options = compiler_options(jax.default_backend())
+        restore = jax.jit(functools.partial(apply, config), compiler_options=options)
+        program, spent = compiled(restore, params, rainy)
         made[preset, size, batch, dtype] = (program, spent, (params, rainy))
     times = race(
         {case: ready(program, *inputs) for case, (program, _, inputs) in made.items()},

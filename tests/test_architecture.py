@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "nn": {"config", "ops"},
     "images": set(),
     "data": {"config", "sharding", "images"},
-    "training": {"config", "nn", "metrics", "sharding"},
+    "training": {"config", "metrics", "nn", "ops", "sharding"},
     "weights": {"config", "nn", "training"},
     "restoring": {"config", "data", "images", "nn", "ops", "sharding", "weights"},
     "demo": {"config", "data", "images", "restoring", "weights"},

@@ -31,8 +31,18 @@ PALLAS = "pallas"
 NARROW = 48
 """Width of an image, in pixels, below which the halos of strips cost more than strips save."""
 
+_COMPILER_OPTIONS: Mapping[str, Mapping[str, int]] = {
+    # XLA prefers 256 bits, though a sum of taps is bound by loads, of which one takes 512 bits too.
+    "cpu": {"xla_cpu_prefer_vector_width": 512},
+}
+
 Implementations = Mapping[str, Callable[..., Any]]
 """Functions of the same arrays, by the names that `CHOICES` gives them."""
+
+
+def compiler_options(platform: str) -> dict[str, int]:
+    """What XLA is told for programs of the network on a platform, as `jax.jit` takes it."""
+    return dict(_COMPILER_OPTIONS.get(platform, {}))
 
 
 def kernels_of(implementation: str | None) -> str | None:

@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from drsformer_jax.errors import InputError, check_device
 from drsformer_jax.images.pixels import to_8_bits
 from drsformer_jax.nn.functional import Params, apply, wide_types
 from drsformer_jax.nn.rows import AT_ONCE, MAX_HALO, Rows, Shards, Strips
+from drsformer_jax.ops.implementations import compiler_options
 from drsformer_jax.restoring.buckets import Size, bucket_on_ladder, padded, plan_buckets
 from drsformer_jax.restoring.compile_cache import use_compile_cache
 from drsformer_jax.restoring.memory import budget, forward_bytes, strips_bytes
@@ -368,11 +369,15 @@ def _cut(restored: np.ndarray, like: np.ndarray) -> np.ndarray:
     return to_8_bits(restored) if like.dtype == np.uint8 else restored
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def restore_batch(
-    config: ModelConfig, rows: Rows, params: Params, rainy: Array, white: Array, size: Array
+    config: ModelConfig,
+    rows: Rows,
+    params: Params,
+    rainy: np.ndarray,
+    white: np.ndarray,
+    size: np.ndarray,
 ) -> Array:
-    """Removes rain from the images in a bucket.
+    """Removes rain from the images in a bucket, by a program compiled once a shape.
 
     Args:
         config: the network.
@@ -385,7 +390,20 @@ def restore_batch(
     Returns:
         uint16 (b, h, w, 3), of 16 bits whatever `white` is; anything beyond an image's size.
     """
+    restore = restoring_program(jax.default_backend())
+    return restore(config, rows, params, rainy, white, size)
 
+
+@functools.cache
+def restoring_program(platform: str) -> Any:
+    """`restore_batch` as a jitted function for a platform."""
+    options = compiler_options(platform)
+    return jax.jit(_restore_batch, static_argnums=(0, 1), compiler_options=options)
+
+
+def _restore_batch(
+    config: ModelConfig, rows: Rows, params: Params, rainy: Array, white: Array, size: Array
+) -> Array:
     def network(params: Params, rainy: Array, white: Array, size: Array) -> Array:
         values = rainy.astype(jnp.promote_types(config.dtype, jnp.float32)) / white
         restored = apply(config, params, values, size, rows)

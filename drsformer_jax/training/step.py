@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.nn.functional import Params, abstract_params, apply, init_params
 from drsformer_jax.nn.rows import AT_ONCE, Shards
+from drsformer_jax.ops.implementations import compiler_options
 from drsformer_jax.sharding import (
     averaged_over_shards,
     batch_sharding,
@@ -108,6 +109,7 @@ def compiled_step(config: TrainConfig, mesh: Mesh) -> Step:
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
 
 

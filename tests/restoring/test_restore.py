@@ -19,7 +19,7 @@ from drsformer_jax.nn.rows import AT_ONCE, Shards, Strips
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring import restorer as restorer_module
 from drsformer_jax.restoring.memory import forward_bytes, strips_bytes
-from drsformer_jax.restoring.restorer import restore_batch
+from drsformer_jax.restoring.restorer import restore_batch, restoring_program
 from drsformer_jax.types import Array
 
 TWENTY = [(9 + 3 * i, 80 - 2 * i) for i in range(20)]
@@ -58,9 +58,10 @@ def assert_differ_by_rounding(found: np.ndarray, expected: np.ndarray, levels: i
 def test_twenty_images_of_twenty_sizes_take_three_compilations(network):
     restorer = Restorer(*network)
     restorer.plan(TWENTY)
-    before = restore_batch._cache_size()
+    program = restoring_program("cpu")
+    before = program._cache_size()
     restored = [restorer(noise(*size)) for size in TWENTY]
-    assert restore_batch._cache_size() - before <= 3
+    assert program._cache_size() - before <= 3
     assert len(restorer.programs) <= 3
     assert sum(restorer.programs.values()) == 20
     for size, image in list(zip(TWENTY, restored, strict=True))[::12]:

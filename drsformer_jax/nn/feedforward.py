@@ -7,11 +7,11 @@ Each has a `halo`: rows above and below that a row of its output depends on. f i
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.linear import Conv1x1, DepthwiseConv, GroupedConv
+from drsformer_jax.ops.gated import GatedWeights, gated
 from drsformer_jax.ops.mixed_scale import mixed_scale
 from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights
 from drsformer_jax.ops.mixed_scale_channels import hidden_order as hidden_order
@@ -51,18 +51,13 @@ class MixedScale(nnx.Module):
 
 
 class Gated(nnx.Module):
-    """GDFN: one half of 2f hidden channels gates the other (Restormer, CVPR 2022).
-
-        gate, value = split(depthwise3x3(project_in(x)))
-        output = project_out(gelu(gate) * value)
-
-    The GELU is the exact one.
-    """
+    """GDFN: one half of the hidden channels gates the other; see `ops.gated`."""
 
     halo = 1
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         hidden, bias = config.hidden(channels), config.bias
+        self.implementation = config.implementation
         self.project_in = Conv1x1(channels, 2 * hidden, config, bias=bias)
         self.dwconv = DepthwiseConv(2 * hidden, 3, config, bias=bias)
         self.project_out = Conv1x1(hidden, channels, config, bias=bias)
@@ -71,8 +66,9 @@ class Gated(nnx.Module):
         self, x: Float[Array, "b h w c"], valid_mask: Bool[Array, "b h w 1"] | None = None
     ) -> Float[Array, "b h w c"]:
         """Applies the network."""
-        gate, value = jnp.split(self.dwconv(self.project_in(x), valid_mask), 2, axis=-1)
-        return self.project_out(jax.nn.gelu(gate, approximate=False) * value)
+        layers = self.project_in, self.dwconv, self.project_out
+        weights = GatedWeights(*(layer.weights() for layer in layers))
+        return gated(x, weights, valid_mask, self.implementation)
 
 
 class Plain(nnx.Module):

@@ -18,7 +18,7 @@ from drsformer_jax.ops import implementations
 from drsformer_jax.ops.depthwise import depthwise_conv, window_conv
 from drsformer_jax.ops.linear import Affine, biased, linear, precision_of
 from drsformer_jax.ops.masking import zero_outside
-from drsformer_jax.ops.strips import rows_in_cache, sum_in_strips
+from drsformer_jax.ops.strips import materialized, rows_in_cache, sum_in_strips
 from drsformer_jax.types import Array, Bool, Float
 
 
@@ -111,15 +111,39 @@ def _strips(
         y = biased(linear(x, pointwise.kernel), pointwise)
         if pointwise.bias is not None:  # Otherwise zeros have stayed zeros.
             y = zero_outside(y, valid_mask)
-        both = biased(window_conv(y, depthwise.kernel, jnp.any(valid_mask)), depthwise)
-        added = _sums_of(zero_outside(both, counted)[None], heads)
-        return jax.tree.map(lambda leaf: leaf[0], added)
+        any_valid = jnp.any(valid_mask)
+
+        def convolve(y: Array, depthwise: Affine, counted: Array) -> Array:
+            return zero_outside(
+                biased(window_conv(y, depthwise.kernel, any_valid), depthwise), counted
+            )
+
+        # XLA would compute the convolution once for the products and once for the squares.
+        return _strip_sums(materialized(convolve, any_valid, y, depthwise, counted), heads)
 
     size, _, channels = weights.depthwise.kernel.shape
     rows = rows_in_cache(x.shape[2], channels)
     return sum_in_strips(
         sums, size // 2, rows, weights, zero_outside(x, valid_mask), valid_mask, counted
     )
+
+
+def _strip_sums(both: Float[Array, "h w _"], heads: int) -> ChannelSums:
+    """`_sums_of` one strip: a product of matrices a head, neither of which is transposed first."""
+    accumulator = jnp.promote_types(both.dtype, jnp.float32)
+    query, key = (x.reshape(-1, heads, x.shape[-1] // heads) for x in jnp.split(both, 2, axis=-1))
+    gram = [
+        jnp.einsum(
+            "pd,pe->de",
+            query[:, head],
+            key[:, head],
+            precision=precision_of(both),
+            preferred_element_type=accumulator,
+        )
+        for head in range(heads)
+    ]
+    squares = (jnp.sum(x.astype(accumulator) ** 2, axis=0) for x in (query, key))
+    return ChannelSums(jnp.stack(gram), *squares)
 
 
 def _sums_of(both: Float[Array, "b h w _"], heads: int) -> ChannelSums:

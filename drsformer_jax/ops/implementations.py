@@ -19,6 +19,7 @@ from drsformer_jax.types import Array, Float
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "depthwise_conv": {"cpu": "by_pixel", "default": "by_tap"},
     "mixed_scale": {"cpu": "strips", "tpu": "aligned", "default": "whole"},
+    "gated": {"cpu": "strips", "default": "whole"},
     "query_key_sums": {"cpu": "strips", "default": "whole"},
     "joined_linear": {"cpu": "sums", "default": "joined"},
     "depthwise_kernels": {"tpu": "mosaic", "cuda": "triton", "default": "plain"},

@@ -20,8 +20,10 @@ from drsformer_jax.ops.implementations import NARROW
 _ATTENTION = 13.0
 _EXPERTS = 17.5
 _FEED_FORWARD = {"msfn": 11.1, "gdfn": 5.6, "dfn": 4.0, "fn": 2.5}
-# CPUs compute these two in strips of their own, unless the image is narrow.
+# CPUs compute these in strips of their own, unless the image is narrow. What the gated network then
+# takes does not depend on its hidden channels.
 _ATTENTION_ON_CPU = 3.6
+_GATED_ON_CPU = 4.7
 _MSFN_ON_CPU = 2.2
 # Bytes that those strips take of images of 256 columns; in proportion more of wider ones, but
 # little against the image unless that is very low.
@@ -48,6 +50,8 @@ def forward_bytes(config: ModelConfig, height: int, width: int) -> int:
     hidden = _FEED_FORWARD[config.feed_forward] * config.hidden(channels) * each
     if config.feed_forward == "msfn" and in_strips:
         hidden = _MSFN_ON_CPU * config.hidden(channels) * each + fixed
+    if config.feed_forward == "gdfn" and in_strips:
+        hidden = _GATED_ON_CPU * channels * each + fixed
     experts = "mefc" in (config.encoder_level0, config.refinement)
     alive = attention, hidden, _EXPERTS * channels * each * experts
     return int(max(alive))

@@ -60,10 +60,12 @@ def test_estimate_of_strips_is_near_what_xla_reports(name):
 
 
 def test_estimate_grows_with_pixels_and_width():
-    once = memory.forward_bytes(SMALL, 256, 256)
-    assert memory.forward_bytes(SMALL, 512, 256) == pytest.approx(2 * once, rel=1e-6)
-    twice = memory.forward_bytes(dataclasses.replace(SMALL, dim=2 * SMALL.dim), 256, 256)
-    assert twice == pytest.approx(2 * once, rel=0.02)
+    once, twice, thrice = (memory.forward_bytes(SMALL, 256 * n, 256) for n in (1, 2, 3))
+    assert thrice - twice == pytest.approx(twice - once, rel=1e-6)
+    strips = 2 * once - twice  # That CPUs compute in, of images of any height.
+    assert 0 < strips < once / 3
+    wide = memory.forward_bytes(dataclasses.replace(SMALL, dim=2 * SMALL.dim), 256, 256)
+    assert wide - strips == pytest.approx(2 * (once - strips), rel=0.02)
 
 
 def test_available_memory_is_what_machine_and_group_leave(tmp_path, monkeypatch):

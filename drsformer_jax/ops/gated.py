@@ -1,0 +1,84 @@
+"""GDFN, the gated feed-forward network, as one operation (Restormer, CVPR 2022, section 3.2)."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from drsformer_jax.ops import implementations
+from drsformer_jax.ops.depthwise import depthwise_conv, window_conv
+from drsformer_jax.ops.linear import Affine, biased, linear
+from drsformer_jax.ops.masking import zero_outside
+from drsformer_jax.ops.strips import in_strips, rows_in_cache
+from drsformer_jax.types import Array, Bool, Float
+
+
+class GatedWeights(NamedTuple):
+    """Of the convolutions of GDFN with f hidden channels a half, the gates first."""
+
+    project_in: Affine
+    """1x1 convolution; kernel c 2f."""
+    depthwise: Affine
+    """Kernel k k 2f."""
+    project_out: Affine
+    """1x1 convolution; kernel f c."""
+
+
+def gated(
+    x: Float[Array, "b h w c"],
+    weights: GatedWeights,
+    valid_mask: Bool[Array, "b h w 1"] | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "b h w c"]:
+    """One half of the hidden channels gates the other.
+
+        gate, value = split(depthwise(project_in(x)))
+        output = project_out(gelu(gate) * value)
+
+    The GELU is the exact one. The backward pass saves `x`, which has a fifth of the hidden
+    channels, and the weights, and recomputes the rest (see `implementations.recomputed`).
+
+    Args:
+        x: images.
+        weights: kernels and biases.
+        valid_mask: True at the pixels of the images; default: everywhere. The convolution reads
+            zeros at other pixels, and what the result has there means nothing.
+        implementation: `whole` (convolutions of whole images), `strips` (of a few rows at a time),
+            None or `pallas` (see `implementations.run`).
+    """
+    kernels = implementations.kernels_of(implementation)
+    by_name: implementations.Implementations = {
+        "whole": functools.partial(_whole, kernels),
+        "strips": _strips,
+    }
+    return implementations.recomputed("gated", by_name, implementation, x, weights, valid_mask)
+
+
+def _whole(kernels: str | None, x: Array, weights: GatedWeights, valid_mask: Array | None) -> Array:
+    into, depthwise, out = weights
+    hidden = zero_outside(biased(linear(x, into.kernel), into), valid_mask)
+    both = biased(depthwise_conv(hidden, depthwise.kernel, 1, kernels), depthwise)
+    return biased(linear(_product(both), out.kernel), out)
+
+
+def _strips(x: Array, weights: GatedWeights, valid_mask: Array | None) -> Array:
+    size, _, hidden = weights.depthwise.kernel.shape
+    rows = rows_in_cache(x.shape[2], hidden)
+    return in_strips(_strip, size // 2, rows, weights, zero_outside(x, valid_mask), valid_mask)
+
+
+def _strip(weights: GatedWeights, x: Array, valid_mask: Array) -> Array:
+    into, depthwise, out = weights
+    hidden = biased(linear(x, into.kernel), into)
+    if into.bias is not None:  # Otherwise zeros have stayed zeros.
+        hidden = zero_outside(hidden, valid_mask)
+    both = biased(window_conv(hidden, depthwise.kernel, jnp.any(valid_mask)), depthwise)
+    return biased(linear(_product(both), out.kernel), out)
+
+
+def _product(both: Array) -> Array:
+    gate, value = jnp.split(both, 2, axis=-1)
+    return jax.nn.gelu(gate, approximate=False) * value

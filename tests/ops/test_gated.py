@@ -1,0 +1,68 @@
+"""GDFN as one operation: both implementations and their gradients against the equation."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from plain import conv, difference, masks, with_gradients
+
+from drsformer_jax.ops import strips
+from drsformer_jax.ops.gated import GatedWeights, gated
+from drsformer_jax.ops.linear import Affine
+from drsformer_jax.ops.masking import zero_outside
+
+CASES = [
+    # Height, width, hidden channels of a half, biases, mask.
+    (19, 5, 7, False, False),
+    (11, 6, 4, True, True),
+    (1, 1, 5, True, False),
+]
+
+
+@pytest.fixture
+def small_strips(monkeypatch):
+    """Strips of 8 rows, so that small images have several, the last of them not full."""
+    monkeypatch.setattr(strips, "STRIP_ELEMENTS", 1)
+
+
+def arguments(height, width, hidden, bias, mask):
+    random = np.random.default_rng([height, width, hidden])
+
+    def normal(*shape):
+        return jnp.asarray(random.standard_normal(shape))
+
+    weights = [
+        Affine(normal(*shape) / np.sqrt(np.prod(shape[:-1])), normal(shape[-1]) if bias else None)
+        for shape in ((3, 2 * hidden), (3, 3, 2 * hidden), (hidden, 3))
+    ]
+    valid_mask = masks(2, height, width) if mask else None
+    return normal(2, height, width, 3), GatedWeights(*weights), valid_mask
+
+
+def reference(x, weights, valid_mask):
+    into, depthwise, out = ((kernel, 0 if bias is None else bias) for kernel, bias in weights)
+    valid_mask = True if valid_mask is None else valid_mask
+    both = conv(x @ into[0] + into[1], depthwise[0], valid_mask) + depthwise[1]
+    gate, value = jnp.split(both, 2, axis=-1)
+    gelu = gate * (1 + jax.scipy.special.erf(gate / np.sqrt(2))) / 2
+    return gelu * value @ out[0] + out[1]
+
+
+def valid_only(function, valid_mask):
+    """`function` of images and weights, without what it makes of other pixels."""
+    return lambda x, weights: zero_outside(function(x, weights, valid_mask), valid_mask)
+
+
+@pytest.mark.usefixtures("small_strips", "x64")
+@pytest.mark.parametrize("implementation", ["whole", "strips"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_implementation_and_its_gradients_equal_the_equation(case, implementation):
+    x, weights, valid_mask = arguments(*case)
+    operation = functools.partial(gated, implementation=implementation)
+    found = with_gradients(valid_only(operation, valid_mask), x, weights)
+    expected = with_gradients(valid_only(reference, valid_mask), x, weights)
+    assert difference(found, expected) < 1e-13

@@ -29,6 +29,7 @@ from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
 from drsformer_jax.nn.drsformer import DRSformer
 from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, grouped_conv
+from drsformer_jax.ops.gated import GatedWeights, gated
 from drsformer_jax.ops.linear import Affine, linear
 from drsformer_jax.ops.mixed_scale import mixed_scale
 from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights
@@ -129,7 +130,7 @@ def stage(name: str, gradients: bool) -> Build:
 
 def operation(name: str, channels: int, gradients: bool) -> Build:
     """One operation of `drsformer_jax.ops`, such as depthwise5, grouped3, dilated7, mixed_scale."""
-    parts = re.fullmatch(r"(depthwise|dilated|grouped|pool|linear|mixed_scale)(\d*)", name)
+    parts = re.fullmatch(r"(depthwise|dilated|grouped|pool|linear|mixed_scale|gated)(\d*)", name)
     if parts is None:
         raise InputError(f"the operation is {name!r}; expected, say, depthwise5, grouped3, linear")
     kind, side = parts[1], int(parts[2] or 3)
@@ -155,6 +156,17 @@ def operation(name: str, channels: int, gradients: bool) -> Build:
                         affine(weights(3, 3, 2, hidden)),
                         affine(weights(5, 5, 2, hidden)),
                         affine(weights(2 * hidden, channels)),
+                    ),
+                    image(channels),
+                ),
+            ),
+            "gated": (
+                lambda layers, x: gated(x, layers, None, kernels),
+                (
+                    GatedWeights(
+                        affine(weights(channels, 2 * hidden)),
+                        affine(weights(3, 3, 2 * hidden)),
+                        affine(weights(hidden, channels)),
                     ),
                     image(channels),
                 ),

@@ -29,6 +29,7 @@ from drsformer_jax.errors import one_line_errors
 from drsformer_jax.exporting.command import Export
 from drsformer_jax.exporting.stablehlo import program_of
 from drsformer_jax.nn.functional import init_params
+from drsformer_jax.ops.implementations import compiler_options
 
 KINDS = ("one size", "any size")
 Program = Callable[[np.ndarray], np.ndarray]
@@ -63,7 +64,10 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     rainy = np.float32(SyntheticRain(photographs("skimage")[1], 1, 0)[0]["rainy"]) / 255
     rainy = np.ascontiguousarray(rainy[None, :height, :width])
     config, params = weights.load(checkpoint)
-    ours = jax.jit(program_of(dataclasses.replace(config, remat=False), params))
+    ours = jax.jit(
+        program_of(dataclasses.replace(config, remat=False), params),
+        compiler_options=compiler_options(jax.default_backend()),
+    )
     programs: dict[str, Program] = {"ours": lambda rainy: np.asarray(ours(rainy))}
     files: dict[str, Path] = {}
     for kind in arguments.kinds:

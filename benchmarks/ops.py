@@ -33,6 +33,8 @@ from drsformer_jax.ops.attention import (
     sparse_softmax,
 )
 from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, grouped_conv
+from drsformer_jax.ops.gated import GatedWeights, gated
+from drsformer_jax.ops.implementations import compiler_options
 from drsformer_jax.ops.linear import Affine, linear
 from drsformer_jax.ops.mixed_scale import mixed_scale
 from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights
@@ -78,6 +80,16 @@ def plain_mixed_scale(x: jax.Array, weights: MixedScaleWeights) -> jax.Array:
         for half, kernel in zip(halves, kernels, strict=True)
     ]
     return jnp.concatenate(mixed, -1) @ weights.project_out.kernel.astype(x.dtype)
+
+
+def plain_gated(x: jax.Array, weights: GatedWeights) -> jax.Array:
+    """The gated network by XLA."""
+    both = plain_conv(
+        x @ weights.project_in.kernel.astype(x.dtype), weights.depthwise.kernel[:, :, None]
+    )
+    gate, value = jnp.split(both, 2, -1)
+    product = jax.nn.gelu(gate, approximate=False) * value
+    return product @ weights.project_out.kernel.astype(x.dtype)
 
 
 def plain_sums(x: jax.Array, weights: QueryKeyWeights, heads: int) -> ChannelSums:
@@ -169,12 +181,19 @@ def cases(
         yield f"grouped {size}x{size}", {**variants, "plain": plain_pairs}, arguments
     shapes = ((channels, 2 * hidden), (3, 3, 2 * hidden), (5, 5, 2 * hidden))
     shapes += ((3, 3, 2, hidden), (5, 5, 2, hidden), (2 * hidden, channels))
-    weights = MixedScaleWeights(*(Affine(draw(*shape), None) for shape in shapes))
+    mixed_weights = MixedScaleWeights(*(Affine(draw(*shape), None) for shape in shapes))
     variants = {
         name: functools.partial(mixed_scale, implementation=name)
         for name in ("whole", "aligned", "strips", *pallas())
     }
-    yield "mixed_scale", {**variants, "plain": plain_mixed_scale}, (x, weights)
+    yield "mixed_scale", {**variants, "plain": plain_mixed_scale}, (x, mixed_weights)
+    shapes = ((channels, 2 * hidden), (3, 3, 2 * hidden), (hidden, channels))
+    gated_weights = GatedWeights(*(Affine(draw(*shape), None) for shape in shapes))
+    variants = {
+        name: functools.partial(gated, implementation=name)
+        for name in ("whole", "strips", *pallas())
+    }
+    yield "gated", {**variants, "plain": plain_gated}, (x, gated_weights)
     yield "average_pool", {"single": average_pool, "plain": plain_pool}, (x,)
     params, variants = step_variants(draw, channels)
     yield "expert_step", variants, (jnp.abs(x), jnp.full((1, EXPERTS), 1 / EXPERTS), params)
@@ -254,7 +273,7 @@ def main() -> None:
         jax.config.update("jax_default_matmul_precision", "highest")
     title = f"{machine()}, {options.dtype}, median of {options.runs} runs in turn, milliseconds"
     print(title)
-    rows = []
+    rows, told = [], compiler_options(jax.default_backend())
     for side, channels in LEVELS if options.all else LEVELS[:1]:
         for name, variants, inputs in cases(draw, options.dtype, side, channels, options.all):
             if options.only not in name:
@@ -264,7 +283,9 @@ def main() -> None:
             back = {variant: gradients(run, len(inputs)) for variant, run in variants.items()}
             for what, programs in (("forward", variants), ("gradient", back)):
                 ready_programs = {
-                    variant: ready(compiled(jax.jit(run), *inputs)[0], *inputs)
+                    variant: ready(
+                        compiled(jax.jit(run, compiler_options=told), *inputs)[0], *inputs
+                    )
                     for variant, run in programs.items()
                 }
                 found, once = times(ready_programs, options.runs)

@@ -16,6 +16,8 @@ from types import FrameType
 # Python prints an exception in one of these and goes on: a signal is sent again after it. The first
 # is what JAX does at garbage collection.
 _LOSING = {"_xla_gc_callback", "__del__"}
+# For a second, since such a function may never end either.
+_REPEATS = iter(range(100))
 
 
 class InputError(ValueError):
@@ -83,6 +85,8 @@ def _print_traceback() -> None:
 def end_program(number: int, frame: FrameType | None) -> None:
     """Ends the program by an exception, as the handler of a signal.
 
+    In a function whose exceptions Python ignores it returns, and the signal comes again.
+
     Args:
         number: the signal.
         frame: what it came upon.
@@ -92,7 +96,7 @@ def end_program(number: int, frame: FrameType | None) -> None:
         SystemExit: with status 128 + `number`, on another.
     """
     while frame is not None:
-        if frame.f_code.co_name in _LOSING:
+        if frame.f_code.co_name in _LOSING and next(_REPEATS, None) is not None:
             main = threading.main_thread().ident
             threading.Timer(0.01, signal.pthread_kill, [main, number]).start()
             return

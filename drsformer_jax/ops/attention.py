@@ -75,11 +75,12 @@ def query_key_sums(
         heads: number m of heads, equal groups of channels: d = c / m.
         valid_mask: True at the pixels of the images; default: everywhere. The convolutions read
             zeros at other pixels.
-        counted: True at the pixels to sum over; default: everywhere, whatever `valid_mask` says.
+        counted: True at the pixels to sum over, all of them valid; default: `valid_mask`.
         implementation: `whole` (convolutions of whole images), `strips` (of a few rows at a time),
             None or `pallas` (see `implementations.run`).
     """
     kernels = implementations.kernels_of(implementation)
+    counted = valid_mask if counted is None else counted
     by_name = {
         "whole": functools.partial(_whole, heads, kernels),
         "strips": functools.partial(_strips, heads),
@@ -118,7 +119,7 @@ def _strips(
                 biased(window_conv(y, depthwise.kernel, any_valid), depthwise), counted
             )
 
-        # XLA would compute the convolution once for the products and once for the squares.
+        # XLA would compute it inside the transposition of a product, channel by channel.
         return _strip_sums(materialized(convolve, any_valid, y, depthwise, counted), heads)
 
     size, _, channels = weights.depthwise.kernel.shape
@@ -129,7 +130,10 @@ def _strips(
 
 
 def _strip_sums(both: Float[Array, "h w _"], heads: int) -> ChannelSums:
-    """`_sums_of` one strip: a product of matrices a head, neither of which is transposed first."""
+    """`_sums_of` one strip, without the axis b.
+
+    A product of matrices a head, neither of which is transposed first as `channel_sums` does.
+    """
     accumulator = jnp.promote_types(both.dtype, jnp.float32)
     query, key = (x.reshape(-1, heads, x.shape[-1] // heads) for x in jnp.split(both, 2, axis=-1))
     gram = [

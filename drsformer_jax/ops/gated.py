@@ -70,7 +70,10 @@ def _strips(x: Array, weights: GatedWeights, valid_mask: Array | None) -> Array:
     return in_strips(_strip, size // 2, rows, weights, zero_outside(x, valid_mask), valid_mask)
 
 
-def _strip(weights: GatedWeights, x: Array, valid_mask: Array) -> Array:
+def _strip(
+    weights: GatedWeights, x: Float[Array, "h w c"], valid_mask: Bool[Array, "h w 1"]
+) -> Float[Array, "_ _ c"]:
+    """A strip, see `strips.Chain`."""
     into, depthwise, out = weights
     hidden = biased(linear(x, into.kernel), into)
     if into.bias is not None:  # Otherwise zeros have stayed zeros.
@@ -79,6 +82,7 @@ def _strip(weights: GatedWeights, x: Array, valid_mask: Array) -> Array:
     return biased(linear(_product(both), out.kernel), out)
 
 
-def _product(both: Array) -> Array:
+def _product(both: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+    """gelu(gate) * value, of gates and values that are concatenated along channels."""
     gate, value = jnp.split(both, 2, axis=-1)
     return jax.nn.gelu(gate, approximate=False) * value

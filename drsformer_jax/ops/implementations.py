@@ -42,7 +42,11 @@ Implementations = Mapping[str, Callable[..., Any]]
 
 
 def compiler_options(platform: str) -> dict[str, int]:
-    """What XLA is told for programs of the network on a platform, as `jax.jit` takes it."""
+    """What XLA is told for programs of the network, as `jax.jit` takes it.
+
+    Args:
+        platform: as `jax.default_backend` and `jax.Device.platform` call it: cpu, gpu or tpu.
+    """
     return dict(_COMPILER_OPTIONS.get(platform, {}))
 
 

@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -395,7 +395,7 @@ def restore_batch(
 
 
 @functools.cache
-def restoring_program(platform: str) -> Any:
+def restoring_program(platform: str) -> jax.stages.Wrapped:
     """`restore_batch` as a jitted function for a platform."""
     options = compiler_options(platform)
     return jax.jit(_restore_batch, static_argnums=(0, 1), compiler_options=options)

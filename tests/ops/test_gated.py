@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain import conv, difference, masks, with_gradients
+from plain import STEPS, conv, difference, masks, with_gradients
 
-from drsformer_jax.ops import strips
+from drsformer_jax.ops import implementations, strips
 from drsformer_jax.ops.gated import GatedWeights, gated
 from drsformer_jax.ops.linear import Affine
 from drsformer_jax.ops.masking import zero_outside
@@ -19,6 +19,7 @@ CASES = [
     # Height, width, hidden channels of a half, biases, mask.
     (19, 5, 7, False, False),
     (11, 6, 4, True, True),
+    (10, 5, 6, False, True),
     (1, 1, 5, True, False),
 ]
 
@@ -29,11 +30,11 @@ def small_strips(monkeypatch):
     monkeypatch.setattr(strips, "STRIP_ELEMENTS", 1)
 
 
-def arguments(height, width, hidden, bias, mask):
+def arguments(height, width, hidden, bias, mask, dtype="float64"):
     random = np.random.default_rng([height, width, hidden])
 
     def normal(*shape):
-        return jnp.asarray(random.standard_normal(shape))
+        return jnp.asarray(random.standard_normal(shape), dtype)
 
     weights = [
         Affine(normal(*shape) / np.sqrt(np.prod(shape[:-1])), normal(shape[-1]) if bias else None)
@@ -66,3 +67,30 @@ def test_implementation_and_its_gradients_equal_the_equation(case, implementatio
     found = with_gradients(valid_only(operation, valid_mask), x, weights)
     expected = with_gradients(valid_only(reference, valid_mask), x, weights)
     assert difference(found, expected) < 1e-13
+
+
+@pytest.mark.usefixtures("small_strips")
+@pytest.mark.parametrize("implementation", ["whole", "strips"])
+@pytest.mark.parametrize("dtype", STEPS)
+def test_implementation_is_as_exact_as_its_dtype(implementation, dtype):
+    x, weights, valid_mask = arguments(*CASES[1], dtype=dtype)
+    # As in training, where parameters stay in float32.
+    weights = jax.tree.map(lambda leaf: leaf.astype("float32"), weights)
+    operation = functools.partial(gated, implementation=implementation)
+    (y,), (x_grad, *grads) = with_gradients(valid_only(operation, valid_mask), x, weights)
+    assert (y.dtype, x_grad.dtype) == (x.dtype, x.dtype)
+    assert {leaf.dtype for leaf in grads} == {jnp.dtype("float32")}
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda a: jnp.asarray(np.float64(a)), (x, weights))
+        expected, expected_grads = with_gradients(valid_only(reference, valid_mask), *exact)
+    assert difference([y], expected) < 8 * STEPS[dtype]
+    assert difference([x_grad, *grads], expected_grads) < 16 * STEPS[dtype]
+
+
+@pytest.mark.parametrize("width", [implementations.NARROW - 1, implementations.NARROW])
+def test_by_default_narrow_and_wide_images_have_equal_gradients(width):
+    x, weights, _ = arguments(2, width, 3, True, False, dtype="float32")
+    found, expected = (
+        with_gradients(valid_only(of, None), x, weights) for of in (gated, reference)
+    )
+    assert difference(found, expected) < 1e-5

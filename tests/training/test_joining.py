@@ -309,9 +309,12 @@ def test_first_signal_asks_to_stop_and_a_second_ctrl_c_interrupts():
 
 
 def test_a_second_ctrl_c_during_garbage_collection_comes_again_after_it():
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+
     class Collected:
         def __del__(self):
-            os.kill(os.getpid(), signal.SIGINT)
+            interrupt()
 
     def collect_and_wait():
         Collected()

@@ -310,11 +310,11 @@ def test_mixed_precision_keeps_parameters_optimizer_and_loss_in_float32():
     )
     mesh = make_mesh(MeshConfig(data=1))
     batch = {name: jax.ShapeDtypeStruct((2, 8, 8, 3), np.uint8) for name in ("rainy", "clean")}
-    step = jax.make_jaxpr(compiled_step(config, mesh), return_shape=True)
-    program, (state, metrics) = step(abstract_state(config, mesh), batch)
+    step = compiled_step(config, mesh).trace(abstract_state(config, mesh), batch)
+    state, metrics = step.out_info
     learned = jax.tree.leaves((state.params, state.opt_state, metrics["loss"]))
     assert {leaf.dtype for leaf in learned} == {np.dtype("float32"), np.dtype("int32")}
-    assert ":bf16[2,8,8,2]" in str(program), "activations are in bfloat16"
+    assert ":bf16[2,8,8,2]" in str(step.jaxpr), "activations are in bfloat16"
 
 
 def test_initial_state_has_the_parameters_of_the_seed_and_no_history():

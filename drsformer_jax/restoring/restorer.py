@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import threading
@@ -13,22 +12,20 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from drsformer_jax import weights
 from drsformer_jax.config import SIZE_MULTIPLE, DType, Kernels, ModelConfig
 from drsformer_jax.errors import InputError, check_device
 from drsformer_jax.images.pixels import to_8_bits
-from drsformer_jax.nn.functional import Params, apply, wide_types
+from drsformer_jax.nn.functional import Params, wide_types
 from drsformer_jax.nn.rows import AT_ONCE, MAX_HALO, Rows, Shards, Strips
-from drsformer_jax.ops.implementations import compiler_options
 from drsformer_jax.restoring.buckets import Size, bucket_on_ladder, padded, plan_buckets
 from drsformer_jax.restoring.compile_cache import use_compile_cache
 from drsformer_jax.restoring.memory import budget, forward_bytes, strips_bytes
+from drsformer_jax.restoring.program import restore_batch
 from drsformer_jax.restoring.tiles import Tiling
-from drsformer_jax.sharding import gathered, least, over_rows, replicate, rows_mesh
-from drsformer_jax.types import Array
+from drsformer_jax.sharding import gathered, least, replicate, rows_mesh
 
 _KINDS = (np.uint8, np.uint16)
 _OVERLAP = 64
@@ -367,48 +364,3 @@ def _cut(restored: np.ndarray, like: np.ndarray) -> np.ndarray:
     restored = restored[: like.shape[0], : like.shape[1]]
     # 65535 = 255 * 257: rounding twice is rounding once.
     return to_8_bits(restored) if like.dtype == np.uint8 else restored
-
-
-def restore_batch(
-    config: ModelConfig,
-    rows: Rows,
-    params: Params,
-    rainy: np.ndarray,
-    white: np.ndarray,
-    size: np.ndarray,
-) -> Array:
-    """Removes rain from the images in a bucket, by a program compiled once a shape.
-
-    Args:
-        config: the network.
-        rows: how the rows of the images are computed.
-        params: its parameters.
-        rainy: uint16 (b, h, w, 3), each image in its upper left corner.
-        white: float32 (b, 1, 1, 1), the largest value of each image, 255 or 65535.
-        size: int32 (b, 2), true height and width of each image.
-
-    Returns:
-        uint16 (b, h, w, 3), of 16 bits whatever `white` is; anything beyond an image's size.
-    """
-    restore = restoring_program(jax.default_backend())
-    return restore(config, rows, params, rainy, white, size)
-
-
-@functools.cache
-def restoring_program(platform: str) -> jax.stages.Wrapped:
-    """`restore_batch` as a jitted function for a platform."""
-    options = compiler_options(platform)
-    return jax.jit(_restore_batch, static_argnums=(0, 1), compiler_options=options)
-
-
-def _restore_batch(
-    config: ModelConfig, rows: Rows, params: Params, rainy: Array, white: Array, size: Array
-) -> Array:
-    def network(params: Params, rainy: Array, white: Array, size: Array) -> Array:
-        values = rainy.astype(jnp.promote_types(config.dtype, jnp.float32)) / white
-        restored = apply(config, params, values, size, rows)
-        return jnp.round(jnp.clip(restored, 0, 1) * 65535).astype(jnp.uint16)
-
-    if isinstance(rows, Shards):
-        network = over_rows(network, rows.count)
-    return network(params, rainy, white, size)

@@ -19,7 +19,7 @@ from drsformer_jax.nn.rows import AT_ONCE, Shards, Strips
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring import restorer as restorer_module
 from drsformer_jax.restoring.memory import forward_bytes, strips_bytes
-from drsformer_jax.restoring.restorer import restore_batch, restoring_program
+from drsformer_jax.restoring.program import compiled_for, restore_batch
 from drsformer_jax.types import Array
 
 TWENTY = [(9 + 3 * i, 80 - 2 * i) for i in range(20)]
@@ -58,7 +58,7 @@ def assert_differ_by_rounding(found: np.ndarray, expected: np.ndarray, levels: i
 def test_twenty_images_of_twenty_sizes_take_three_compilations(network):
     restorer = Restorer(*network)
     restorer.plan(TWENTY)
-    program = restoring_program("cpu")
+    program = compiled_for("cpu")
     before = program._cache_size()
     restored = [restorer(noise(*size)) for size in TWENTY]
     assert program._cache_size() - before <= 3

@@ -1,0 +1,60 @@
+"""The program that restores the images of a bucket, compiled once a shape."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.functional import Params, apply
+from drsformer_jax.nn.rows import Rows, Shards
+from drsformer_jax.ops.implementations import compiler_options
+from drsformer_jax.sharding import over_rows
+from drsformer_jax.types import Array
+
+
+def restore_batch(
+    config: ModelConfig,
+    rows: Rows,
+    params: Params,
+    rainy: np.ndarray,
+    white: np.ndarray,
+    size: np.ndarray,
+) -> Array:
+    """Removes rain from the images in a bucket.
+
+    Args:
+        config: the network.
+        rows: how the rows of the images are computed.
+        params: its parameters.
+        rainy: uint16 (b, h, w, 3), each image in its upper left corner.
+        white: float32 (b, 1, 1, 1), the largest value of each image, 255 or 65535.
+        size: int32 (b, 2), true height and width of each image.
+
+    Returns:
+        uint16 (b, h, w, 3), of 16 bits whatever `white` is; anything beyond an image's size.
+    """
+    return compiled_for(jax.default_backend())(config, rows, params, rainy, white, size)
+
+
+@functools.cache
+def compiled_for(platform: str) -> jax.stages.Wrapped:
+    """`restore_batch` as a jitted function, with the compiler's options for a platform."""
+
+    @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=compiler_options(platform))
+    def restore_batch(
+        config: ModelConfig, rows: Rows, params: Params, rainy: Array, white: Array, size: Array
+    ) -> Array:
+        def network(params: Params, rainy: Array, white: Array, size: Array) -> Array:
+            values = rainy.astype(jnp.promote_types(config.dtype, jnp.float32)) / white
+            restored = apply(config, params, values, size, rows)
+            return jnp.round(jnp.clip(restored, 0, 1) * 65535).astype(jnp.uint16)
+
+        if isinstance(rows, Shards):
+            network = over_rows(network, rows.count)
+        return network(params, rainy, white, size)
+
+    return restore_batch

@@ -27,12 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import runtimes
-from timing import Table, image_size, machine, race, ready, size_text
+from timing import Table, image_size, jitted, machine, race, ready, size_text
 
 from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.errors import InputError, one_line_errors, reason
 from drsformer_jax.nn.functional import Params, apply, init_params
-from drsformer_jax.ops.implementations import compiler_options
 from drsformer_jax.weights.convert import params_to_torch
 
 try:
@@ -256,12 +255,11 @@ def our_program(
     def loss(params: Params, rainy: jax.Array, clean: jax.Array) -> jax.Array:
         return jnp.mean(jnp.abs(apply(config, params, rainy) - clean))
 
-    options = compiler_options(jax.default_backend())
     if not train:
-        restore = jax.jit(functools.partial(apply, config), compiler_options=options)
+        restore = jitted(functools.partial(apply, config))
         return Program(ready(restore, params, rainy), np.asarray)
     return Program(
-        ready(jax.jit(jax.grad(loss), compiler_options=options), params, rainy, clean),
+        ready(jitted(jax.grad(loss)), params, rainy, clean),
         lambda found: joined(params_to_torch(found, config)),
     )
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from runtimes import OPENVINO_HINTS
-from timing import Table, image_size, machine, race, size_text
+from timing import Table, image_size, jitted, machine, race, size_text
 
 from drsformer_jax import weights
 from drsformer_jax.config import PRESETS
@@ -29,7 +29,6 @@ from drsformer_jax.errors import one_line_errors
 from drsformer_jax.exporting.command import Export
 from drsformer_jax.exporting.stablehlo import program_of
 from drsformer_jax.nn.functional import init_params
-from drsformer_jax.ops.implementations import compiler_options
 
 KINDS = ("one size", "any size")
 Program = Callable[[np.ndarray], np.ndarray]
@@ -64,10 +63,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     rainy = np.float32(SyntheticRain(photographs("skimage")[1], 1, 0)[0]["rainy"]) / 255
     rainy = np.ascontiguousarray(rainy[None, :height, :width])
     config, params = weights.load(checkpoint)
-    ours = jax.jit(
-        program_of(dataclasses.replace(config, remat=False), params),
-        compiler_options=compiler_options(jax.default_backend()),
-    )
+    ours = jitted(program_of(dataclasses.replace(config, remat=False), params))
     programs: dict[str, Program] = {"ours": lambda rainy: np.asarray(ours(rainy))}
     files: dict[str, Path] = {}
     for kind in arguments.kinds:

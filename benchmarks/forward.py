@@ -14,12 +14,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Table, compiled, image_size, machine, race, ready, size_text, temporaries
+from timing import Table, compiled, image_size, jitted, machine, race, ready, size_text, temporaries
 
 from drsformer_jax.config import PRESETS
 from drsformer_jax.errors import one_line_errors
 from drsformer_jax.nn.functional import apply, init_params
-from drsformer_jax.ops.implementations import compiler_options
 
 
 def main() -> None:
@@ -52,9 +51,7 @@ def measure(arguments: argparse.Namespace) -> None:
         config = dataclasses.replace(PRESETS[preset], dtype=dtype)
         params = init_params(config, jax.random.key(0))
         rainy = jnp.asarray(random.random((batch, *size, 3), np.float32))
-        options = compiler_options(jax.default_backend())
-        restore = jax.jit(functools.partial(apply, config), compiler_options=options)
-        program, spent = compiled(restore, params, rainy)
+        program, spent = compiled(jitted(functools.partial(apply, config)), params, rainy)
         made[preset, size, batch, dtype] = (program, spent, (params, rainy))
     times = race(
         {case: ready(program, *inputs) for case, (program, _, inputs) in made.items()},

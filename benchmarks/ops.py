@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from timing import compiled, machine, race, ready, seconds
+from timing import compiled, jitted, machine, race, ready, seconds
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.files import write_text
@@ -34,7 +34,6 @@ from drsformer_jax.ops.attention import (
 )
 from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, grouped_conv
 from drsformer_jax.ops.gated import GatedWeights, gated
-from drsformer_jax.ops.implementations import compiler_options
 from drsformer_jax.ops.linear import Affine, linear
 from drsformer_jax.ops.mixed_scale import mixed_scale
 from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights
@@ -273,7 +272,7 @@ def main() -> None:
         jax.config.update("jax_default_matmul_precision", "highest")
     title = f"{machine()}, {options.dtype}, median of {options.runs} runs in turn, milliseconds"
     print(title)
-    rows, told = [], compiler_options(jax.default_backend())
+    rows = []
     for side, channels in LEVELS if options.all else LEVELS[:1]:
         for name, variants, inputs in cases(draw, options.dtype, side, channels, options.all):
             if options.only not in name:
@@ -283,9 +282,7 @@ def main() -> None:
             back = {variant: gradients(run, len(inputs)) for variant, run in variants.items()}
             for what, programs in (("forward", variants), ("gradient", back)):
                 ready_programs = {
-                    variant: ready(
-                        compiled(jax.jit(run, compiler_options=told), *inputs)[0], *inputs
-                    )
+                    variant: ready(compiled(jitted(run), *inputs)[0], *inputs)
                     for variant, run in programs.items()
                 }
                 found, once = times(ready_programs, options.runs)

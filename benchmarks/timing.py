@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from drsformer_jax.files import write_text
+from drsformer_jax.ops.implementations import compiler_options
 from drsformer_jax.scoring.tables import line
 
 
@@ -42,6 +43,11 @@ def seconds(program: Callable[[], object]) -> float:
     start = time.perf_counter()
     program()
     return time.perf_counter() - start
+
+
+def jitted(function: Callable[..., Any]) -> Any:
+    """A jitted function with the compiler's options that the package's programs have."""
+    return jax.jit(function, compiler_options=compiler_options(jax.default_backend()))
 
 
 def compiled(function: Any, *inputs: Any) -> tuple[jax.stages.Compiled, float]:

@@ -8,12 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from drsformer_jax.ops.linear import Affine
+from drsformer_jax.ops.masking import zero_outside
+
 STEPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 """Largest relative errors of rounding."""
 
 
 def normal(seed, *shape, dtype="float64"):
     return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), dtype)
+
+
+def affines(normal, shapes, bias):
+    """Layers with kernels of these shapes, sampled by `normal`, and maybe biases."""
+    return [
+        Affine(normal(*shape) / np.sqrt(np.prod(shape[:-1])), normal(shape[-1]) if bias else None)
+        for shape in shapes
+    ]
+
+
+def valid_only(function, valid_mask):
+    """`function` of images and weights, without what it makes of other pixels."""
+    return lambda x, weights: zero_outside(function(x, weights, valid_mask), valid_mask)
 
 
 def conv(x, kernel, valid_mask=True, dilation=1):

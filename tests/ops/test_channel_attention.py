@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from plain import STEPS, conv, difference, masks, together, with_gradients
+from plain import STEPS, affines, conv, difference, masks, together, with_gradients
 from recipe import SMALL, relative_error
 
 from drsformer_jax.nn.attention import Attention
-from drsformer_jax.ops import implementations, strips
+from drsformer_jax.ops import implementations
 from drsformer_jax.ops.attention import QueryKeyWeights, query_key_sums
-from drsformer_jax.ops.linear import Affine
+
+pytestmark = pytest.mark.usefixtures("small_strips")
 
 IMPLEMENTATIONS = ("whole", "strips", None)
 CASES = [
@@ -30,22 +31,14 @@ CASES = [
 CHANNELS = 6
 
 
-@pytest.fixture(autouse=True)
-def small_strips(monkeypatch):
-    """Strips of 8 rows, so that small images have several, the last of them not full."""
-    monkeypatch.setattr(strips, "STRIP_ELEMENTS", 1)
-
-
 def arguments(height, width, size, bias, mask, dtype="float64"):
     random = np.random.default_rng([height, width, size])
 
     def normal(*shape):
         return jnp.asarray(random.standard_normal(shape), dtype)
 
-    weights = [
-        Affine(normal(*shape) / np.sqrt(np.prod(shape[:-1])), normal(shape[-1]) if bias else None)
-        for shape in ((CHANNELS, 2 * CHANNELS), (size, size, 2 * CHANNELS))
-    ]
+    shapes = ((CHANNELS, 2 * CHANNELS), (size, size, 2 * CHANNELS))
+    weights = affines(normal, shapes, bias)
     valid_mask = masks(2, height, width) if mask else None
     # Counts part of what is valid, as parts of images do.
     counted = valid_mask.at[:, :2].set(False) if mask else None

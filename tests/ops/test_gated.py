@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain import STEPS, conv, difference, masks, with_gradients
+from plain import STEPS, affines, conv, difference, masks, valid_only, with_gradients
 
-from drsformer_jax.ops import implementations, strips
+from drsformer_jax.ops import implementations
 from drsformer_jax.ops.gated import GatedWeights, gated
-from drsformer_jax.ops.linear import Affine
-from drsformer_jax.ops.masking import zero_outside
 
 CASES = [
     # Height, width, hidden channels of a half, biases, mask.
@@ -24,22 +22,14 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def small_strips(monkeypatch):
-    """Strips of 8 rows, so that small images have several, the last of them not full."""
-    monkeypatch.setattr(strips, "STRIP_ELEMENTS", 1)
-
-
 def arguments(height, width, hidden, bias, mask, dtype="float64"):
     random = np.random.default_rng([height, width, hidden])
 
     def normal(*shape):
         return jnp.asarray(random.standard_normal(shape), dtype)
 
-    weights = [
-        Affine(normal(*shape) / np.sqrt(np.prod(shape[:-1])), normal(shape[-1]) if bias else None)
-        for shape in ((3, 2 * hidden), (3, 3, 2 * hidden), (hidden, 3))
-    ]
+    shapes = ((3, 2 * hidden), (3, 3, 2 * hidden), (hidden, 3))
+    weights = affines(normal, shapes, bias)
     valid_mask = masks(2, height, width) if mask else None
     return normal(2, height, width, 3), GatedWeights(*weights), valid_mask
 
@@ -51,11 +41,6 @@ def reference(x, weights, valid_mask):
     gate, value = jnp.split(both, 2, axis=-1)
     gelu = gate * (1 + jax.scipy.special.erf(gate / np.sqrt(2))) / 2
     return gelu * value @ out[0] + out[1]
-
-
-def valid_only(function, valid_mask):
-    """`function` of images and weights, without what it makes of other pixels."""
-    return lambda x, weights: zero_outside(function(x, weights, valid_mask), valid_mask)
 
 
 @pytest.mark.usefixtures("small_strips", "x64")

@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain import STEPS, conv, difference, masks, together, with_gradients
+from plain import STEPS, affines, conv, difference, masks, together, valid_only, with_gradients
 from recipe import relative_error
 
-from drsformer_jax.ops import implementations, strips
-from drsformer_jax.ops.linear import Affine
-from drsformer_jax.ops.masking import zero_outside
+from drsformer_jax.ops import implementations
 from drsformer_jax.ops.mixed_scale import mixed_scale
 from drsformer_jax.ops.mixed_scale_channels import (
     MixedScaleWeights,
@@ -34,12 +32,6 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def small_strips(monkeypatch):
-    """Strips of 8 rows, so that small images have several, the last of them not full."""
-    monkeypatch.setattr(strips, "STRIP_ELEMENTS", 1)
-
-
 def arguments(height, width, hidden, bias, mask, dtype="float64"):
     random = np.random.default_rng([height, width, hidden])
 
@@ -48,10 +40,7 @@ def arguments(height, width, hidden, bias, mask, dtype="float64"):
 
     shapes = [(3, 2 * hidden), (3, 3, 2 * hidden), (5, 5, 2 * hidden)]
     shapes += [(3, 3, 2, hidden), (5, 5, 2, hidden), (2 * hidden, 3)]
-    weights = [
-        Affine(normal(*shape) / np.sqrt(np.prod(shape[:-1])), normal(shape[-1]) if bias else None)
-        for shape in shapes
-    ]
+    weights = affines(normal, shapes, bias)
     valid_mask = masks(2, height, width) if mask else None
     return normal(2, height, width, 3), MixedScaleWeights(*weights), valid_mask
 
@@ -72,11 +61,6 @@ def reference(x, weights, valid_mask):
         both = [conv(joined[..., n::2], kernel[:, :, n], valid_mask) for n in (0, 1)]
         mixed.append(jax.nn.relu(sum(both) + bias))
     return jnp.concatenate(mixed, axis=-1) @ out[0] + out[1]
-
-
-def valid_only(function, valid_mask):
-    """`function` of images and weights, without what it makes of other pixels."""
-    return lambda x, weights: zero_outside(function(x, weights, valid_mask), valid_mask)
 
 
 def operation(valid_mask, implementation=None):

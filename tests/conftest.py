@@ -6,18 +6,24 @@ import contextlib
 import gc
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 import pytest
+import typechecker
 from jaxtyping import install_import_hook
 from programs import UNOPTIMIZED
+
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+"""What is compiled, for all tests, the programs that they start, and the next run."""
 
 # The parts whose signatures name shapes, before anything imports them.
 CHECKED = ("metrics", "nn", "ops", "restoring.restorer", "training.step")
 install_import_hook([f"drsformer_jax.{part}" for part in CHECKED], "typechecker.check")
+typechecker.skip_functions_in_functions()
 
 if TYPE_CHECKING:
     from programs import Programs
@@ -35,12 +41,34 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("markexpr") != "golden":
         flags.append(UNOPTIMIZED)
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+    keep_compiled(config)
+
+
+def keep_compiled(config: pytest.Config) -> None:
+    """Lets this process, and those that it starts, keep and find what they compile."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if sum(path.stat().st_size for path in COMPILED.glob("*")) > 2**30:  # Of many versions.
+        shutil.rmtree(COMPILED)
 
 
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Runs a test with arrays of 64 bits."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def for_cpus() -> Iterator[None]:
+    """Traces a test's networks and operations for CPUs alone, as programs that run on them do."""
+    from drsformer_jax.ops.implementations import traced_for
+
+    with traced_for("cpu"):
         yield
 
 

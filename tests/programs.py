@@ -37,6 +37,9 @@ _ALSO = [each for each in [os.environ.get("PYTHONPATH")] if each]
 FORKS = """
 import gc, json, os, signal, sys, warnings
 import eval, train
+# What the programs import while they run, but for what starts threads.
+import grain, matplotlib.figure, tensorflow_datasets
+import drsformer_jax.report.page, drsformer_jax.training.tensorboard
 from drsformer_jax import cli
 
 for command in cli.COMMANDS:
@@ -75,7 +78,7 @@ def run_without_the_package(code, folder):
 
 
 class Programs:
-    """Runs programs in a folder; they share compiled code as one user's do."""
+    """Runs programs in a folder."""
 
     def __init__(self, folder):
         self._options = {
@@ -86,8 +89,6 @@ class Programs:
         }
         self.environment = {
             **os.environ,
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT), *_ALSO]),
             "XLA_FLAGS": UNOPTIMIZED,
         }

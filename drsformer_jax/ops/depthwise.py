@@ -94,6 +94,7 @@ def average_pool(
 
 _FUSED_TAPS = 28
 """XLA for TPUs fuses so many taps. For more (7x7) it first writes shifted copies of the image."""
+_PARTIAL_SUMS = {"written": lax.optimization_barrier, "fused": lambda total: total}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -219,16 +220,22 @@ def _kernels(name: str) -> Any:
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _correlate(padded: Array, kernel: Array, dilation: int, shape: tuple[Dimension, ...]) -> Array:
     """The sum of shifted images."""
+    # By `lax`, since thousands of taps in a network are traced in half of the time that indices of
+    # arrays and their operators take.
     accumulator = _accumulator(padded)
+    size, _, channels = kernel.shape
     total = jnp.zeros(shape, accumulator)
-    taps = _taps(kernel.shape[0], dilation)
-    for count, (top, left) in enumerate(taps, 1):
-        shifted = padded[:, top : top + shape[1], left : left + shape[2]].astype(accumulator)
-        total += shifted * kernel[top // dilation, left // dilation].astype(accumulator)
-        if count % _FUSED_TAPS == 0 and count < len(taps):
-            total = lax.platform_dependent(
-                total, tpu=lax.optimization_barrier, default=lambda total: total
-            )
+    for count, (top, left) in enumerate(_taps(size, dilation), 1):
+        end = (padded.shape[0], top + shape[1], left + shape[2], padded.shape[3])
+        shifted = lax.slice(padded, (0, top, left, 0), end)
+        shifted = lax.convert_element_type(shifted, accumulator)
+        y, x = top // dilation, left // dilation
+        weight = lax.squeeze(lax.slice(kernel, (y, x, 0), (y + 1, x + 1, channels)), (0, 1))
+        weight = lax.convert_element_type(weight, accumulator)
+        weight = lax.broadcast_in_dim(weight, shape, (3,))
+        total = lax.add(total, lax.mul(shifted, weight))
+        if count % _FUSED_TAPS == 0 and count < size * size:
+            total = implementations.run("many_taps", _PARTIAL_SUMS, None, total)
     return total.astype(padded.dtype)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from drsformer_jax.types import Array, Float
 
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "depthwise_conv": {"cpu": "by_pixel", "default": "by_tap"},
+    "many_taps": {"tpu": "written", "default": "fused"},
     "mixed_scale": {"cpu": "strips", "tpu": "aligned", "default": "whole"},
     "gated": {"cpu": "strips", "default": "whole"},
     "query_key_sums": {"cpu": "strips", "default": "whole"},
@@ -37,6 +39,9 @@ _COMPILER_OPTIONS: Mapping[str, Mapping[str, int]] = {
     "cpu": {"xla_cpu_prefer_vector_width": 512},
 }
 
+_TRACED_FOR = jax.make_user_context(None)
+"""The platform that operations are traced for, or None for all of them."""
+
 Implementations = Mapping[str, Callable[..., Any]]
 """Functions of the same arrays, by the names that `CHOICES` gives them."""
 
@@ -50,6 +55,20 @@ def compiler_options(platform: str) -> dict[str, int]:
     return dict(_COMPILER_OPTIONS.get(platform, {}))
 
 
+def traced_for(platform: str | None) -> AbstractContextManager[None]:
+    """Operations that are traced within are for one platform alone, in two thirds of the time.
+
+    Otherwise each is traced for every platform, and lowering chooses: a program may be traced on
+    one machine and run on another. GPUs of several makers have one name here, so that theirs are
+    chosen by lowering still.
+
+    Args:
+        platform: as in `compiler_options`; that of the devices that will run the program. None for
+            all, as outside.
+    """
+    return _TRACED_FOR(None if platform == "gpu" else platform)
+
+
 def kernels_of(implementation: str | None) -> str | None:
     """The implementation of the convolutions in an operation with this one."""
     return PALLAS if implementation == PALLAS else None
@@ -60,7 +79,7 @@ def run(
 ) -> Any:
     """Computes an operation in one implementation, default: that of the platform that runs it.
 
-    The platform is known when a program is lowered, which may be on another machine.
+    The platform is that of `traced_for`. Outside of it, it is known when a program is lowered.
 
     Args:
         operation: a key of `CHOICES`.
@@ -70,7 +89,10 @@ def run(
     """
     if implementation not in (None, PALLAS):
         return implementations[implementation](*arrays)
-    platforms = {platform: implementations[name] for platform, name in CHOICES[operation].items()}
+    choices = CHOICES[operation]
+    if (platform := _TRACED_FOR.value) is not None:
+        return implementations[choices.get(platform, choices["default"])](*arrays)
+    platforms = {platform: implementations[name] for platform, name in choices.items()}
     return lax.platform_dependent(*arrays, **platforms)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.functional import Params, apply
 from drsformer_jax.nn.rows import Rows, Shards
-from drsformer_jax.ops.implementations import compiler_options
+from drsformer_jax.ops.implementations import compiler_options, traced_for
 from drsformer_jax.sharding import over_rows
 from drsformer_jax.types import Array
 
@@ -55,6 +55,7 @@ def compiled_for(platform: str) -> jax.stages.Wrapped:
 
         if isinstance(rows, Shards):
             network = over_rows(network, rows.count)
-        return network(params, rainy, white, size)
+        with traced_for(platform):
+            return network(params, rainy, white, size)
 
     return restore_batch

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.nn.functional import Params, abstract_params, apply, init_params
 from drsformer_jax.nn.rows import AT_ONCE, Shards
-from drsformer_jax.ops.implementations import compiler_options
+from drsformer_jax.ops.implementations import compiler_options, traced_for
 from drsformer_jax.sharding import (
     averaged_over_shards,
     batch_sharding,
@@ -100,16 +100,18 @@ def compiled_step(config: TrainConfig, mesh: Mesh) -> Step:
     a new `compiled_step`.
     """
     shardings = _train_state_shardings(config, mesh)
+    platform = mesh.devices.flat[0].platform
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(config, mesh, state, batch)
+        with traced_for(platform):
+            return train_step(config, mesh, state, batch)
 
     return jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh.devices.flat[0].platform),
+        compiler_options=compiler_options(platform),
     )
 
 

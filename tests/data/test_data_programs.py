@@ -253,10 +253,10 @@ def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained
     ],
 )
 def test_wrong_input_gives_one_line_and_makes_nothing(run, built, place, command, message):
-    before = sorted(path for path in place.iterdir() if path.name != "compiled")
+    before = sorted(place.iterdir())
     rejected(run(*shlex.split(command)), message)
     assert not (place / "x.png").exists()
-    assert sorted(path for path in place.iterdir() if path.name != "compiled") == before
+    assert sorted(place.iterdir()) == before
 
 
 def test_wrong_flag_is_one_plain_line_where_output_is_ascii(run):

@@ -22,8 +22,10 @@ from drsformer_jax.nn.experts import ExpertCompensator
 from drsformer_jax.nn.functional import abstract_params, apply, build, init_params
 from drsformer_jax.nn.linear import initialize
 from drsformer_jax.nn.stack import Stack
+from drsformer_jax.ops.implementations import traced_for
 from drsformer_jax.weights.convert import params_from_torch, params_to_torch
 
+pytestmark = pytest.mark.usefixtures("for_cpus")
 ROOT = Path(__file__).parents[2]
 COMPACT = ModelConfig(dim=4, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1))
 BARE = dataclasses.replace(COMPACT, encoder_level0="none", refinement="none")
@@ -164,7 +166,8 @@ def test_products_of_float32_are_float32_on_every_hardware(dtype, differentiate)
 
     function = jax.grad(loss_of) if differentiate else loss_of
     x = jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")
-    program = jax.make_jaxpr(function)(abstract_params(config), x)
+    with traced_for(None):
+        program = jax.make_jaxpr(function)(abstract_params(config), x)
     found = []
     for equation in equations(program.jaxpr):
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
@@ -332,6 +335,7 @@ import jax, numpy
 from flax import nnx
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn import DRSformer
+
 
 config = ModelConfig(dim=2, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), encoder_level0="none",
                      refinement="none", topk_fractions=("1/2",))

@@ -11,6 +11,8 @@ from plain import STEPS, assert_close, normal, vjp, wide
 
 from drsformer_jax.ops.attention import channel_scores, channel_sums, sparse_softmax
 
+pytestmark = pytest.mark.usefixtures("for_cpus")
+
 BF16_STEP = STEPS["bfloat16"]
 
 

@@ -14,26 +14,16 @@ from plain import STEPS, assert_close, normal, vjp, wide
 
 from drsformer_jax.ops import depthwise
 from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, grouped_conv
+from drsformer_jax.ops.implementations import traced_for
 
 BF16_STEP = STEPS["bfloat16"]
 
 
-@pytest.fixture(params=["cpu", "tpu", "default"])
-def platform(request, monkeypatch):
+@pytest.fixture(params=["cpu", "tpu", "another"])
+def platform(request):
     """Runs a test with the programs for CPUs, for TPUs, and for other hardware."""
-
-    def choose(*arrays, **programs):
-        return programs.get(request.param, programs["default"])(*arrays)
-
-    def forget():
-        # The programs of another platform, for arrays of the same shapes.
-        depthwise._pad.clear_cache()
-        depthwise._correlate.clear_cache()
-
-    forget()
-    monkeypatch.setattr(depthwise.lax, "platform_dependent", choose)
-    yield
-    forget()
+    with traced_for(request.param):
+        yield
 
 
 def lax_conv(x, kernel, groups, dilation=1):

@@ -21,6 +21,8 @@ from drsformer_jax.ops.mixed_scale_channels import (
     shared_place,
 )
 
+pytestmark = pytest.mark.usefixtures("for_cpus")
+
 IMPLEMENTATIONS = ("whole", "aligned", "strips")
 CASES = [
     # Height, width, hidden channels of a half, biases, mask.

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from drsformer_jax.files import write_text
-from drsformer_jax.ops.implementations import compiler_options
+from drsformer_jax.ops.implementations import jit_for
 from drsformer_jax.scoring.tables import line
 
 
@@ -46,8 +46,8 @@ def seconds(program: Callable[[], object]) -> float:
 
 
 def jitted(function: Callable[..., Any]) -> Any:
-    """A jitted function with the compiler's options that the package's programs have."""
-    return jax.jit(function, compiler_options=compiler_options(jax.default_backend()))
+    """A jitted function as the package's programs are."""
+    return jit_for(jax.default_backend(), function)
 
 
 def compiled(function: Any, *inputs: Any) -> tuple[jax.stages.Compiled, float]:

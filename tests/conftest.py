@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,6 @@ import pytest
 import typechecker
 from jaxtyping import install_import_hook
 from programs import UNOPTIMIZED
-
-COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
-"""What is compiled, for all tests, the programs that they start, and the next run."""
 
 # The parts whose signatures name shapes, before anything imports them.
 CHECKED = ("metrics", "nn", "ops", "restoring.restorer", "training.step")
@@ -41,19 +39,16 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("markexpr") != "golden":
         flags.append(UNOPTIMIZED)
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
-    keep_compiled(config)
+    share_compiled(config)
 
 
-def keep_compiled(config: pytest.Config) -> None:
-    """Lets this process, and those that it starts, keep and find what they compile."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    jax.config.update("jax_compilation_cache_dir", str(COMPILED))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    if sum(path.stat().st_size for path in COMPILED.glob("*")) > 2**30:  # Of many versions.
-        shutil.rmtree(COMPILED)
+def share_compiled(config: pytest.Config) -> None:
+    """Lets the processes of this run, and the programs that they start, find what one compiled."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp()
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # Of processes that begin from now on.
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 @pytest.fixture
@@ -64,11 +59,11 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture
-def for_cpus() -> Iterator[None]:
-    """Traces a test's networks and operations for CPUs alone, as programs that run on them do."""
+def one_platform() -> Iterator[None]:
+    """Traces a test's networks and operations for this platform alone, as our programs do."""
     from drsformer_jax.ops.implementations import traced_for
 
-    with traced_for("cpu"):
+    with traced_for(jax.default_backend()):
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +18,14 @@ STEPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 
 def normal(seed, *shape, dtype="float64"):
     return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), dtype)
+
+
+def equations(program):
+    """Every equation of a jaxpr, and of those in it."""
+    for equation in program.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 def affines(normal, shapes, bias):

@@ -37,7 +37,7 @@ _ALSO = [each for each in [os.environ.get("PYTHONPATH")] if each]
 FORKS = """
 import gc, json, os, signal, sys, warnings
 import eval, train
-# What the programs import while they run, but for what starts threads.
+# What the programs import while they run.
 import grain, matplotlib.figure, tensorflow_datasets
 import drsformer_jax.report.page, drsformer_jax.training.tensorboard
 from drsformer_jax import cli
@@ -90,6 +90,7 @@ class Programs:
         self.environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), *_ALSO]),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": UNOPTIMIZED,
         }
         self._programs = {

@@ -100,6 +100,7 @@ def run(command: str, folder: Path, *, python: bool = False) -> subprocess.Compl
     program = [sys.executable, "-c", LOADED + command]
     environment = {
         **os.environ,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT),
         "TFDS_DATA_DIR": str(folder / "tensorflow_datasets"),

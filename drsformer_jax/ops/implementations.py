@@ -40,7 +40,8 @@ _COMPILER_OPTIONS: Mapping[str, Mapping[str, int]] = {
 }
 
 _TRACED_FOR = jax.make_user_context(None)
-"""The platform that operations are traced for, or None for all of them."""
+"""The platform that operations are traced for, or None for all of them; a part of the keys of JAX's
+caches."""
 
 Implementations = Mapping[str, Callable[..., Any]]
 """Functions of the same arrays, by the names that `CHOICES` gives them."""
@@ -67,6 +68,23 @@ def traced_for(platform: str | None) -> AbstractContextManager[None]:
             all, as outside.
     """
     return _TRACED_FOR(None if platform == "gpu" else platform)
+
+
+def jit_for(platform: str, function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
+    """`jax.jit` for devices of one platform: traced for it alone, with its `compiler_options`.
+
+    Args:
+        platform: as in `traced_for`. Lowered for another one, the program would be slow.
+        function: of the network.
+        **options: of `jax.jit`.
+    """
+
+    @functools.wraps(function)
+    def traced(*arguments: Any) -> Any:
+        with traced_for(platform):
+            return function(*arguments)
+
+    return jax.jit(traced, compiler_options=compiler_options(platform), **options)
 
 
 def kernels_of(implementation: str | None) -> str | None:

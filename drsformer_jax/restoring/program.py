@@ -11,7 +11,7 @@ import numpy as np
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.functional import Params, apply
 from drsformer_jax.nn.rows import Rows, Shards
-from drsformer_jax.ops.implementations import compiler_options, traced_for
+from drsformer_jax.ops.implementations import jit_for
 from drsformer_jax.sharding import over_rows
 from drsformer_jax.types import Array
 
@@ -29,7 +29,7 @@ def restore_batch(
     Args:
         config: the network.
         rows: how the rows of the images are computed.
-        params: its parameters.
+        params: its parameters; their devices compute.
         rainy: uint16 (b, h, w, 3), each image in its upper left corner.
         white: float32 (b, 1, 1, 1), the largest value of each image, 255 or 65535.
         size: int32 (b, 2), true height and width of each image.
@@ -37,14 +37,16 @@ def restore_batch(
     Returns:
         uint16 (b, h, w, 3), of 16 bits whatever `white` is; anything beyond an image's size.
     """
-    return compiled_for(jax.default_backend())(config, rows, params, rainy, white, size)
+    leaf = jax.tree.leaves(params)[0]
+    held = isinstance(leaf, jax.Array)
+    platform = next(iter(leaf.devices())).platform if held else jax.default_backend()
+    return compiled_for(platform)(config, rows, params, rainy, white, size)
 
 
 @functools.cache
 def compiled_for(platform: str) -> jax.stages.Wrapped:
-    """`restore_batch` as a jitted function, with the compiler's options for a platform."""
+    """`restore_batch` as a jitted function for devices of a platform."""
 
-    @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=compiler_options(platform))
     def restore_batch(
         config: ModelConfig, rows: Rows, params: Params, rainy: Array, white: Array, size: Array
     ) -> Array:
@@ -55,7 +57,6 @@ def compiled_for(platform: str) -> jax.stages.Wrapped:
 
         if isinstance(rows, Shards):
             network = over_rows(network, rows.count)
-        with traced_for(platform):
-            return network(params, rainy, white, size)
+        return network(params, rainy, white, size)
 
-    return restore_batch
+    return jit_for(platform, restore_batch, static_argnums=(0, 1))

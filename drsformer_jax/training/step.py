@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.nn.functional import Params, abstract_params, apply, init_params
 from drsformer_jax.nn.rows import AT_ONCE, Shards
-from drsformer_jax.ops.implementations import compiler_options, traced_for
+from drsformer_jax.ops.implementations import jit_for
 from drsformer_jax.sharding import (
     averaged_over_shards,
     batch_sharding,
@@ -94,24 +94,22 @@ def sharded_state(config: TrainConfig, mesh: Mesh, params: Params | None = None)
 
 
 def compiled_step(config: TrainConfig, mesh: Mesh) -> Step:
-    """`train_step` compiled for a sharded state and batch; it donates the state.
+    """`train_step` for the mesh's platform, a sharded state and batch; it donates the state.
 
     Batches of another shape are compiled on their first call. Another configuration or mesh needs
     a new `compiled_step`.
     """
     shardings = _train_state_shardings(config, mesh)
-    platform = mesh.devices.flat[0].platform
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        with traced_for(platform):
-            return train_step(config, mesh, state, batch)
+        return train_step(config, mesh, state, batch)
 
-    return jax.jit(
+    return jit_for(
+        mesh.devices.flat[0].platform,
         step,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(platform),
     )
 
 

@@ -15,7 +15,7 @@ from recipe import SMALL, relative_error
 from drsformer_jax.nn.experts import DILATED_SIZES, EXPERTS, SEPARABLE_SIZES, Step
 from drsformer_jax.nn.rows import AT_ONCE
 
-pytestmark = pytest.mark.usefixtures("for_cpus")
+pytestmark = pytest.mark.usefixtures("one_platform")
 
 CHANNELS = 3
 

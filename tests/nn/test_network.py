@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from plain import equations
 from recipe import FORWARD, Golden, load_small, relative_error
 
 from drsformer_jax.config import PRESETS, ModelConfig
@@ -25,7 +25,7 @@ from drsformer_jax.nn.stack import Stack
 from drsformer_jax.ops.implementations import traced_for
 from drsformer_jax.weights.convert import params_from_torch, params_to_torch
 
-pytestmark = pytest.mark.usefixtures("for_cpus")
+pytestmark = pytest.mark.usefixtures("one_platform")
 ROOT = Path(__file__).parents[2]
 COMPACT = ModelConfig(dim=4, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1))
 BARE = dataclasses.replace(COMPACT, encoder_level0="none", refinement="none")
@@ -182,13 +182,6 @@ def test_products_of_float32_are_float32_on_every_hardware(dtype, differentiate)
         assert all(operands == {"float32"} for operands, _ in found)
 
 
-def equations(program):
-    for equation in program.eqns:
-        yield equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from equations(inner)
-
-
 @functools.cache
 def equations_with(**fields):
     """Every equation of a network with these fields."""
@@ -335,7 +328,6 @@ import jax, numpy
 from flax import nnx
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn import DRSformer
-
 
 config = ModelConfig(dim=2, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), encoder_level0="none",
                      refinement="none", topk_fractions=("1/2",))

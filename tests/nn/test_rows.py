@@ -19,7 +19,7 @@ from drsformer_jax.ops.masking import rows_between, size_mask
 from drsformer_jax.sharding import over_rows
 from drsformer_jax.weights.convert import params_from_torch
 
-pytestmark = pytest.mark.usefixtures("for_cpus")
+pytestmark = pytest.mark.usefixtures("one_platform")
 
 # From 48 columns on, CPUs compute the feed-forward network and the attention's sums in strips.
 HEIGHT, WIDTH = 128, 48

@@ -17,7 +17,7 @@ from drsformer_jax.nn.attention import Attention
 from drsformer_jax.ops import implementations
 from drsformer_jax.ops.attention import QueryKeyWeights, query_key_sums
 
-pytestmark = pytest.mark.usefixtures("small_strips", "for_cpus")
+pytestmark = pytest.mark.usefixtures("small_strips", "one_platform")
 
 IMPLEMENTATIONS = ("whole", "strips", None)
 CASES = [

@@ -13,7 +13,7 @@ from plain import STEPS, affines, conv, difference, masks, valid_only, with_grad
 from drsformer_jax.ops import implementations
 from drsformer_jax.ops.gated import GatedWeights, gated
 
-pytestmark = pytest.mark.usefixtures("for_cpus")
+pytestmark = pytest.mark.usefixtures("one_platform")
 
 CASES = [
     # Height, width, hidden channels of a half, biases, mask.

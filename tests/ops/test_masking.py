@@ -15,7 +15,7 @@ from drsformer_jax.ops.depthwise import average_pool
 from drsformer_jax.ops.masking import size_mask, zero_outside
 from drsformer_jax.weights.convert import params_from_torch
 
-pytestmark = pytest.mark.usefixtures("for_cpus")
+pytestmark = pytest.mark.usefixtures("one_platform")
 
 BUCKET, SIZE = (40, 48), (24, 32)
 run = jax.jit(apply, static_argnums=0)

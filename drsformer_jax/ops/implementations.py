@@ -47,15 +47,6 @@ Implementations = Mapping[str, Callable[..., Any]]
 """Functions of the same arrays, by the names that `CHOICES` gives them."""
 
 
-def compiler_options(platform: str) -> dict[str, int]:
-    """What XLA is told for programs of the network, as `jax.jit` takes it.
-
-    Args:
-        platform: as `jax.default_backend` and `jax.Device.platform` call it: cpu, gpu or tpu.
-    """
-    return dict(_COMPILER_OPTIONS.get(platform, {}))
-
-
 def traced_for(platform: str | None) -> AbstractContextManager[None]:
     """Operations that are traced within are for one platform alone, in two thirds of the time.
 
@@ -64,18 +55,18 @@ def traced_for(platform: str | None) -> AbstractContextManager[None]:
     chosen by lowering still.
 
     Args:
-        platform: as in `compiler_options`; that of the devices that will run the program. None for
-            all, as outside.
+        platform: that of the devices that will run the program, as `jax.default_backend` and
+            `jax.Device.platform` call it: cpu, gpu or tpu. None for all, as outside.
     """
     return _TRACED_FOR(None if platform == "gpu" else platform)
 
 
 def jit_for(platform: str, function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
-    """`jax.jit` for devices of one platform: traced for it alone, with its `compiler_options`.
+    """`jax.jit` for devices of one platform: traced for it alone, with its compiler options.
 
     Args:
         platform: as in `traced_for`. Lowered for another one, the program would be slow.
-        function: of the network.
+        function: a program of the network, called by position.
         **options: of `jax.jit`.
     """
 
@@ -84,7 +75,8 @@ def jit_for(platform: str, function: Callable[..., Any], **options: Any) -> jax.
         with traced_for(platform):
             return function(*arguments)
 
-    return jax.jit(traced, compiler_options=compiler_options(platform), **options)
+    told = dict(_COMPILER_OPTIONS.get(platform, {}))
+    return jax.jit(traced, compiler_options=told, **options)
 
 
 def kernels_of(implementation: str | None) -> str | None:

@@ -11,8 +11,6 @@ from flax import nnx
 from drsformer_jax.nn.rows import AT_ONCE, Rows, Shards, Strips
 from drsformer_jax.nn.stack import Stack
 
-pytestmark = pytest.mark.usefixtures("one_platform")
-
 TRACED = []
 
 

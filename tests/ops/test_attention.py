@@ -11,8 +11,6 @@ from plain import STEPS, assert_close, normal, vjp, wide
 
 from drsformer_jax.ops.attention import channel_scores, channel_sums, sparse_softmax
 
-pytestmark = pytest.mark.usefixtures("one_platform")
-
 BF16_STEP = STEPS["bfloat16"]
 
 

@@ -12,11 +12,11 @@ quickstart: .venv/installed
 	$(BIN)/python train.py --config configs/quickstart.py --workdir runs/quickstart
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --durations=20
 
 # Training on several devices, and programs that are resumed, stopped, killed or out of disk.
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --durations=20 -m slow
 
 # Plans by the compilers for TPUs and GPUs, which need neither (1.3 GB to install).
 test-compilers: .venv/compilers

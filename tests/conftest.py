@@ -47,8 +47,11 @@ def share_compiled(config: pytest.Config) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.mkdtemp()
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # Of processes that begin from now on.
-        jax.config.update("jax_compilation_cache_dir", folder)
+        # With a bound JAX locks the folder, and nobody reads a program that is half written.
+        for name, value in (("cache_dir", folder), ("cache_max_size", 2**31)):
+            jax.config.update(f"jax_compilation_{name}", value)
+            # Of processes that begin from now on.
+            os.environ[f"JAX_COMPILATION_{name.upper()}"] = str(value)
 
 
 @pytest.fixture

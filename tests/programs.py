@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def get_config():
 
 _ALSO = [each for each in [os.environ.get("PYTHONPATH")] if each]
 FORKS = """
-import gc, json, os, signal, sys, warnings
+import faulthandler, gc, json, os, sys, warnings
 import eval, train
 # What the programs import while they run.
 import grain, matplotlib.figure, tensorflow_datasets
@@ -52,10 +53,10 @@ for line in sys.stdin:
         warnings.simplefilter("ignore")  # Of threads that importing has started.
         child = os.fork()
     if not child:
-        signal.alarm(300)
         for number, name in ((1, "out"), (2, "err")):
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
             os.dup2(os.open(os.path.join(sys.argv[1], name), flags), number)
+        faulthandler.dump_traceback_later(300, exit=True, file=2)
         os.environ.clear()
         os.environ.update(environment)
         sys.argv = [program, *arguments]
@@ -77,6 +78,25 @@ def run_without_the_package(code, folder):
     assert result.returncode == 0, result.stderr
 
 
+class Program(subprocess.Popen):
+    """A process that ends: one that hangs has to print where, and fails the test."""
+
+    def communicate(self, input=None, timeout=300):
+        try:
+            return super().communicate(input, timeout)
+        except subprocess.TimeoutExpired:
+            self.send_signal(signal.SIGABRT)  # PYTHONFAULTHANDLER prints the stacks.
+            output, errors = super().communicate(timeout=20)
+            raise AssertionError(f"{self.args} hangs:\n{output}\n{errors}") from None
+
+    def __exit__(self, *error):
+        if error[0] is not None:
+            self.kill()
+        elif self.poll() is None:
+            self.communicate()
+        super().__exit__(*error)
+
+
 class Programs:
     """Runs programs in a folder."""
 
@@ -92,6 +112,7 @@ class Programs:
             "PYTHONPATH": os.pathsep.join([str(ROOT), *_ALSO]),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": UNOPTIMIZED,
+            "PYTHONFAULTHANDLER": "1",
         }
         self._programs = {
             "train": [str(ROOT / "train.py")],
@@ -103,14 +124,14 @@ class Programs:
     def start(self, program, *arguments, environment=None, **options):
         command = [sys.executable, *self._programs[program], *map(str, arguments)]
         options = {**self._options, **options}
-        return subprocess.Popen(command, env=environment or self.environment, **options)
+        return Program(command, env=environment or self.environment, **options)
 
     def __call__(self, program, *arguments, environment=None):
         """Runs a program to its end: in its own process if it has an environment of its own."""
         if environment is None:
             return self.forked(program, *arguments)
         with self.start(program, *arguments, environment=environment) as process:
-            output, errors = process.communicate(timeout=300)
+            output, errors = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def forked(self, program, *arguments, environment=None):

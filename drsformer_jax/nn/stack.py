@@ -70,6 +70,9 @@ def _scan(
         params, arguments = layer
         return nnx.merge(definition, params)(x, *arguments, rows=rows), None
 
+    count = jax.tree.leaves(params)[0].shape[0]
     if remat:
-        apply = jax.checkpoint(apply, prevent_cse=False)  # A scan cannot be merged with CSE.
+        apply = jax.checkpoint(apply, prevent_cse=count == 1)  # A scan cannot be merged with CSE.
+    if count == 1:
+        return apply(x, jax.tree.map(lambda leaf: leaf[0], (params, per_layer)))[0]
     return jax.lax.scan(apply, x, (params, per_layer), unroll=unroll)[0]

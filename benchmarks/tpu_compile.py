@@ -23,6 +23,7 @@ from compiling import Build, Row, Work, command_line, compiled, programs, table
 from drsformer_jax.errors import one_line_errors
 from drsformer_jax.planning import bundles, hlo_cost
 from drsformer_jax.planning.chips import CHIPS
+from drsformer_jax.planning.command import unclear
 from drsformer_jax.planning.programs import prepare
 
 HBM = CHIPS["v5e"].memory * CHIPS["v5e"].usable
@@ -52,6 +53,7 @@ def measure(work: Work, build: Build) -> Row:
     if not len(schedules):
         print("libtpu wrote no schedules: bundles are unknown")
     row |= _figures(hlo_cost.cost(text, schedules))
+    row["unclear"] = hlo_cost.unclear(text, schedules)
     row["loops"] = [
         {"name": loop.name, "trips": loop.trips, **_figures(loop.trip * loop.trips)}
         for loop in hlo_cost.loops(text, schedules)
@@ -63,7 +65,7 @@ def _figures(cost: hlo_cost.Cost) -> dict[str, float]:
     """Figures of a table's row; without schedules there are no bundles."""
     figures = {"flops": cost.flops, "bytes": cost.bytes, "hbm_bytes": cost.hbm_bytes}
     if cost.bundles:
-        names = ("bundles", "taps", "products", "copies", "unclear")
+        names = ("bundles", "taps", "products", "copies")
         figures |= {name: getattr(cost, name) for name in names}
     return figures
 
@@ -86,8 +88,8 @@ def line(row: Row) -> str:
         f"{row['arguments'] / 1e9:8.3f} {row['outputs'] / 1e9:8.3f} {row['hbm'] / HBM:7.1%} "
         f"{_line_of_figures(row)} {row['once_flops']:5.2f}{row['once_bytes']:5.2f}"
     ]
-    if row.get("unclear"):
-        parts.append(f"  {row['unclear']:.0f} instructions or loops are unclear: too few ms")
+    if row["unclear"]:
+        parts.append(f"  unclear: {unclear(row['unclear'])}; too few ms")
     for loop in row["loops"]:
         name = f"  {loop['trips']} x {hlo_cost.short_name(loop['name'])}"
         parts.append(f"{name[:98]:98} {_line_of_figures(loop)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -223,7 +223,7 @@ class Plan:
                 {"axes": axes, "kind": kind, "times": times, "bytes": size}
                 for (axes, kind), (times, size) in exchanged(found.exchanges, mesh.shape).items()
             ],
-            "unclear": found.cost.unclear,
+            "unclear": found.unclear,
             "bounds": limits,
             "bound": max(limits.values()),
             "efficiency": self.efficiency,
@@ -235,6 +235,12 @@ def text(row: Row) -> str:
     if "error" in row:
         return ""
     return "\n".join(f"{name:20} {value}" for name, value in _lines(row))
+
+
+def unclear(found: Mapping[str, float]) -> str:
+    """One line of what `hlo_cost.unclear` found."""
+    listed = ", ".join(f"{times:.0f} {opcode}" for opcode, times in found.items())
+    return f"{sum(found.values()):.0f} instructions or loops ({listed})"
 
 
 def _lines(row: Row) -> Iterator[tuple[str, str]]:
@@ -268,7 +274,7 @@ def _lines(row: Row) -> Iterator[tuple[str, str]]:
             f"{_count(one['times'], one['kind'])}, {one['bytes'] / 1e6:.1f} MB",
         )
     if row["unclear"]:
-        yield "unclear", f"{row['unclear']:.0f} instructions or loops: the schedule is too short"
+        yield "unclear", f"{unclear(row['unclear'])}: the schedule is too short"
     ranked = sorted(row["bounds"].items(), key=lambda item: -item[1])
     yield "takes at least", ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in ranked)
     at = f"at {row['efficiency']:.0%} of that bound (projected)"

@@ -17,9 +17,10 @@ import dataclasses
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from drsformer_jax.planning import hlo
 
@@ -32,6 +33,8 @@ _FREE = {
     *("all-reduce-done", "all-gather-done", "collective-permute-done", "call"),
 }
 """Instructions that move nothing themselves, or whose counterpart is counted."""
+_SLICES_TOGETHER = 'custom_call_target="ConcatBitcast"'
+"""Names slices as one array that copies to a TPU's core have laid one after another."""
 _ARITHMETIC = {
     *("add", "subtract", "multiply", "divide", "maximum", "minimum", "negate", "abs", "compare"),
     *("select", "convert", "and", "or", "xor", "not", "clamp", "floor", "ceil", "sign", "power"),
@@ -75,8 +78,6 @@ class Cost:
     """Bundles of matrix products."""
     copies: float = 0.0
     """Bundles of instructions that only move data."""
-    unclear: float = 0.0
-    """Loops of schedules whose trips are not clear, and instructions that have no schedule."""
     wide: float = 0.0
     """Bytes of float32 arrays of at least `WIDE` that are written."""
 
@@ -132,6 +133,26 @@ def loops(text: str, schedules: Schedules | None = None) -> list[Loop]:
     return found
 
 
+def unclear(text: str, schedules: Schedules) -> dict[str, float]:
+    """What `cost` counts too few bundles of, loops of the program multiplied out.
+
+    Args:
+        text: the optimized program.
+        schedules: of its instructions.
+
+    Returns:
+        loops of schedules whose trips are not clear, and instructions that have no schedule, by the
+        opcode of their instruction; the most first.
+    """
+    program, entry = hlo.parse(text)
+    count = _Count(program, multiply=True, schedules=schedules)
+    found: Counter[str] = Counter()
+    for line, times in count.instructions(entry):
+        if (loops := count.bundles(line)[1]) > 0:
+            found[line.opcode] += times * loops
+    return dict(found.most_common())
+
+
 def short_name(loop: str) -> str:
     """A loop's name without the names of the functions around it."""
     return re.sub(r"jit.[^/]*./|/while$", "", loop)
@@ -153,17 +174,39 @@ class _Count:
         return sum((self._line(line, shapes) for line in self._program[name]), Cost())
 
     def _line(self, line: hlo.Instruction, shapes: Mapping[str, str]) -> Cost:
-        if line.opcode == "while":
-            trips = hlo.trips(self._program, line) if self._multiply else 1
-            return self.computation(hlo.called(line, "body")) * trips
-        if line.opcode in ("call", "async-start"):
-            return sum((self.computation(called) for called in hlo.called_by(line)), Cost())
-        if line.opcode in _FREE:
+        if (parts := self._parts(line)) is not None:
+            return sum((self.computation(part) * times for part, times in parts), Cost())
+        if self._is_free(line):
             return Cost()
         flops, matrix = self._flops(line, shapes)
         moved, large = (sum(part) for part in zip(*self._moved(line, shapes), strict=True))
         counted = Cost(flops, matrix, moved, large, kernels=1.0, wide=self._wide(line))
-        return dataclasses.replace(counted, **self._bundles(line))
+        bundles, _ = self.bundles(line)
+        if not bundles:
+            return counted
+        kind = self._kind(line)
+        return dataclasses.replace(counted, bundles=bundles, **({kind: bundles} if kind else {}))
+
+    def _parts(self, line: hlo.Instruction) -> list[tuple[str, int]] | None:
+        """Computations that an instruction runs, and how often; None where it works itself."""
+        if line.opcode == "while":
+            trips = hlo.trips(self._program, line) if self._multiply else 1
+            return [(hlo.called(line, "body"), trips)]
+        if line.opcode in ("call", "async-start"):
+            return [(called, 1) for called in hlo.called_by(line)]
+        return None
+
+    @staticmethod
+    def _is_free(line: hlo.Instruction) -> bool:
+        return line.opcode in _FREE or _SLICES_TOGETHER in line.line
+
+    def instructions(self, name: str, times: int = 1) -> Iterator[tuple[hlo.Instruction, int]]:
+        """Instructions of a computation that take time, and how often each of them runs."""
+        for line in self._program[name]:
+            if (parts := self._parts(line)) is None and not self._is_free(line):
+                yield line, times
+            for part, inner in parts or []:
+                yield from self.instructions(part, times * inner)
 
     def _wide(self, line: hlo.Instruction) -> float:
         """Bytes of large float32 arrays that an instruction writes."""
@@ -172,20 +215,18 @@ class _Count:
         sizes = (hlo.size(found[0])[0] for found in arrays)
         return sum(size for size in sizes if size >= WIDE)
 
-    def _bundles(self, line: hlo.Instruction) -> dict[str, Any]:
-        """Bundles of an instruction, and once more under its kind."""
+    def bundles(self, line: hlo.Instruction) -> tuple[int, int]:
+        """Bundles of an instruction, and what of it is unclear and counts once or not at all."""
+        if not self._schedules:
+            return 0, 0
         bounds = re.search(r'iteration_bounds":\[([^\]]*)\]', line.line)
         sides = [int(side) for side in re.findall(r"\d+", bounds[1])] if bounds else []
-        trips = math.prod(sides) if sides else None
-        if not self._schedules:
-            return {}
-        found = self._schedules.of(line.name, trips)
-        if found is None:  # Transfers need none.
-            return {"unclear": not line.opcode.endswith("-start")}
-        kind = self._kind(line)
-        return {"bundles": found.bundles, "unclear": found.unclear} | (
-            {kind: found.bundles} if kind else {}
-        )
+        found = self._schedules.of(line.name, math.prod(sides) if sides else None)
+        if found is not None:
+            return found.bundles, found.unclear
+        if hlo.elements(line.shape) == 1:  # The scalar unit's, such as a loop's counter.
+            return 1, 0
+        return 0, not line.opcode.endswith("-start")  # Transfers need none.
 
     def _kind(self, line: hlo.Instruction) -> str:
         """Whether an instruction is mostly taps, products or copies; empty for all others."""

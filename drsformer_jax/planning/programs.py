@@ -152,6 +152,8 @@ class Compiled:
     memory: Memory
     cost: hlo_cost.Cost
     """Loops multiplied out; bundles only where the compiler wrote its schedule."""
+    unclear: dict[str, float]
+    """What its bundles lack, as `hlo_cost.unclear` has it."""
     exchanges: list[Exchange]
     seconds: float
     """That compiling took, on this machine."""
@@ -244,8 +246,9 @@ def compiled(function: Function, arguments: tuple[Any, ...]) -> Compiled | TooLa
         temporaries=analysis.temp_size_in_bytes,
         code=analysis.generated_code_size_in_bytes,
     )
-    cost = hlo_cost.cost(text, bundles.Schedules())
-    return Compiled(memory, cost, exchanges(text), seconds)
+    schedules = bundles.Schedules()
+    cost, unclear = hlo_cost.cost(text, schedules), hlo_cost.unclear(text, schedules)
+    return Compiled(memory, cost, unclear, exchanges(text), seconds)
 
 
 def bytes_of(tree: Any) -> int:

@@ -93,15 +93,34 @@ def test_a_loop_without_clear_end_runs_as_often_as_the_program_says(clear, uncle
 def test_bundles_of_a_program_are_those_of_its_instructions_each_trip(folder):
     each = OUTSIDE + 5 * OUTER + 5 * 3 * INNER
     found = hlo_cost.cost(PROGRAM, bundles.Schedules(folder))
-    assert (found.bundles, found.unclear) == (6 * 2 * each, 0)
+    assert found.bundles == 6 * 2 * each
+    assert hlo_cost.unclear(PROGRAM, bundles.Schedules(folder)) == {}
     assert (found.taps, found.products, found.copies) == (0, 6 * each, 6 * each)
     (loop,) = hlo_cost.loops(PROGRAM, bundles.Schedules(folder))
     assert loop.trip.bundles == 2 * each
     assert hlo_cost.cost(PROGRAM).bundles == 0
 
 
-def test_an_instruction_without_a_schedule_is_counted_as_unclear(folder):
-    (folder / "17-TLP-00-deduplication-map.txt").unlink()
+def test_what_has_no_schedule_or_no_clear_end_is_unclear_by_its_opcode(folder):
+    (folder / "17-TLP-00-deduplication-map.txt").unlink()  # That of `weights`.
     start = PROGRAM.replace("  %y = ", "  %copy = (s32[], s32[]) copy-start(%count)\n  %y = ")
-    assert hlo_cost.cost(start, bundles.Schedules(folder)).unclear == 6
-    assert hlo_cost.cost(start).unclear == 0
+    assert hlo_cost.unclear(start, bundles.Schedules(folder)) == {"fusion": 6}
+    assert hlo_cost.unclear(start, bundles.Schedules(folder / "none")) == {}
+    endless = SCHEDULE.replace("%s9_s9, 5 /* loop", "%s9_s9, %s3_s2 /* loop")
+    (folder / "17-sorted-02-final_bundles.txt").write_text(endless)
+    line = "  %sorted = f32[8,8]{1,0} sort(%weights), dimensions={1}\n"
+    twice = start.replace("  %y = ", f"{line}{line}  %y = ")
+    found = hlo_cost.unclear(twice, bundles.Schedules(folder))
+    assert list(found.items()) == [("sort", 12), ("fusion", 6)]
+
+
+def test_slices_taken_as_one_array_are_free_and_a_scalar_takes_a_bundle(folder):
+    schedules = bundles.Schedules(folder)
+    before = hlo_cost.cost(PROGRAM, schedules)
+    called = '%as_one = f32[8,8]{1,0} custom-call(%weights), custom_call_target="ConcatBitcast"'
+    program = PROGRAM.replace("  %y = ", f"  {called}\n  %y = ")
+    assert hlo_cost.cost(program, schedules) == before
+    counter = "%counter = s32[]{:T(128)} add(%count, %count)"
+    program = program.replace("  %y = ", f"  {counter}\n  %y = ")
+    assert hlo_cost.cost(program, schedules).bundles == before.bundles + 6
+    assert hlo_cost.unclear(program, schedules) == {}

@@ -77,7 +77,9 @@ def test_bytes_that_a_chip_sends_are_those_of_a_ring(kind, sent):
 
 def compiled(**cost):
     memory = programs.Memory(1 << 20, 2 << 20, 3 << 20, 4 << 30, 5 << 20)
-    return programs.Compiled(memory, Cost(**cost), [Exchange("all-gather", (), 10, 10**9)], 12.3)
+    return programs.Compiled(
+        memory, Cost(**cost), {}, [Exchange("all-gather", (), 10, 10**9)], 12.3
+    )
 
 
 def test_bounds_are_what_is_needed_over_the_published_rates():

@@ -43,15 +43,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def share_compiled(config: pytest.Config) -> None:
-    """Lets the processes of this run, and the programs that they start, find what one compiled."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    """Lets this process, and the programs that it starts, find what one of them compiled.
+
+    Workers have folders of their own: they would read what another has written half of.
+    """
+    starts_workers = bool(getattr(config.option, "numprocesses", None))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not starts_workers:
         folder = tempfile.mkdtemp()
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-        # With a bound JAX locks the folder, and nobody reads a program that is half written.
-        for name, value in (("cache_dir", folder), ("cache_max_size", 2**31)):
-            jax.config.update(f"jax_compilation_{name}", value)
-            # Of processes that begin from now on.
-            os.environ[f"JAX_COMPILATION_{name.upper()}"] = str(value)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # Of processes that begin from now on.
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 @pytest.fixture

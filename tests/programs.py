@@ -79,22 +79,29 @@ def run_without_the_package(code, folder):
 
 
 class Program(subprocess.Popen):
-    """A process that ends: one that hangs has to print where, and fails the test."""
+    """A process that has to print where it hangs, and to end with its block."""
 
     def communicate(self, input=None, timeout=300):
         try:
             return super().communicate(input, timeout)
         except subprocess.TimeoutExpired:
             self.send_signal(signal.SIGABRT)  # PYTHONFAULTHANDLER prints the stacks.
-            output, errors = super().communicate(timeout=20)
-            raise AssertionError(f"{self.args} hangs:\n{output}\n{errors}") from None
+            try:
+                said = super().communicate(timeout=20)
+            except subprocess.TimeoutExpired as error:  # Its own children hold the pipes.
+                said = (error.output, error.stderr)
+            raise AssertionError(f"{self.args} hangs: {said}") from None
+
+    def wait(self, timeout=300):
+        return super().wait(timeout)
 
     def __exit__(self, *error):
         if error[0] is not None:
             self.kill()
-        elif self.poll() is None:
-            self.communicate()
-        super().__exit__(*error)
+        try:
+            super().__exit__(*error)
+        finally:
+            self.kill()
 
 
 class Programs:

@@ -16,6 +16,8 @@ from drsformer_jax.types import Array, Float
 class Stack(nnx.Module):
     """`count` layers of one shape whose parameters are stacked along a first axis and scanned.
 
+    A single one is applied without a loop, which would only copy what its backward pass needs.
+
     The program has one layer's size whatever the count: compiling takes a fraction of the time.
 
     It is scanned by `jax.lax.scan`. `nnx.scan` compiles to the same program in as many lines, but

@@ -237,10 +237,10 @@ def text(row: Row) -> str:
     return "\n".join(f"{name:20} {value}" for name, value in _lines(row))
 
 
-def unclear(found: Mapping[str, float]) -> str:
+def unclear_line(unclear: Mapping[str, int]) -> str:
     """One line of what `hlo_cost.unclear` found."""
-    listed = ", ".join(f"{times:.0f} {opcode}" for opcode, times in found.items())
-    return f"{sum(found.values()):.0f} instructions or loops ({listed})"
+    listed = ", ".join(f"{times} {opcode}" for opcode, times in unclear.items())
+    return f"{sum(unclear.values())} instructions or loops ({listed})"
 
 
 def _lines(row: Row) -> Iterator[tuple[str, str]]:
@@ -274,7 +274,7 @@ def _lines(row: Row) -> Iterator[tuple[str, str]]:
             f"{_count(one['times'], one['kind'])}, {one['bytes'] / 1e6:.1f} MB",
         )
     if row["unclear"]:
-        yield "unclear", f"{unclear(row['unclear'])}: the schedule is too short"
+        yield "unclear", f"{unclear_line(row['unclear'])}: the schedule is too short"
     ranked = sorted(row["bounds"].items(), key=lambda item: -item[1])
     yield "takes at least", ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in ranked)
     at = f"at {row['efficiency']:.0%} of that bound (projected)"

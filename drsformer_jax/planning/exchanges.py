@@ -10,7 +10,7 @@ from typing import Any
 
 from drsformer_jax.planning import hlo
 
-_COLLECTIVES = {
+COLLECTIVES = {
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),
     "collective-broadcast",
 }
@@ -41,7 +41,7 @@ def exchanges(text: str) -> list[Exchange]:
         by_name = {line.name: line for line in program[name]}
         for line in program[name]:
             kind = line.opcode.removesuffix("-done")
-            if kind in _COLLECTIVES:
+            if kind in COLLECTIVES:
                 # Of a start and a done, the latter has what a chip gets, and the former groups.
                 grouped = line if line.opcode == kind else by_name[line.operands[0]]
                 size = hlo.size(line.shape)[0]

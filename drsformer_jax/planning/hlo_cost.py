@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from drsformer_jax.planning import hlo
+from drsformer_jax.planning.exchanges import COLLECTIVES
 
 if TYPE_CHECKING:
     from drsformer_jax.planning.bundles import Schedules
@@ -40,6 +41,8 @@ _ARITHMETIC = {
     *("select", "convert", "and", "or", "xor", "not", "clamp", "floor", "ceil", "sign", "power"),
     "remainder",
 }
+_OF_SCALARS = _ARITHMETIC | {"copy"}
+"""What TPUs compute without a schedule if it is one number, such as a loop's counter."""
 _MOVES = {
     *("copy", "pad", "transpose", "reshape", "slice", "concatenate", "copy-start", "slice-start"),
     *("dynamic-slice", "dynamic-update-slice", "broadcast", "convert", "bitcast", "fusion"),
@@ -133,7 +136,7 @@ def loops(text: str, schedules: Schedules | None = None) -> list[Loop]:
     return found
 
 
-def unclear(text: str, schedules: Schedules) -> dict[str, float]:
+def unclear(text: str, schedules: Schedules) -> dict[str, int]:
     """What `cost` counts too few bundles of, loops of the program multiplied out.
 
     Args:
@@ -148,8 +151,8 @@ def unclear(text: str, schedules: Schedules) -> dict[str, float]:
     count = _Count(program, multiply=True, schedules=schedules)
     found: Counter[str] = Counter()
     for line, times in count.instructions(entry):
-        if (loops := count.bundles(line)[1]) > 0:
-            found[line.opcode] += times * loops
+        if missing := count.bundles(line)[1]:
+            found[line.opcode] += times * missing
     return dict(found.most_common())
 
 
@@ -222,11 +225,14 @@ class _Count:
         bounds = re.search(r'iteration_bounds":\[([^\]]*)\]', line.line)
         sides = [int(side) for side in re.findall(r"\d+", bounds[1])] if bounds else []
         found = self._schedules.of(line.name, math.prod(sides) if sides else None)
-        if found is not None:
-            return found.bundles, found.unclear
-        if hlo.elements(line.shape) == 1:  # The scalar unit's, such as a loop's counter.
+        bundles = found.bundles if found else 0
+        if line.opcode.endswith("-start") or line.opcode in COLLECTIVES:
+            return bundles, 0  # The time of transfers is not the core's.
+        if found:
+            return bundles, found.unclear
+        if line.opcode in _OF_SCALARS and hlo.elements(line.shape) == 1:
             return 1, 0
-        return 0, not line.opcode.endswith("-start")  # Transfers need none.
+        return 0, 1
 
     def _kind(self, line: hlo.Instruction) -> str:
         """Whether an instruction is mostly taps, products or copies; empty for all others."""

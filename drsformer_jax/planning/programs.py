@@ -152,7 +152,7 @@ class Compiled:
     memory: Memory
     cost: hlo_cost.Cost
     """Loops multiplied out; bundles only where the compiler wrote its schedule."""
-    unclear: dict[str, float]
+    unclear: dict[str, int]
     """What its bundles lack, as `hlo_cost.unclear` has it."""
     exchanges: list[Exchange]
     seconds: float

@@ -112,6 +112,8 @@ def test_what_has_no_schedule_or_no_clear_end_is_unclear_by_its_opcode(folder):
     twice = start.replace("  %y = ", f"{line}{line}  %y = ")
     found = hlo_cost.unclear(twice, bundles.Schedules(folder))
     assert list(found.items()) == [("sort", 12), ("fusion", 6)]
+    summed = twice.replace("sort(%weights), dimensions={1}", "all-reduce(%weights), to_apply=%add")
+    assert hlo_cost.unclear(summed, bundles.Schedules(folder)) == {"fusion": 6}
 
 
 def test_slices_taken_as_one_array_are_free_and_a_scalar_takes_a_bundle(folder):
@@ -124,3 +126,12 @@ def test_slices_taken_as_one_array_are_free_and_a_scalar_takes_a_bundle(folder):
     program = program.replace("  %y = ", f"  {counter}\n  %y = ")
     assert hlo_cost.cost(program, schedules).bundles == before.bundles + 6
     assert hlo_cost.unclear(program, schedules) == {}
+    for line in (
+        "%copied = (s32[], s32[]) copy-start(%count)",
+        "%summed = s32[] all-reduce(%count), to_apply=%add",
+    ):
+        moved = program.replace("  %y = ", f"  {line}\n  %y = ")
+        assert hlo_cost.cost(moved, schedules).bundles == before.bundles + 6
+    reduced = program.replace("add(%count, %count)", "reduce(%weights, %count), to_apply=%add")
+    assert hlo_cost.cost(reduced, schedules).bundles == before.bundles
+    assert hlo_cost.unclear(reduced, schedules) == {"reduce": 6}

@@ -148,6 +148,7 @@ def test_terminated_derain_leaves_nothing_unfinished(run, trained, place):
             assert process.poll() is None
             time.sleep(0.01)
         process.terminate()
+        process.communicate()
     assert process.returncode == 143
     assert not [path for path in (place / "ended").iterdir() if path.suffix != ".png"]
 

@@ -43,6 +43,17 @@ Weights are stored in {dtype}, and were scored so.
 ## Scores
 
 {scores}
+## Limits
+
+![heavy rain on a façade, restored](../../docs/limits.jpg)
+
+*Main entrance of the Palais des Papes (Tognopop, CC0) under the heaviest synthetic rain, and what
+the network makes of it.*
+
+Under heavy rain it guesses: masonry becomes smooth, stripes remain in the sky. Drops on the lens
+are no part of its training, and fog stays, because the targets of fine rain have it too.
+Photographs without rain change little: the two columns "clean" above.
+
 How the network is trained: `docs/pretrained.md`.
 
 ## Photographs

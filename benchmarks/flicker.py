@@ -18,23 +18,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filters import Restore
+from pretrained import KINDS, PROTOCOL
 from timing import Table
 
 from drsformer_jax import load
-from drsformer_jax.config import Protocol, RainConfig
+from drsformer_jax.config import RainConfig
 from drsformer_jax.config.rain import DropRanges, Kind
 from drsformer_jax.data.synthetic import Photograph, add_rain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
+from drsformer_jax.files import check_writable
 from drsformer_jax.images.pixels import read_image
 from drsformer_jax.metrics import psnr
 
-KINDS: tuple[Kind, ...] = ("light", "fine", "heavy")
-PROTOCOL: Protocol = "rain200_spa"
+SYSTEMS = ("rainy", "alone", "median_of_restored", "restored_median")
+"""As `results_of` returns them."""
 PARTS = {"": "7.2f", "_db": "7.2f"}
 """Columns of a system: flicker and PSNR."""
 Video = Sequence[np.ndarray]
@@ -61,6 +64,8 @@ def main() -> None:
                 raise InputError(f"{found}; expected at least {value}")
         if min(arguments.moves) < 0:
             raise InputError(f"--moves has {min(arguments.moves)}; expected 0 or more")
+        if arguments.json:
+            check_writable(arguments.json.parent)
         measure(arguments)
 
 
@@ -68,28 +73,25 @@ def measure(arguments: argparse.Namespace) -> None:
     """Restores every video in each way."""
     restore = load(arguments.checkpoint)
     scenes = photographs(arguments.photographs)[1][: arguments.scenes]
-    systems: dict[str, Callable[[Video], Video]] = {
-        "rainy": lambda video: video,
-        "alone": lambda video: [restore(frame) for frame in video],
-        "median_of_restored": lambda video: medians([restore(frame) for frame in video]),
-        "restored_median": lambda video: [restore(frame) for frame in medians(video)],
-    }
     table = Table(
         f"flicker in levels and PSNR in dB; {len(scenes)} scenes, {arguments.frames} frames of "
         f"{arguments.side}x{arguments.side}",
         {"rain": "<6", "move": "5d"}
-        | {f"{name}{part}": spec for name in systems for part, spec in PARTS.items()},
+        | {f"{name}{part}": spec for name in SYSTEMS for part, spec in PARTS.items()},
     )
     for kind in KINDS:
         for move in arguments.moves:
             videos = [filmed(each, kind, move, arguments) for each in scenes]
             row: dict[str, Any] = {}
-            for name, system in systems.items():
-                results = [(system(rainy), clean) for rainy, clean in videos]
-                row[name] = np.mean([flicker(result, move) for result, _ in results])
+            results = [results_of(restore, rainy) for rainy, _ in videos]
+            for name, videos_of_system in zip(SYSTEMS, zip(*results, strict=True), strict=True):
+                row[name] = np.mean([flicker(video, move) for video in videos_of_system])
                 row[f"{name}_db"] = np.mean(
-                    # The first frame and the last have no two neighbors.
-                    [psnr(*pair, PROTOCOL) for one in results for pair in inner(*one)]
+                    [
+                        psnr(*frames, PROTOCOL)
+                        for video, (_, clean) in zip(videos_of_system, videos, strict=True)
+                        for frames in zip(video, clean[1:-1], strict=True)
+                    ]
                 )
             table.add(rain=kind, move=move, **row)
     table.write(arguments.json)
@@ -133,20 +135,22 @@ def middle(value: Any) -> Any:
     return (sum(value) / 2,) * 2 if isinstance(value, tuple) else value
 
 
+def results_of(restore: Restore, rainy: Video) -> tuple[Video, ...]:
+    """What each system makes of the frames that have two neighbors."""
+    restored = [restore(frame) for frame in rainy]
+    median = [restore(frame) for frame in medians(rainy)]
+    return rainy[1:-1], restored[1:-1], medians(restored), median
+
+
 def medians(video: Video) -> Video:
-    """Of each frame and its two neighbors; the first and the last frame as they are."""
-    of_three = [np.median(video[i - 1 : i + 2], axis=0) for i in range(1, len(video) - 1)]
-    return [video[0], *(frame.astype(np.uint8) for frame in of_three), video[-1]]
-
-
-def inner(video: Video, other: Video) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of frames that have two neighbors."""
-    return list(zip(video, other, strict=True))[1:-1]
+    """Of each frame with two neighbors and these."""
+    triples = zip(video, video[1:], video[2:], strict=False)
+    return [np.median(three, axis=0).astype(np.uint8) for three in triples]
 
 
 def flicker(video: Video, move: int) -> float:
-    """Mean absolute difference of the frames with two neighbors, once their motion is undone."""
-    frames = [frame.astype(float) for frame in video[1:-1]]
+    """Mean absolute difference of successive frames, once their motion is undone."""
+    frames = [frame.astype(float) for frame in video]
     return float(
         np.mean(
             [

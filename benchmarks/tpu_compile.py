@@ -23,7 +23,6 @@ from compiling import Build, Row, Work, command_line, compiled, programs, table
 from drsformer_jax.errors import one_line_errors
 from drsformer_jax.planning import bundles, hlo_cost
 from drsformer_jax.planning.chips import CHIPS
-from drsformer_jax.planning.command import unclear_line
 from drsformer_jax.planning.programs import prepare
 
 HBM = CHIPS["v5e"].memory * CHIPS["v5e"].usable
@@ -89,7 +88,7 @@ def line(row: Row) -> str:
         f"{_line_of_figures(row)} {row['once_flops']:5.2f}{row['once_bytes']:5.2f}"
     ]
     if row["unclear"]:
-        parts.append(f"  unclear: {unclear_line(row['unclear'])}; too few ms")
+        parts.append(f"  unclear: {hlo_cost.unclear_line(row['unclear'])}; too few ms")
     for loop in row["loops"]:
         name = f"  {loop['trips']} x {hlo_cost.short_name(loop['name'])}"
         parts.append(f"{name[:98]:98} {_line_of_figures(loop)}")

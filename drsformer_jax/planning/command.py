@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from drsformer_jax.config.file import load_config
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
 from drsformer_jax.flags import check_unused, image_size
-from drsformer_jax.planning import programs
+from drsformer_jax.planning import hlo_cost, programs
 from drsformer_jax.planning.exchanges import exchanged
 from drsformer_jax.planning.plan import bounds, whole_run
 from drsformer_jax.planning.programs import Slice, TooLarge
@@ -237,12 +237,6 @@ def text(row: Row) -> str:
     return "\n".join(f"{name:20} {value}" for name, value in _lines(row))
 
 
-def unclear_line(unclear: Mapping[str, int]) -> str:
-    """One line of what `hlo_cost.unclear` found."""
-    listed = ", ".join(f"{times} {opcode}" for opcode, times in unclear.items())
-    return f"{sum(unclear.values())} instructions or loops ({listed})"
-
-
 def _lines(row: Row) -> Iterator[tuple[str, str]]:
     yield "what", row["what"]
     yield (
@@ -274,7 +268,7 @@ def _lines(row: Row) -> Iterator[tuple[str, str]]:
             f"{_count(one['times'], one['kind'])}, {one['bytes'] / 1e6:.1f} MB",
         )
     if row["unclear"]:
-        yield "unclear", f"{unclear_line(row['unclear'])}: the schedule is too short"
+        yield "unclear", f"{hlo_cost.unclear_line(row['unclear'])}: the schedule is too short"
     ranked = sorted(row["bounds"].items(), key=lambda item: -item[1])
     yield "takes at least", ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in ranked)
     at = f"at {row['efficiency']:.0%} of that bound (projected)"

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from drsformer_jax.planning.bundles import Schedules
 
 _FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"),
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("copy-done", "slice-done", "async-done", "iota", "partition-id", "replica-id", "conditional"),
-    *("all-reduce-done", "all-gather-done", "collective-permute-done", "call"),
+    *("all-reduce-done", "all-gather-done", "collective-permute-done"),
 }
 """Instructions that move nothing themselves, or whose counterpart is counted."""
 _SLICES_TOGETHER = 'custom_call_target="ConcatBitcast"'
@@ -154,6 +154,12 @@ def unclear(text: str, schedules: Schedules) -> dict[str, int]:
         if missing := count.bundles(line)[1]:
             found[line.opcode] += times * missing
     return dict(found.most_common())
+
+
+def unclear_line(unclear: Mapping[str, int]) -> str:
+    """What `unclear` found, in words."""
+    listed = ", ".join(f"{times} {opcode}" for opcode, times in unclear.items())
+    return f"{sum(unclear.values())} instructions or loops ({listed})"
 
 
 def short_name(loop: str) -> str:

@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Some containers set it: hundreds of processes would then compile what the first could keep.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test test-slow test-compilers test-golden benchmark-bounds lint types docs dist clean
 
 # The main jobs in small: restore an example with the built-in network; train on synthetic rain,
@@ -12,6 +15,8 @@ quickstart: .venv/installed
 	$(BIN)/python train.py --config configs/quickstart.py --workdir runs/quickstart
 
 # A worker that ends, as at a test that hangs, ends the run: a new one would only try that test again.
+# NumPy's threads would wait for work on the cores that the workers need.
+test test-slow: export OMP_NUM_THREADS = 1
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --durations=20
 

@@ -5,10 +5,10 @@ Or, for images that any program made: python eval.py --restored DIR --target DIR
 
 from __future__ import annotations
 
-import signal
+from drsformer_jax.errors import InputError, before_imports, check_device, one_line_errors
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback on Ctrl-C during the imports.
+    before_imports()
 
 import csv
 import dataclasses
@@ -29,7 +29,6 @@ from drsformer_jax.config import ModelConfig, Protocol
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
 from drsformer_jax.data.folders import find_pairs_in, read_pair
 from drsformer_jax.data.pairs import PairedFiles, Pairs, sizes_of
-from drsformer_jax.errors import InputError, check_device, one_line_errors
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import parse
 from drsformer_jax.images.pixels import read_image, write_image

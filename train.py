@@ -5,10 +5,10 @@ On SIGTERM and Ctrl-C it checkpoints and exits cleanly; rerun the command to res
 
 from __future__ import annotations
 
-import signal
+from drsformer_jax.errors import InputError, before_imports, check_device, one_line_errors
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback on Ctrl-C during the imports.
+    before_imports()
 
 import contextlib
 import functools
@@ -33,7 +33,6 @@ from drsformer_jax.config.file import changes, changes_learning, load_config
 from drsformer_jax.data.pairs import Pairs
 from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
 from drsformer_jax.data.sources import Source, open_training, open_validation
-from drsformer_jax.errors import InputError, check_device, one_line_errors
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import local, parse
 from drsformer_jax.nn.functional import is_wide

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
+from drsformer_jax.errors import before_imports
 
 
 def main() -> None:
     """Runs the command line."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback on Ctrl-C during the imports.
+    before_imports()
     from drsformer_jax import cli
 
     cli.main()

@@ -37,6 +37,8 @@ def get_config():
 _ALSO = [each for each in [os.environ.get("PYTHONPATH")] if each]
 FORKS = """
 import faulthandler, gc, json, os, sys, warnings
+from drsformer_jax.errors import before_imports
+before_imports()
 import eval, train
 # What the programs import while they run.
 import grain, matplotlib.figure, tensorflow_datasets
@@ -45,7 +47,7 @@ from drsformer_jax import cli
 
 for command in cli.COMMANDS:
     cli.load(command)
-gc.set_threshold(100_000, 50, 50)  # As in conftest.py.
+gc.freeze()
 mains = {"train": train.main, "eval": eval.main, "drsformer": cli.main}
 for line in sys.stdin:
     program, *arguments, environment = json.loads(line)

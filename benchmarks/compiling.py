@@ -19,12 +19,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from bounds import bounds_of, exceeded, uneven
 from flax import nnx
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
-from drsformer_jax.config import PRESETS, ModelConfig, TrainConfig
+from drsformer_jax.config import PRESETS, MeshConfig, ModelConfig, TrainConfig
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
 from drsformer_jax.nn.drsformer import DRSformer
@@ -38,9 +37,11 @@ from drsformer_jax.planning.programs import (
     everywhere,
     find_slice,
     restoring,
+    total_bytes,
     train_step,
     try_compile,
 )
+from drsformer_jax.sharding import make_mesh
 
 Row = dict[str, Any]
 STAGES = (
@@ -214,8 +215,7 @@ def mesh_of(work: Work) -> Mesh:
         raise InputError(
             f"--chips is {work.chips}; expected 1 to {len(devices)}, the chips of {work.topology}"
         )
-    chosen = np.array(devices[: work.chips]).reshape(-1, 1, 1)
-    return Mesh(chosen, ("data", "fsdp", "rows"), axis_types=(AxisType.Auto,) * 3)
+    return make_mesh(MeshConfig(data=work.chips), devices[: work.chips])
 
 
 def compiled(work: Work, build: Build) -> tuple[Row, Any]:
@@ -239,9 +239,7 @@ def compiled(work: Work, build: Build) -> tuple[Row, Any]:
     row["arguments"] = memory.argument_size_in_bytes
     row["outputs"] = memory.output_size_in_bytes
     row["code"] = memory.generated_code_size_in_bytes
-    row["hbm"] = (
-        row["temporaries"] + row["arguments"] + row["outputs"] - memory.alias_size_in_bytes
-    ) + row["code"]
+    row["hbm"] = total_bytes(memory)
     return row, program
 
 

@@ -159,6 +159,13 @@ def test_blocks_with_commands_say_so(page):
     assert not list(filter(command.search, unlabeled))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_files_that_a_page_names_exist(page):
+    folders = "benchmarks|configs|docs|drsformer_jax|tests|tools"
+    named = re.findall(rf"\b(?:{folders})/[\w./-]*\.(?:csv|json|md|png|py|sh)\b", page.read_text())
+    assert [path for path in named if not (ROOT / path).is_file()] == []
+
+
 def flags_of(application, *arguments: str) -> set[str]:
     """All flags that the help of a program lists."""
     box = io.StringIO()

@@ -44,6 +44,25 @@ def test_an_interrupt_during_the_imports_prints_no_traceback(program, tmp_path):
     assert (process.returncode, errors) == (-signal.SIGINT, b"")
 
 
+WHEN_GARBAGE_IS_LOOKED_FOR = """
+import gc
+from drsformer_jax.errors import before_imports, one_line_errors
+
+before_imports()
+imported = [gc.isenabled()]
+imported.append(imported)  # A cycle.
+with one_line_errors():
+    print(imported[0], gc.isenabled(), any(each is imported for each in gc.get_objects()))
+"""
+
+
+def test_garbage_is_looked_for_while_a_program_works_and_not_among_what_it_imported():
+    ended = subprocess.run(
+        [sys.executable, "-c", WHEN_GARBAGE_IS_LOOKED_FOR], capture_output=True, text=True
+    )
+    assert (ended.stdout, ended.stderr) == ("False True False\n", "")
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_during_garbage_collection_is_not_lost(number, status):
     program = SIGNAL_AT_GARBAGE_COLLECTION.format(number=int(number))

@@ -42,6 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
     share_compiled(config)
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # What was imported stays too.
+
+
 def share_compiled(config: pytest.Config) -> None:
     """Lets this process, and the programs that it starts, find what one of them compiled.
 

@@ -14,9 +14,10 @@ quickstart: .venv/installed
 	    --overwrite
 	$(BIN)/python train.py --config configs/quickstart.py --workdir runs/quickstart
 
-# A worker that ends, as at a test that hangs, ends the run: a new one would only try that test again.
 # NumPy's threads would wait for work on the cores that the workers need.
 test test-slow: export OMP_NUM_THREADS = 1
+
+# A worker that ends, as at a test that hangs, ends the run: a new one would only try that test again.
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --durations=20
 

@@ -34,10 +34,10 @@ from drsformer_jax.ops.mixed_scale import mixed_scale
 from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights
 from drsformer_jax.planning.programs import (
     TooLarge,
+    bytes_held,
     everywhere,
     find_slice,
     restoring,
-    total_bytes,
     train_step,
     try_compile,
 )
@@ -239,7 +239,7 @@ def compiled(work: Work, build: Build) -> tuple[Row, Any]:
     row["arguments"] = memory.argument_size_in_bytes
     row["outputs"] = memory.output_size_in_bytes
     row["code"] = memory.generated_code_size_in_bytes
-    row["hbm"] = total_bytes(memory)
+    row["hbm"] = bytes_held(memory) + row["temporaries"] + row["code"]
     return row, program
 
 

@@ -68,8 +68,9 @@ def one_line_errors() -> Iterator[None]:
     With DRSFORMER_DEBUG=1 in the environment the traceback of an error, with all that caused it,
     is printed above its line.
     """
-    gc.freeze()  # What was imported is not looked through again and again, nor once more at exit.
-    gc.enable()
+    if not gc.isenabled():  # `before_imports` was called.
+        gc.freeze()  # What was imported is not looked through again and again, nor at exit.
+        gc.enable()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # As stderr has it.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"

@@ -50,7 +50,6 @@ from drsformer_jax.errors import before_imports, one_line_errors
 
 before_imports()
 imported = [gc.isenabled()]
-imported.append(imported)  # A cycle.
 with one_line_errors():
     print(imported[0], gc.isenabled(), any(each is imported for each in gc.get_objects()))
 """

@@ -238,11 +238,10 @@ def compiled(function: Function, arguments: tuple[Any, ...]) -> Compiled | TooLa
         raise RuntimeError("the compiler tells nothing of memory; expected it to")
     state = arguments[0]
     params = bytes_of(state.params if isinstance(state, TrainState) else state)
-    own = analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
     memory = Memory(
         parameters=params,
         optimizer=bytes_of(state) - params,
-        images=total_bytes(analysis) - own - bytes_of(state),
+        images=bytes_held(analysis) - bytes_of(state),
         temporaries=analysis.temp_size_in_bytes,
         code=analysis.generated_code_size_in_bytes,
     )
@@ -251,15 +250,13 @@ def compiled(function: Function, arguments: tuple[Any, ...]) -> Compiled | TooLa
     return Compiled(memory, cost, unclear, exchanges(text), seconds)
 
 
-def total_bytes(analysis: Any) -> int:
-    """Bytes of one chip that a program needs, of its `memory_analysis`; donated ones once."""
-    return int(
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        - analysis.alias_size_in_bytes
-        + analysis.temp_size_in_bytes
-        + analysis.generated_code_size_in_bytes
-    )
+def bytes_held(analysis: Any) -> int:
+    """Bytes of what goes into a program and comes out, by its `memory_analysis`; shared ones once.
+
+    Temporaries and code are beside them.
+    """
+    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    return int(total - analysis.alias_size_in_bytes)
 
 
 def bytes_of(tree: Any) -> int:

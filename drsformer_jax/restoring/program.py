@@ -47,16 +47,17 @@ def restore_batch(
 def compiled_for(platform: str) -> jax.stages.Wrapped:
     """`restore_batch` as a jitted function for devices of a platform."""
 
-    def restored(
+    # Its name is that of its files in the compile cache.
+    def restore_batch(
         config: ModelConfig, rows: Rows, params: Params, rainy: Array, white: Array, size: Array
     ) -> Array:
         def network(params: Params, rainy: Array, white: Array, size: Array) -> Array:
             values = rainy.astype(jnp.promote_types(config.dtype, jnp.float32)) / white
-            found = apply(config, params, values, size, rows)
-            return jnp.round(jnp.clip(found, 0, 1) * 65535).astype(jnp.uint16)
+            restored = apply(config, params, values, size, rows)
+            return jnp.round(jnp.clip(restored, 0, 1) * 65535).astype(jnp.uint16)
 
         if isinstance(rows, Shards):
             network = over_rows(network, rows.count)
         return network(params, rainy, white, size)
 
-    return jit_for(platform, restored, static_argnums=(0, 1))
+    return jit_for(platform, restore_batch, static_argnums=(0, 1))

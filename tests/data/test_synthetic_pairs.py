@@ -120,7 +120,7 @@ for index in range(len(pairs)):
 def test_pairs_are_bitwise_the_same_in_another_process():
     """Also with other numbers of threads in its libraries."""
     pairs = SyntheticRain(SKIMAGE[::2], 8, 3, window=96, memory=2**25)
-    threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    threads = {"OPENBLAS_NUM_THREADS": "4", "OMP_NUM_THREADS": "4"}
     found = subprocess.run(
         [sys.executable, "-c", OTHER_PROCESS],
         input=pickle.dumps(pairs),

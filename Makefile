@@ -35,7 +35,7 @@ test-golden: .venv/installed-dev
 
 # What benchmarks/bounds.json bounds, on a machine that does nothing else. With PyTorch in
 # .venv the ratio to it too (together 12 minutes), and with jax[tpu] what programs for TPUs need
-# (half an hour more).
+# (an hour more).
 benchmark-bounds: .venv/installed-dev
 	$(BIN)/python benchmarks/check_bounds.py
 

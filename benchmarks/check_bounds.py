@@ -2,7 +2,7 @@
 
 python benchmarks/check_bounds.py [--write-bounds]
 
-It takes 12 minutes, for TPUs half an hour more, and wants a machine that does nothing else. What
+It takes 12 minutes, for TPUs an hour more, and wants a machine that does nothing else. What
 cannot be measured here (PyTorch or libtpu is not installed) is said, and not a failure.
 """
 

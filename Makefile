@@ -25,9 +25,10 @@ test: .venv/installed-dev
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --durations=20 -m slow
 
-# Plans by the compilers for TPUs and GPUs, which need neither (1.3 GB to install).
+# Plans by the compilers for TPUs and GPUs, which need neither (1.3 GB to install). SELECT chooses some.
 test-compilers: .venv/compilers
-	PYTHONPATH=$(CURDIR)/.venv/compilers $(BIN)/python -m pytest -m slow tests/planning/test_compilers.py
+	PYTHONPATH=$(CURDIR)/.venv/compilers $(BIN)/python -m pytest -m slow -k '$(SELECT)' \
+	    tests/planning/test_compilers.py
 
 # Full-size networks against the official programs' numbers, where they are at hand.
 test-golden: .venv/installed-dev

@@ -36,7 +36,7 @@ def get_config():
 
 _ALSO = [each for each in [os.environ.get("PYTHONPATH")] if each]
 FORKS = """
-import faulthandler, gc, json, os, sys, warnings
+import faulthandler, json, os, sys, warnings
 from drsformer_jax.errors import before_imports
 before_imports()
 import eval, train
@@ -47,7 +47,6 @@ from drsformer_jax import cli
 
 for command in cli.COMMANDS:
     cli.load(command)
-gc.freeze()
 mains = {"train": train.main, "eval": eval.main, "drsformer": cli.main}
 for line in sys.stdin:
     program, *arguments, environment = json.loads(line)

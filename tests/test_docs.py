@@ -162,8 +162,8 @@ def test_blocks_with_commands_say_so(page):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_files_that_a_page_names_exist(page):
     folders = "benchmarks|configs|docs|drsformer_jax|tests|tools"
-    path = rf"(?<![\w./-])(?:{folders})/[\w./-]*\.(?:csv|ipynb|jpg|json|md|png|py|sh)\b"
-    named = re.findall(path, page.read_text())
+    pattern = rf"(?<![\w./-])(?:{folders})/[\w./-]*\.(?:csv|ipynb|jpg|json|md|png|py|sh)\b"
+    named = re.findall(pattern, page.read_text())
     assert [path for path in named if not (ROOT / path).is_file()] == []
 
 

@@ -50,8 +50,8 @@ class Command:
     """
 
     checkpoint: Path | None = None
-    """Network that restores the rainy images: folder of a training run, a file of weights, or
-    builtin."""
+    """Network that restores the rainy images: a training run, a model folder (of drsformer
+    convert), a .pth or .safetensors file of PyTorch, or builtin."""
     restored: Path | None = None
     """Folder of images that were restored before, instead of --checkpoint."""
     input: Path | None = None

@@ -77,9 +77,9 @@ class Command:
     """HOST:PORT of the first of several processes; default: found on Cloud TPU pods and under
     Slurm, Open MPI and Kubernetes."""
     num_processes: int | None = None
-    """Number of processes; default: likewise. 1 trains with this process alone."""
+    """Number of processes; default: found as the address is. 1 trains with this process alone."""
     process_id: int | None = None
-    """Number of this process, from 0; default: likewise."""
+    """Number of this process, from 0; default: found as the address is."""
     step_timeout: float = 1800
     """Seconds that a batch, a compiled step, an image of an evaluation or a checkpoint may take,
     before the run ends; 0 for any time."""

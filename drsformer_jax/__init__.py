@@ -17,7 +17,7 @@ Importing the package loads none of its parts; they are
 - `drsformer_jax.restoring`: a rainy image in, the image without rain out;
 - `drsformer_jax.data`, `training`, `scoring`, `report`: the parts of train.py and eval.py;
 - `drsformer_jax.exporting`: the network in one file that runs without this package;
-- `drsformer_jax.planning`: what a run needs of TPUs and GPUs that need not be there.
+- `drsformer_jax.planning`: what a run needs on TPUs and GPUs, without having them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load(
     """Reads a network and returns what restores images with it; see `restoring.Restorer.load`.
 
     Args:
-        path: a training run, a converted folder, or an official `.pth` or `.safetensors` file;
+        path: a training run, a model folder, or a `.pth` or `.safetensors` file of PyTorch;
             default: the built-in network.
         step: checkpoint of a training run; default: the best one.
         **options: `dtype`, `kernels`, `tile` and `overlap` of `Restorer.load`.

@@ -31,8 +31,7 @@ COMMANDS = {
     "plan": (
         "planning",
         "Plan",
-        "Says what training needs on TPUs or GPUs that need not be there: memory, time, "
-        "chip-hours.",
+        "Estimates what training needs on TPUs or GPUs, without having them: memory and time.",
     ),
     "export": (
         "exporting",

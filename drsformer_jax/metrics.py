@@ -7,8 +7,7 @@ One number an image; the score of a dataset is the mean over its images.
 - `did_ddn` (DID-Data, DDN-Data): luma is not rounded; SSIM is of the image reduced by an integer
   factor if its shorter side has 384 pixels or more.
 
-Published results were seen to score up to 0.12 dB and 0.02 apart in the two, so a score is quoted
-with its protocol.
+The two differ, so a score is quoted with its protocol.
 
 The arithmetic is in float64 on the CPU whatever the default device is: a score does not depend on
 the accelerator, and float32 is wrong for nearly equal images. Images of all sizes share few

@@ -33,8 +33,8 @@ class DataConfig:
     `drsformer build-data` built. A dataset is given by its name, such as `rain200l` or, for a
     split, `rain200l:train[:90%]`, or by its folder."""
     sources: tuple[tuple[str, float], ...] = ()
-    """Several datasets with weights, to train on a mix of them instead of `train`: with
-    ("rain200l", 3.0) and ("rain200h", 1.0) three quarters of the crops come from the first."""
+    """Several datasets with weights, to train on a mix of them instead of `train`:
+    `--data.sources rain200l 3 rain200h 1` takes three quarters of the crops from the first."""
     validation: str = "synthetic"
     """Pairs to validate on, likewise; default split of a dataset: its test split."""
     data_dir: str = ""

@@ -33,7 +33,7 @@ STRIPS = (0, 512, 256, 128, 64, 32)
 
 @dataclass(frozen=True)
 class Plan:
-    """Says what training needs on TPUs or GPUs that need not be there: memory, time, chip-hours."""
+    """Estimates what training needs on TPUs or GPUs, without having them: memory and time."""
 
     config: Path
     """Python file whose get_config() returns the TrainConfig."""
@@ -45,17 +45,18 @@ class Plan:
     fsdp: int | None = None
     """Chips that parameters and optimizer state are sharded over; default: as configured."""
     rows: int | None = None
-    """Chips that the rows of each image are sharded over; default: likewise."""
+    """Chips that the rows of each image are sharded over; default: as configured."""
     device_batch: int | None = None
-    """Largest microbatch of a chip, in crops; default: likewise."""
+    """Largest microbatch of a chip, in crops; default: as configured."""
     global_batch: int | None = None
-    """Images of a step of the last stage, earlier ones in proportion; default: likewise."""
+    """Images of a step of the last stage, earlier ones in proportion; default: as
+    configured."""
     remat: Annotated[bool | None, tyro.conf.arg(metavar="{True,False}")] = None
-    """Whether the backward pass computes activations again; default: likewise."""
+    """Whether the backward pass computes activations again; default: as configured."""
     dtype: DType | None = None
-    """What the network computes in; default: likewise."""
+    """What the network computes in; default: as configured."""
     kernels: Kernels | None = None
-    """xla or pallas; default: likewise."""
+    """xla or pallas; default: as configured."""
     search: bool = False
     """Try meshes, remat and smaller microbatches, each of which is compiled, and print the best
     that fits."""

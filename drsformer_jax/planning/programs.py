@@ -115,8 +115,9 @@ def _gpus(kind: str, count: str) -> list[Any]:
         )
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         raise InputError(
-            "JAX's plugin for GPUs is missing; expected it, as by: pip install jax-cuda12-plugin "
-            "jax-cuda12-pjrt nvidia-cuda-nvcc-cu12"
+            "JAX's plugin for GPUs is missing; expected it, as by: pip install "
+            f"jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__} "
+            "nvidia-cuda-nvcc-cu12"
         )
     found = topologies.get_topology_desc(
         platform="cuda",

@@ -39,13 +39,13 @@ class Derain:
     paths: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT [INPUT ...] OUTPUT")
     ]
-    """Images (PNG, JPEG, WebP, BMP, TIFF, AVIF, GIF), folders with subfolders, or patterns such as
-    'images/**/*.jpg'; last the folder where the results go under the same names. Or one image or
-    video, and the file for the result. OUTPUT is a folder if it exists as one, ends in a slash or
-    has no extension."""
+    """Inputs, then the output. An input is an image (PNG, JPEG, WebP, BMP, TIFF, AVIF, GIF), a
+    folder with its subfolders, or a pattern such as 'images/**/*.jpg'; the results go into the
+    folder OUTPUT under the same names. A single image or video may have a file as OUTPUT. OUTPUT
+    is a folder if it exists as one, ends in a slash or has no extension."""
     checkpoint: Path | None = None
-    """A training run, a converted folder, or an official .pth or .safetensors file; default: the
-    network that comes with the package."""
+    """A training run, a model folder (of drsformer convert), or a .pth or .safetensors file of
+    PyTorch; default: the network that comes with the package."""
     step: int | None = None
     """Checkpoint of a training run; default: the best one."""
     format: Literal["png", "jpg", "webp", "bmp", "tif", "avif"] | None = None
@@ -85,7 +85,7 @@ class Derain:
     """Number of processes that share the images, each started with the same command; default: found
     on Cloud TPU pods and under Slurm and Open MPI. With 1 this one restores all."""
     process_id: int | None = None
-    """Number of this process, from 0; default: likewise."""
+    """Number of this process, from 0; default: found as their number is."""
 
     def run(self) -> None:
         """Restores the images; one that cannot be read is reported and the others are restored.

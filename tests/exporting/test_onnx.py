@@ -52,7 +52,7 @@ def test_session_of_the_docs_restores_a_photograph_without_this_package(
     from drsformer_jax.images.pixels import read_image, write_image
 
     write_image(tmp_path / "rainy.png", photograph)
-    Export(model, tmp_path / "network.onnx").run()
+    Export(model, tmp_path / "derain.onnx").run()
     code = re.search(r"```python\n([^`]*onnxruntime.*?)```", DOCS.read_text(), re.DOTALL)[1]
     run_without_the_package(code, tmp_path)
     found = read_image(tmp_path / "clean.png").astype(int)

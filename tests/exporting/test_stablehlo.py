@@ -113,7 +113,7 @@ def test_loader_of_the_docs_restores_a_photograph_without_this_package(model, tm
 
     rainy = data.astronaut()[100:163, 150:241]
     write_image(tmp_path / "rainy.png", rainy)
-    Export(model, tmp_path / "network.stablehlo").run()
+    Export(model, tmp_path / "derain.stablehlo").run()
     code = re.search(r"```python\n(.*?jax.*?)```", DOCS.read_text(), re.DOTALL)[1]
     assert len(code.splitlines()) <= 12
     run_without_the_package(code, tmp_path)

@@ -221,7 +221,13 @@ def test_an_image_to_restore_has_two_sides(chips, recipe):
 def test_what_is_not_installed_is_named(recipe, monkeypatch):
     monkeypatch.setattr(programs, "prepare", lambda: None)
     monkeypatch.setattr(programs.importlib.util, "find_spec", lambda name: None)
-    for topology, line in (("v5e:2x2", "libtpu is missing"), ("l4", "JAX's plugin for GPUs is")):
+    for topology, line in (
+        ("v5e:2x2", "libtpu is missing"),
+        (
+            "l4",
+            "JAX's plugin for GPUs is missing; expected it, as by: pip install jax-cuda12-plugin==",
+        ),
+    ):
         with pytest.raises(InputError, match=line):
             command.Plan(recipe, topology).run()
 

@@ -26,12 +26,12 @@ import tyro
 
 from drsformer_jax import weights
 from drsformer_jax.config import ModelConfig, Protocol
-from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
+from drsformer_jax.data.datasets import default_data_dir, find_dataset, name_of, open_dataset
 from drsformer_jax.data.folders import find_pairs_in, read_pair
 from drsformer_jax.data.pairs import PairedFiles, Pairs, sizes_of
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import parse
-from drsformer_jax.images.pixels import read_image, write_image
+from drsformer_jax.images.pixels import png_name, read_image, write_image
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.scoring import complexity, evaluation, published
 from drsformer_jax.scoring.evaluation import Scores
@@ -71,7 +71,8 @@ class Command:
     one folder of rain-1.png and norain-1.png, as RainTrainL comes."""
     dataset: str | None = None
     """Benchmark whose protocol to score by, and whose published results to show: Rain200L,
-    Rain200H, DID-Data, DDN-Data, SPA-Data, Rain100L, Rain100H, Test100, Test1200 or Test2800."""
+    Rain200H, DID-Data, DDN-Data, SPA-Data, Rain100L, Rain100H, Test100, Test1200 or Test2800;
+    default: that whose test split --data names, unless --protocol is given."""
     protocol: Protocol | None = None
     """did_ddn for DID-Data and DDN-Data, rain200_spa for all others; default: that of the dataset,
     or rain200_spa."""
@@ -81,8 +82,9 @@ class Command:
     """Folder for the images that the checkpoint restores, as PNG."""
     output: Path | None = None
     """Folder for scores.json and scores.csv; default: evaluation/NAME in the folder of the run,
-    where NAME is the dataset or protocol, or evaluation/WHAT/NAME in the current folder, where WHAT
-    is the file of weights or the folder of --restored."""
+    where NAME is the dataset or protocol, and the step if --step is given; or evaluation/WHAT/NAME
+    in the current folder, where WHAT is the file of weights or the folder of --restored. Scores of
+    other images or of another network are not overwritten."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Work:
     """The scores that there are."""
     network: ModelConfig | None = None
     """None if it is not known."""
+    step: int | None = None
+    """Of the checkpoint, if it was named."""
 
 
 def main() -> None:
@@ -113,16 +117,18 @@ def main() -> None:
 def score(command: Command) -> None:
     """Scores, prints a row per image, compares with published results, and writes the scores."""
     check_flags(command)
-    dataset = None if command.dataset is None else published.dataset(command.dataset)
+    dataset = benchmark_of(command)
     protocol = protocol_of(command, dataset)
     work = prepare(command, protocol)
-    output = command.output or default_output(work, dataset.name if dataset else protocol)
+    name = dataset.name if dataset else protocol
+    output = command.output or default_output(work, name)
+    document = {**described(work, command), "protocol": protocol}
+    check_same(output, document)
     for folder in (output, command.save):
         if folder is not None:
             check_writable(folder)
     print(f"PSNR in dB and SSIM on luma, protocol {protocol}")
     scores, average = run(work, command.save)
-    document: dict[str, Any] = {work.kind: str(work.path), "protocol": protocol}
     document["mean"] = figures(average, work.columns)
     if work.network is not None:
         document["complexity"] = network = size_of(work.network)
@@ -152,6 +158,11 @@ def check_flags(command: Command) -> None:
                 raise InputError(
                     f"{flag} is {value} beside --restored; expected --checkpoint for it"
                 )
+    is_folder = command.data is None or command.data.is_dir()
+    if command.data_dir is not None and is_folder and built_dataset(command) is None:
+        raise InputError(
+            f"--data-dir is {command.data_dir} without a dataset; expected one as --data"
+        )
     if command.data is not None:
         if command.input is not None or command.target is not None:
             raise InputError("--data is given beside --input or --target; expected it alone")
@@ -162,6 +173,52 @@ def check_flags(command: Command) -> None:
     for flag, value in needed.items():
         if value is None:
             raise InputError(f"{flag} is missing; expected it, or --data with input/ and target/")
+
+
+def benchmark_of(command: Command) -> Dataset | None:
+    """The benchmark that is named, or whose test split --data names, if any."""
+    if command.dataset is not None:
+        return published.dataset(command.dataset)
+    found = None if command.protocol else built_dataset(command)
+    if found is None:
+        return None
+    folder, split = found
+    part = split.partition("[")[0]
+    return published.find(name_of(folder) if part in ("", "test") else part)
+
+
+def described(work: Work, command: Command) -> dict[str, Any]:
+    """What the scores are of."""
+    paths: dict[str, Path | None] = {work.kind: work.path}
+    if built_dataset(command) is None:
+        paths["input"], paths["target"] = folders_of(command)
+    else:
+        paths["data"] = command.data
+    found = {name: str(path) for name, path in paths.items() if path is not None}
+    return found if work.step is None else {**found, "step": work.step}
+
+
+def check_same(folder: Path, document: Mapping[str, Any]) -> None:
+    """Rejects to overwrite the scores of something else; those of older versions say too little."""
+    path = folder / "scores.json"
+    if not path.is_file():
+        return
+    try:
+        before = json.loads(path.read_text())
+    except ValueError:
+        return
+    names = ["checkpoint", "restored"]
+    if before.keys() & {"data", "target"}:
+        names += ["step", "data", "target"]
+    if "input" in before and "input" in document:  # Rainy images may be added to the others.
+        names.append("input")
+    for name in names:
+        found, new = before.get(name), document.get(name)
+        if found != new:
+            raise InputError(
+                f"{path} holds scores of another {name} ({found}); expected that one, or another "
+                "--output"
+            )
 
 
 def protocol_of(command: Command, dataset: Dataset | None) -> Protocol:
@@ -194,7 +251,7 @@ def prepare_checkpoint(command: Command, checkpoint: Path, protocol: Protocol) -
         (pair["name"], restored, scores)
         for pair, restored, scores in evaluation.evaluate(restorer, pairs, protocol)
     )
-    return Work("checkpoint", checkpoint, width, results, COLUMNS, restorer.config)
+    return Work("checkpoint", checkpoint, width, results, COLUMNS, restorer.config, step)
 
 
 def pairs_of(command: Command) -> tuple[Pairs, int]:
@@ -263,6 +320,7 @@ def folders_of(command: Command) -> tuple[Path | None, Path]:
 
 def default_output(work: Work, name: str) -> Path:
     """In the folder of a run, but never beside a file or in the folder of another program."""
+    name = name if work.step is None else f"{name}_{work.step}"
     if work.kind == "checkpoint" and work.path.is_dir():
         return work.path / "evaluation" / name
     return Path("evaluation") / work.path.resolve().name / name
@@ -282,7 +340,7 @@ def run(work: Work, save: Path | None) -> tuple[list[tuple[str, Scores]], Scores
         show(name, [column.text(each) for column in work.columns])
         if save is not None:
             # Lossless, also where the rainy image is a JPEG.
-            write_image(save / Path(name).with_suffix(".png"), restored)
+            write_image(save / png_name(name), restored)
     average = evaluation.mean([each for _, each in scores])
     show(f"mean of {len(scores)}", [column.text(average) for column in work.columns])
     return scores, average

@@ -25,6 +25,11 @@ class InputError(ValueError):
     """Something that the user gave is wrong. The message is one line: what, found, expected."""
 
 
+def one_line(text: str) -> str:
+    """A message in one line; a file's name may hold a line break."""
+    return text.replace("\n", "\\n")
+
+
 def reason(error: BaseException) -> str:
     """What a library's error says, in one line: its first, or its kind where it says nothing."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -80,12 +85,11 @@ def one_line_errors() -> Iterator[None]:
         yield
     except InputError as error:
         _print_traceback()
-        # A file's name may hold a line break.
-        sys.exit(f"error: {error}".replace("\n", "\\n"))
+        sys.exit(one_line(f"error: {error}"))
     except OSError as error:
         _print_traceback()
         place = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {place}{error.strerror or error}")
+        sys.exit(one_line(f"error: {place}{error.strerror or error}"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

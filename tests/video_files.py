@@ -52,6 +52,8 @@ def write(
     color_range: int | None = None,
     display: Sequence[int] | None = None,
     sound: Fraction | None = None,
+    sound_codec: str = "aac",
+    sound_rate: int = 44100,
     subtitle: str | None = None,
     options: dict[str, str] | None = None,
     muxer: str | None = None,
@@ -71,7 +73,7 @@ def write(
             if display:
                 video.set_display_matrix(display)
         if sound is not None:
-            audio = output.add_stream("aac", 44100)
+            audio = output.add_stream(sound_codec, sound_rate)
         if subtitle:
             text = output.add_mux_stream("subrip")
         packets = []

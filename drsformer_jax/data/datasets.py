@@ -6,6 +6,7 @@ import bisect
 import functools
 import hashlib
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,11 @@ _NAME = re.compile(
 )
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 INFO = "dataset_info.json"
+
+
+def name_of(folder: Path) -> str:
+    """The name by which a dataset was built; empty if its builder had none."""
+    return json.loads((folder / INFO).read_text()).get("configName", "")
 
 
 def default_data_dir() -> Path:

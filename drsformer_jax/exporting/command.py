@@ -22,8 +22,8 @@ from drsformer_jax.nn.functional import Params, is_wide
 from drsformer_jax.scoring.complexity import parameters
 
 _DYNAMIC = "dynamic"
-_DTYPES = {".stablehlo": ("float32", "bfloat16"), ".onnx": ("float32",)}
-"""What a program may compute in, by the extension of its file."""
+_DTYPES = {"stablehlo": ("float32", "bfloat16"), "onnx": ("float32",)}
+"""What a program may compute in, by the format of its file."""
 _PLATFORMS = ", ".join(PLATFORMS)
 
 
@@ -34,7 +34,8 @@ class Export:
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A training run, a model folder, a .pth or .safetensors file of PyTorch, or builtin."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The new file: .stablehlo for JAX on CPUs, NVIDIA GPUs and TPUs, or .onnx."""
+    """The new file: .stablehlo for JAX on CPUs, NVIDIA GPUs and TPUs, .onnx, or any name with
+    --format."""
     format: Literal["stablehlo", "onnx"] | None = None
     """Format of the file; default: what OUT ends in."""
     size: str = _DYNAMIC
@@ -54,17 +55,18 @@ class Export:
             InputError: if a flag or the checkpoint is wrong, the file is there already or cannot be
                 written, or what the format needs is not installed or cannot express the network.
         """
-        expected = _DTYPES if self.format is None else (f".{self.format}",)
-        if self.out.suffix not in expected:
-            found = f"{self.out} ends in {self.out.suffix!r}"
-            raise InputError(f"{found}; expected {' or '.join(expected)}")
+        named = self.out.suffix.removeprefix(".")
+        format = self.format or named
+        if format not in _DTYPES or (named in _DTYPES and named != format):
+            expected = f".{self.format}" if self.format else ".stablehlo, .onnx or --format"
+            raise InputError(f"{self.out} ends in {self.out.suffix!r}; expected {expected}")
         shape = self._shape()
         if self.out.exists():
             raise InputError(f"{self.out} is there already; expected a new name")
         check_device(jax.devices)
-        config, params = self._network()
+        config, params = self._network(format)
         check_writable(self.out.parent)
-        if self.out.suffix == ".onnx":
+        if format == "onnx":
             content, what = _onnx_file()(config, params, shape), "ONNX"
         else:
             content, what = stablehlo(config, params, shape), f"StableHLO for {_PLATFORMS}"
@@ -90,7 +92,7 @@ class Export:
             )
         return images, height, width
 
-    def _network(self) -> tuple[ModelConfig, Params]:
+    def _network(self, format: str) -> tuple[ModelConfig, Params]:
         """The network in one of the types that the format can express, without our own kernels.
 
         Raises:
@@ -98,10 +100,10 @@ class Export:
         """
         config, params = weights.load(self.checkpoint, self.step)
         dtype = self.dtype or ("float64" if is_wide(config) else config.dtype)
-        if dtype not in (dtypes := _DTYPES[self.out.suffix]):
+        if dtype not in (dtypes := _DTYPES[format]):
             raise InputError(
                 f"{remote.shown(self.checkpoint)} would compute in {dtype}, which a "
-                f"{self.out.suffix} file cannot; expected --dtype {' or '.join(dtypes)}"
+                f".{format} file cannot; expected --dtype {' or '.join(dtypes)}"
             )
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
         plain: dict[str, Any] = {"dtype": dtype, "remat": False, "kernels": "xla"}

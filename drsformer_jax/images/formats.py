@@ -25,6 +25,10 @@ MAX_PIXELS = 2**27
 """Larger images are rejected: 134 million pixels take 384 MiB, and cameras seldom have more."""
 
 
+_LARGE_FILE = 2**26
+"""Bytes."""
+
+
 class Format(NamedTuple):
     """How files of one format are recognized, opened and written, and what they can hold.
 
@@ -124,7 +128,7 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:>|=[\"']))([1-8])")
 
 
-class _UnreadableError(Exception):
+class UnreadableError(Exception):
     """Why a file cannot be read."""
 
 
@@ -203,7 +207,7 @@ def in_one_line(name: str | os.PathLike[str]) -> Iterator[None]:
     """Turns what is wrong with an image's file into one line that names it."""
     try:
         yield
-    except (pyvips.Error, OSError, _UnreadableError, UnicodeDecodeError) as error:
+    except (pyvips.Error, OSError, UnreadableError, UnicodeDecodeError) as error:
         # The last is what pyvips raises if a message of libvips quotes letters of the file.
         raise InputError(
             f"{name} is no image that can be read ({_reason(error)}); expected {_READABLE}"
@@ -217,6 +221,22 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def read_content(file: BinaryIO) -> bytes:
+    """Reads an image's file, for use within `image_file`; of a large one the head is checked first.
+
+    A file can be larger than memory though its pixels are too many.
+    """
+    if os.fstat(file.fileno()).st_size > _LARGE_FILE:
+        open_image(file)
+        file.seek(0)
+    return file.read()
+
+
+def format_of(head: bytes) -> Format | None:
+    """The format that a file's first 32 bytes are of, if any."""
+    return next((format for format in FORMATS if format.signature.match(head)), None)
+
+
 def open_image(file: BinaryIO) -> OpenedImage:
     """Opens an image of any of the formats, not yet decoded, for use within `in_one_line`.
 
@@ -225,13 +245,11 @@ def open_image(file: BinaryIO) -> OpenedImage:
     """
     file.seek(0)
     head = file.read(32)
-    for format in FORMATS:
-        if format.signature.match(head):
-            break
-    else:
-        raise _UnreadableError("its content is of another format" if head else "the file is empty")
+    format = format_of(head)
+    if format is None:
+        raise UnreadableError("its content is of another format" if head else "the file is empty")
     if head[8:11] in (b"hei", b"hev"):
-        raise _UnreadableError("it is HEIC, which libvips has no codec for")
+        raise UnreadableError("it is HEIC, which libvips has no codec for")
     file.seek(0)
     if not format.codec:
         return _open_bmp(file, format)
@@ -258,16 +276,16 @@ def _checked(
     )
     bits = image.get("bits-per-sample") if "bits-per-sample" in fields else 8
     if image.format not in ("uchar", "ushort") or (tags and bits not in (1, 2, 4, 8, 16)):
-        raise _UnreadableError(
+        raise UnreadableError(
             f"it has {image.format} values of {bits} bits a channel, whose white is unknown; "
             "use 8 or 16"
         )
     if colors is None or not colors <= image.bands <= 16:
-        raise _UnreadableError(f"it has {image.bands} channels of {image.interpretation}")
+        raise UnreadableError(f"it has {image.bands} channels of {image.interpretation}")
     if tags:
         _check_covered(image, tags)
     if colors == 4 and bits == 16 and tags.get(_EXTRA, (0, 0))[1] == _ASSOCIATED:
-        raise _UnreadableError("its 16-bit CMYK is multiplied by alpha")  # libvips divides wrongly
+        raise UnreadableError("its 16-bit CMYK is multiplied by alpha")  # libvips divides wrongly
     has_alpha = image.bands > colors and tags.get(_EXTRA, (1, 2))[1] in (1, 2)
     orientation = image.get("orientation") if "orientation" in fields else 0
     if orientation not in range(1, 9) and "xmp-data" in fields and format.name != "AVIF":
@@ -284,7 +302,7 @@ def _checked(
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise _UnreadableError(f"{width}x{height} exceeds the limit of {MAX_PIXELS} pixels")
+        raise UnreadableError(f"{width}x{height} exceeds the limit of {MAX_PIXELS} pixels")
 
 
 @contextlib.contextmanager
@@ -292,7 +310,7 @@ def _pillow() -> Iterator[None]:
     try:
         yield
     except (SyntaxError, ValueError, EOFError, struct.error) as error:  # of damaged files
-        raise _UnreadableError(str(error)) from error
+        raise UnreadableError(str(error)) from error
 
 
 def _open_bmp(file: BinaryIO, format: Format) -> OpenedImage:
@@ -309,6 +327,8 @@ _PLANAR, _EXTRA, _STRIPS, _TILES = 284, 338, 273, 324
 _ROWS, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
 _ASSOCIATED = 1
 """Of `_EXTRA`: alpha that colors are multiplied by."""
+_KINDS = range(1, 19)
+"""Types of values, those of BigTIFF included."""
 _LETTERS = {3: "H", 4: "L", 16: "Q"}
 Tags = dict[int, tuple[int, int]]
 """Of a TIFF file: how many values each tag has, and the first if it is in the directory."""
@@ -327,9 +347,11 @@ def tiff_tags(file: BinaryIO) -> Tags:
         (rows,) = struct.unpack(order + count, read_at(file, at, start))
         directory = read_at(file, at + start, min(rows, 2**16) * row.size)
         for tag, kind, values, cell in row.iter_unpack(directory):
+            if kind not in _KINDS:  # Readers skip what they do not know (TIFF 6.0, section 2).
+                continue
             tags[tag] = values, struct.unpack_from(order + _LETTERS.get(kind, "B"), cell)[0]
     except struct.error:
-        raise _UnreadableError("its directory of tags is damaged") from None
+        raise UnreadableError("its directory of tags is damaged") from None
     return tags
 
 
@@ -341,10 +363,10 @@ def _check_covered(image: pyvips.Image, tags: Tags) -> None:
     if tags.get(_PLANAR, (1, 1))[1] == 2:
         parts *= image.bands
         if image.bands == 2:  # libvips 8.18 mixes them up
-            raise _UnreadableError("its gray and alpha are in separate planes")
+            raise UnreadableError("its gray and alpha are in separate planes")
     found = tags.get(_TILES if _TILE_WIDTH in tags else _STRIPS, (0, 0))[0]
     if found < parts:
-        raise _UnreadableError(f"it has {found} of its {parts} strips or tiles")
+        raise UnreadableError(f"it has {found} of its {parts} strips or tiles")
 
 
 def check_extension(path: Path) -> Format:

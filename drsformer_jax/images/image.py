@@ -19,10 +19,13 @@ from drsformer_jax.images.formats import (
     XMP_ORIENTATION,
     Format,
     OpenedImage,
+    Tags,
+    UnreadableError,
     check_extension,
     image_file,
     in_one_line,
     open_image,
+    read_content,
     tiff_tags,
 )
 from drsformer_jax.images.pixels import composite, encode, to_8_bits, to_rgb
@@ -80,7 +83,7 @@ def load_image(path: str | os.PathLike[str]) -> LoadedImage:
             white is unknown or is larger than `MAX_PIXELS`.
     """
     with image_file(path) as file:
-        content = file.read()
+        content = read_content(file)
     with in_one_line(path):
         opened = open_image(io.BytesIO(content))
         values = opened.decode()
@@ -134,7 +137,13 @@ def save_image(
     chunks = b"".join(chunk for _, chunk in metadata.pop("png", ()))
     if name == "PNG" and "xmp-data" in metadata:  # which libvips writes as a text of a wrong kind
         chunks += png_chunk(b"iTXt", XMP_KEY + bytes(4) + metadata.pop("xmp-data"))
-    content = encode(path, values, metadata, quality=quality)
+    try:
+        content = encode(path, values, metadata, quality=quality)
+    except InputError:
+        if metadata.pop("icc-profile-data", None) is None:
+            raise
+        # PNG's encoder rejects profiles that others accept.
+        content = encode(path, values, metadata, quality=quality)
     if name == "PNG":
         content = content[:33] + chunks + content[33:]  # behind the size
     with in_one_line(path):  # What a writer drops in silence is found by reading.
@@ -228,11 +237,11 @@ def _read_metadata(opened: OpenedImage, content: bytes) -> tuple[dict[str, Any],
     image, fields = opened.source, opened.source.get_fields()
     metadata = {name: image.get(name) for name in (*_NAMES, "yres") if name in fields}
     parsed = {name[10:] for name in fields if name.startswith("exif-ifd")} - _OF_ANY_EXIF
-    if "exif-data" in metadata and not parsed:
-        del metadata["exif-data"]
-        lost.append("EXIF that cannot be understood is dropped")
-    if "exif-data" in metadata:
-        metadata["exif-data"] = _without_thumbnail(metadata["exif-data"])
+    if (block := metadata.pop("exif-data", None)) is not None:
+        if parsed and _exif_tags(block) is not None:
+            metadata["exif-data"] = _without_thumbnail(block)
+        else:
+            lost.append("EXIF that cannot be understood is dropped")
     profile = metadata.get("icc-profile-data", dict(opened.chunks).get(b"iCCP"))
     if profile is not None and not _profile_fits(profile, opened.colors == 1):
         metadata.pop("icc-profile-data", None)
@@ -274,6 +283,14 @@ def _chunks(opened: OpenedImage, content: bytes, lost: list[str]) -> list[tuple[
     return chunks
 
 
+def _exif_tags(block: bytes) -> Tags | None:
+    """Tags of the first directory of an EXIF block; None if it is damaged."""
+    try:
+        return tiff_tags(io.BytesIO(block.removeprefix(b"Exif\0\0")))
+    except UnreadableError:
+        return None
+
+
 def _without_thumbnail(block: bytes) -> bytes:
     """Unlinks the second directory of an EXIF block, whose thumbnail shows the rainy image."""
     block = block.removeprefix(b"Exif\0\0")
@@ -289,7 +306,8 @@ def _without_thumbnail(block: bytes) -> bytes:
 
 def _resolution(x: float, y: float, lost: list[str]) -> dict[str, float]:
     """What of pixels a millimeter is kept."""
-    if round(x * 25.4, 1) in (25.4, 72):  # as libvips has it where there is none
+    # As libvips has it where there is none, or as files say so.
+    if round(x * 25.4, 1) in (25.4, 72) or 0 in (x, y):
         return {}
     if not all(0.01 <= value <= 10_000 for value in (x, y)):
         lost.append(_NAMES["xres"])
@@ -326,8 +344,7 @@ def _not_kept(source: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Lines about what a written file lacks of what it should have."""
     notes = [line for name, line in _NAMES.items() if name in source and name not in found]
     if "exif-data" in source and "exif-data" in found:
-        blocks = (source["exif-data"], found["exif-data"])
-        before, after = (tiff_tags(io.BytesIO(block.removeprefix(b"Exif\0\0"))) for block in blocks)
+        before, after = (_exif_tags(each["exif-data"]) or {} for each in (source, found))
         if missing := sorted(before.keys() - after.keys()):
             notes.append(f"the EXIF tags {' '.join(map(str, missing))} are dropped")
     if "png" in source and "png" not in found:

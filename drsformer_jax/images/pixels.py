@@ -22,6 +22,7 @@ from drsformer_jax.images.formats import (
     image_file,
     in_one_line,
     open_image,
+    read_content,
 )
 from drsformer_jax.images.vips import pyvips
 
@@ -35,6 +36,7 @@ __all__ = [
     "encode_image",
     "image_file",
     "image_size",
+    "png_name",
     "read_image",
     "to_8_bits",
     "write_image",
@@ -63,7 +65,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             `MAX_PIXELS`.
     """
     with image_file(path) as file:
-        content = file.read()
+        content = read_content(file)
     return decode_image(content, path)
 
 
@@ -122,6 +124,12 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
     path = Path(path)
     # Into memory first: encoders do not name the file, and some do not see that a disk is full.
     write_bytes(path, encode(path, image))
+
+
+def png_name(name: str) -> Path:
+    """The name of an image as PNG: a known extension is replaced, any other part is kept."""
+    path = Path(name)
+    return path.with_suffix(".png") if path.suffix.lower() in EXTENSIONS else Path(f"{name}.png")
 
 
 def encode_image(

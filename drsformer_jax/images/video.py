@@ -16,6 +16,7 @@ import numpy as np
 
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import replacing
+from drsformer_jax.images.formats import format_of
 from drsformer_jax.images.pixels import image_size
 from drsformer_jax.images.video_reader import (
     MATRICES,
@@ -61,14 +62,18 @@ def is_video(path: Path) -> bool:
     """Whether a file holds a video, by its content; by its name where the content says nothing."""
     if not path.is_file():
         return False
+    named = path.suffix.lower() in VIDEO_EXTENSIONS
     with contextlib.suppress(InputError):
         image_size(path)
         return False
+    with open(path, "rb") as file:
+        if not named and format_of(file.read(32)):  # A damaged image, of which libav may read some.
+            return False
     with contextlib.suppress(InputError), opened(path) as container:
         # libav reads images too, even broken ones, but gives no duration of them.
         if container.duration is not None and videos_of(container):
             return True
-    return path.suffix.lower() in VIDEO_EXTENSIONS
+    return named
 
 
 def restore_video(
@@ -147,6 +152,13 @@ def restore_video(
     return count, [line.format(number) for line, number in notes.items()]
 
 
+def _no_room(target: Path, reader: Reader, what: str) -> InputError:
+    return InputError(
+        f"{target} cannot hold the sound of {reader.source} ({what}); "
+        "expected another extension (.mkv holds nearly any sound)"
+    )
+
+
 def _take(items: Iterator[Any], batch: int) -> list[Any]:
     """Takes the items up to the last frame of a batch."""
     taken = []
@@ -213,6 +225,12 @@ class _Writer:
             self._video.metadata["language"] = language
         others = [stream for stream in container.streams if stream.index != reader.video.index]
         self._copies = {stream.index: self._copy(stream, reader, target) for stream in others}
+        try:
+            self._output.start_encoding()  # Writes the head, before anything is restored.
+        except self._av.ArgumentError:
+            if not any(stream.type == "audio" for stream in others):
+                raise
+            raise _no_room(target, reader, "its audio codec") from None
 
     def _copy(self, stream: Any, reader: Reader, target: Path) -> Any:
         """Adds a stream as another one; None where the container cannot hold it."""
@@ -226,10 +244,7 @@ class _Writer:
             copy = self._output.add_stream_from_template(stream)
         except ValueError:
             if stream.type == "audio":
-                raise InputError(
-                    f"{target} cannot hold the sound of {reader.source} ({name}); "
-                    "expected another extension (.mkv holds nearly any sound)"
-                ) from None
+                raise _no_room(target, reader, name) from None
             self.notes[f"the {name} of the source is left out"] = 1
             return None
         copy.metadata.update(stream.metadata)

@@ -10,7 +10,7 @@ import numpy as np
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.data.pairs import Pair, Pairs
 from drsformer_jax.data.sheets import contact_sheet
-from drsformer_jax.images.pixels import write_image
+from drsformer_jax.images.pixels import png_name, write_image
 from drsformer_jax.report.page import Example, write_report
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.scoring.evaluation import Scores
@@ -91,7 +91,7 @@ def write_results(
         kept.add(index, pair, restorer(pair["rainy"]), scores[index])
     examples = [kept.examples[index] for index in first]
     for example in examples:
-        name = Path(example.name).with_suffix(".png")
+        name = png_name(example.name)
         for part, kind in _PARTS.items():
             write_image(folder / "validation" / part / name, getattr(example, kind))
     write_image(folder / "comparison.png", sheet(examples[:_ON_SHEET]))

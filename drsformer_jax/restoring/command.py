@@ -18,7 +18,7 @@ from drsformer_jax.clusters import share
 from drsformer_jax.config import DType, Kernels
 from drsformer_jax.config.fields import check
 from drsformer_jax.data.folders import describe_left_out
-from drsformer_jax.errors import InputError
+from drsformer_jax.errors import InputError, one_line
 from drsformer_jax.flags import check_unused
 from drsformer_jax.images.video import VIDEO_EXTENSIONS, is_video, restore_video
 from drsformer_jax.restoring import Restorer
@@ -99,17 +99,25 @@ class Derain:
         if self.overwrite and self.resume:
             raise InputError("--resume is set beside --overwrite; expected one of them")
         *inputs, output = map(Path, self.paths)
-        if any(map(is_video, inputs)):
-            self._restore_video(inputs, output)
-        elif output.suffix.lower() in VIDEO_EXTENSIONS and not output.is_dir():
+        is_folder = output.is_dir() or self.paths[-1].endswith(("/", os.sep))
+        videos = [path for path in inputs if is_video(path)]
+        if videos:
+            if len(inputs) > 1:
+                raise InputError(
+                    f"{videos[0]} is a video, beside {len(inputs) - 1} other inputs; expected each "
+                    "video alone"
+                )
+            is_folder = is_folder or output.suffix == ""
+            self._restore_video(videos[0], output / videos[0].name if is_folder else output)
+        elif output.suffix.lower() in VIDEO_EXTENSIONS and not is_folder:
             raise InputError(
                 f"{output} is the name of a video, and {inputs[0]} is none; expected a video as "
                 "the input, or an image or a folder as the output"
             )
         else:
-            self._restore_images(inputs, output)
+            self._restore_images(inputs, output, is_folder)
 
-    def _restore_images(self, inputs: list[Path], output: Path) -> None:
+    def _restore_images(self, inputs: list[Path], output: Path, is_folder: bool) -> None:
         check_unused(self, ["crf"], "for images")
         check(self.quality in (None, *range(1, 101)), "--quality", self.quality, "1 to 100")
         check(self.workers >= 1, "--workers", self.workers, "at least 1")
@@ -121,12 +129,12 @@ class Derain:
         jobs, left_out = plan_jobs(
             inputs,
             output,
-            is_folder=self.paths[-1].endswith(("/", os.sep)),
+            is_folder=is_folder,
             extension=extension,
             compare=self.compare,
         )
         if left_out:
-            print(describe_left_out(left_out), file=sys.stderr)
+            print(one_line(describe_left_out(left_out)), file=sys.stderr)
         # The results of other processes, which may be writing them, are not looked at.
         jobs = self._own(jobs, "images")
         if not jobs:
@@ -152,14 +160,11 @@ class Derain:
         if summary.failed:
             raise InputError(f"{summary.failed} of {len(jobs)} images failed; expected none to")
 
-    def _restore_video(self, inputs: list[Path], output: Path) -> None:
+    def _restore_video(self, source: Path, target: Path) -> None:
         flags = ("format", "quality", "background", "compare", "workers", "batch")
         check_unused(self, flags, "for a video")
-        check(len(inputs) == 1, "the input", f"{len(inputs)} paths", "a video alone")
-        if not self._own(inputs, "videos"):
+        if not self._own([source], "videos"):
             return
-        source = inputs[0]
-        target = output / source.name if output.is_dir() else output
         if target.resolve() == source.resolve():
             raise InputError(f"{target} is the input itself; expected another place")
         most = 63 if target.suffix.lower() == ".webm" else 51
@@ -184,7 +189,7 @@ class Derain:
                 source, target, restore, batch=_FRAMES, quality=self.crf, progress=progress
             )
         for note in notes:
-            print(f"{target}: {note}", file=sys.stderr)
+            print(one_line(f"{target}: {note}"), file=sys.stderr)
         print(f"restored {count} frames into {target}")
 
     def _own(self, items: list[T], what: str) -> list[T]:

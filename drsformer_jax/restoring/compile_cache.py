@@ -20,12 +20,14 @@ def use_compile_cache() -> None:
     deleted first. `JAX_COMPILATION_CACHE_MAX_SIZE` sets another limit in bytes, -1 for none.
     `JAX_COMPILATION_CACHE_DIR` names another folder, whose size is left to the user;
     `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing. Nothing is kept either where the folder
-    cannot be made.
+    cannot be made or written.
     """
     if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
     with contextlib.suppress(OSError):
         folder = platformdirs.user_cache_path("drsformer_jax", ensure_exists=True)
+        if not os.access(folder, os.W_OK):
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         limit = getattr(jax.config, "jax_compilation_cache_max_size", None)
         if limit == -1 and "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:

@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from drsformer_jax.data.pairs import map_in_threads
 from drsformer_jax.data.sheets import contact_sheet
-from drsformer_jax.errors import InputError
+from drsformer_jax.errors import InputError, one_line
 from drsformer_jax.images.image import LoadedImage, load_image, save_image
-from drsformer_jax.images.pixels import image_size, to_8_bits, write_image
+from drsformer_jax.images.pixels import check_extension, image_size, to_8_bits, write_image
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.restoring.buckets import Size
 from drsformer_jax.restoring.jobs import Job
@@ -59,6 +60,7 @@ class _Outcome:
 
     job: Job
     pixels: int = 0
+    """That were restored, also where the result could not be written."""
     notes: Sequence[str] = ()
     """What the result's format could not keep; one line each."""
     error: InputError | None = None
@@ -101,18 +103,19 @@ def restore_files(
     with ThreadPoolExecutor(workers) as pool:
         try:
             running = [pool.submit(files.restore, each) for each in batches]
-            outcomes = (outcome for future in running for outcome in future.result())
-            done = _report(outcomes, len(todo), alone=len(jobs) == 1)
+            results = (outcome for future in running for outcome in future.result())
+            outcomes = _report(results, len(todo), alone=len(jobs) == 1)
         finally:
             pool.shutdown(cancel_futures=True)
     programs = restorer.programs - before
+    failed = sum(outcome.error is not None for outcome in outcomes)
     return Summary(
-        restored=len(done),
+        restored=len(todo) - failed,
         skipped=len(jobs) - len(todo),
-        failed=len(todo) - len(done),
+        failed=failed,
         seconds=time.monotonic() - started,
         programs=len(programs),
-        waste=_waste(programs, sum(outcome.pixels for outcome in done)),
+        waste=_waste(programs, sum(outcome.pixels for outcome in outcomes)),
     )
 
 
@@ -165,6 +168,9 @@ class _Files:
                 images[job] = load_image(job.source)
             except InputError as error:
                 outcomes[job] = _Outcome(job, error=error)
+            except MemoryError:
+                line = f"{job.source} does not fit into memory; expected a smaller image"
+                outcomes[job] = _Outcome(job, error=InputError(line))
         try:
             with self._computing:
                 restored = self._restorer.batch(
@@ -179,10 +185,12 @@ class _Files:
         return list(outcomes.values())
 
     def _write(self, job: Job, image: LoadedImage, restored: np.ndarray) -> _Outcome:
+        pixels = math.prod(restored.shape[:2])
         try:
             # First, because a job whose result exists is skipped by a resumed run.
             if job.comparison and not (self._resume and os.path.exists(job.comparison)):
-                write_image(job.comparison, _side_by_side(image.rgb, restored))
+                most = check_extension(job.comparison).largest_side
+                write_image(job.comparison, _side_by_side(image.rgb, restored, most))
             notes = save_image(
                 job.target,
                 dataclasses.replace(image, rgb=restored),
@@ -190,13 +198,13 @@ class _Files:
                 background=self._background,
             )
         except InputError as error:
-            return _Outcome(job, error=error)
+            return _Outcome(job, pixels, error=error)
         except OSError as error:
             if error.errno not in _NAME_ERRORS:
                 raise
             found = f"{error.filename} cannot be written ({error.strerror})"
-            return _Outcome(job, error=InputError(f"{found}; expected another name"))
-        return _Outcome(job, math.prod(restored.shape[:2]), notes)
+            return _Outcome(job, pixels, error=InputError(f"{found}; expected another name"))
+        return _Outcome(job, pixels, notes)
 
 
 def _read_sizes(jobs: Sequence[Job]) -> dict[Job, Size]:
@@ -241,18 +249,17 @@ def _batches(
 
 
 def _report(outcomes: Iterable[_Outcome], total: int, *, alone: bool) -> list[_Outcome]:
-    """Prints notes and failures, and returns the outcomes of the jobs that are done."""
-    done = []
+    """Prints notes and failures, and returns the outcomes."""
+    reported = []
     for outcome in tqdm(outcomes, total=total, unit="image", disable=None):
         if outcome.error is not None:
             if alone:
                 raise outcome.error
-            tqdm.write(f"error: {outcome.error}", file=sys.stderr)
-            continue
+            tqdm.write(one_line(f"error: {outcome.error}"), file=sys.stderr)
         for note in outcome.notes:
-            tqdm.write(f"{outcome.job.target}: {note}", file=sys.stderr)
-        done.append(outcome)
-    return done
+            tqdm.write(one_line(f"{outcome.job.target}: {note}"), file=sys.stderr)
+        reported.append(outcome)
+    return reported
 
 
 def _waste(programs: Mapping[tuple[int, Size], int], pixels: int) -> float:
@@ -260,6 +267,12 @@ def _waste(programs: Mapping[tuple[int, Size], int], pixels: int) -> float:
     return computed / pixels - 1 if pixels else 0.0
 
 
-def _side_by_side(rainy: np.ndarray, restored: np.ndarray) -> np.ndarray:
+def _side_by_side(rainy: np.ndarray, restored: np.ndarray, most: int) -> np.ndarray:
+    """The two images, made smaller where a side would be longer than `most` pixels."""
     pair = [image if image.dtype == np.uint8 else to_8_bits(image) for image in (rainy, restored)]
-    return contact_sheet([pair], ("rainy", "restored"))
+    sheet = contact_sheet([pair], ("rainy", "restored"))
+    if max(sheet.shape) <= most:
+        return sheet
+    smaller = Image.fromarray(sheet)
+    smaller.thumbnail((most, most))
+    return np.asarray(smaller)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drsformer_jax.data.folders import is_image_file, natural_order, no_image_in, scan_folder
-from drsformer_jax.errors import InputError
+from drsformer_jax.errors import InputError, reason
 from drsformer_jax.images.pixels import WRITABLE_EXTENSIONS, check_extension
 
 
@@ -102,10 +102,12 @@ def _find(path: Path, earlier: Sequence[Path]) -> tuple[list[tuple[Path, Path]],
     if path.is_file():
         return [(path, Path(path.name))], []
     root, images, others = _scan(path) if path.is_dir() else _match(path)
-    outside = [folder for folder in earlier if folder != _real(root)]
+    # Results may also go into the input's folder itself, or into one above it.
+    above = (_real(root), *_real(root).parents)
+    apart = [folder for folder in earlier if folder not in above]
 
     def is_input(file: Path) -> bool:
-        return not any(_real(file).is_relative_to(folder) for folder in outside)
+        return not any(_real(file).is_relative_to(folder) for folder in apart)
 
     return (
         [(image, image.relative_to(root)) for image in images if is_input(image)],
@@ -125,18 +127,28 @@ def _match(path: Path) -> tuple[Path, list[Path], list[Path]]:
     """(the folder before the first wildcard, images that match, what else matches)."""
     plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
     root, pattern = Path(*plain), path.parts[len(plain) :]
-    matches = [
-        match
-        for match in (root.glob(str(Path(*pattern))) if pattern else ())
-        if not any(part.startswith(".") for part in match.relative_to(root).parts)
-    ]
+    try:
+        found = list(root.glob(str(Path(*pattern)))) if pattern else []
+    except ValueError as error:
+        raise InputError(
+            f"{path} is no pattern ({reason(error)}); expected one such as 'photos/**/*.jpg'"
+        ) from error
+    matches: list[Path] = []
+    links: set[Path] = set()
+    for match in found:
+        names = match.relative_to(root).parts
+        folders = [root.joinpath(*names[: count + 1]) for count in range(len(names) - 1)]
+        if link := next((folder for folder in folders if folder.is_symlink()), None):
+            links.add(link)
+        elif not any(name.startswith(".") for name in names):
+            matches.append(match)
     images = {match for match in matches if is_image_file(match)}
     if not images:
         raise InputError(
             f"{path} is missing or no image; expected images, folders or patterns, or one video"
         )
     entered = {parent for match in matches for parent in match.parents}
-    others = [match for match in matches if match not in images | entered]
+    others = {match for match in matches if match not in images | entered} | links
     return root, natural_order(images), natural_order(others)
 
 

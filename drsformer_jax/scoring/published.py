@@ -61,10 +61,14 @@ def dataset(name: str) -> Dataset:
     Raises:
         InputError: if no benchmark has the name.
     """
-    for known in DATASETS.values():
-        if _plain(known.name) == _plain(name):
-            return known
-    raise InputError(f"the dataset is {name!r}; expected one of {', '.join(DATASETS)}")
+    if (found := find(name)) is None:
+        raise InputError(f"the dataset is {name!r}; expected one of {', '.join(DATASETS)}")
+    return found
+
+
+def find(name: str) -> Dataset | None:
+    """As `dataset`, but None if no benchmark has the name."""
+    return next((each for each in DATASETS.values() if _plain(each.name) == _plain(name)), None)
 
 
 def results(dataset: Dataset) -> list[System]:

@@ -27,8 +27,8 @@ def test_summary_says_network_format_type_sizes_and_bytes(model, tmp_path, capsy
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"out": "a.bin"}, r"a.bin ends in '.bin'; expected .stablehlo or .onnx"),
-        ({"out": "a"}, r"a ends in ''; expected .stablehlo or .onnx"),
+        ({"out": "a.bin"}, r"a.bin ends in '.bin'; expected .stablehlo, .onnx or --format"),
+        ({"out": "a"}, r"a ends in ''; expected .stablehlo, .onnx or --format"),
         ({"out": "a.stablehlo", "format": "onnx"}, "ends in '.stablehlo'; expected .onnx$"),
         ({"size": "512"}, "--size is '512'; expected WIDTHxHEIGHT"),
         ({"size": "0x8"}, "--size is '0x8'; expected WIDTHxHEIGHT"),
@@ -46,6 +46,13 @@ def test_wrong_flags_are_one_line_and_nothing_is_written(model, tmp_path, flags,
     with pytest.raises(InputError, match=message):
         Export(checkpoint, out, **flags).run()
     assert not list(tmp_path.iterdir())
+
+
+def test_format_is_asked_for_where_the_name_says_nothing(model, tmp_path, capsys):
+    Export(model, tmp_path / "a.bin", format="stablehlo", size="8x8").run()
+    assert f"written to {tmp_path / 'a.bin'}: StableHLO for cpu" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"a\.onnx ends in '\.onnx'; expected \.stablehlo$"):
+        Export(model, tmp_path / "a.onnx", format="stablehlo").run()
 
 
 def test_a_file_that_is_there_stays(model, tmp_path):

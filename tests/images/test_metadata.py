@@ -107,6 +107,20 @@ def test_broken_camera_data_is_left_out(tmp_path, block):
     assert save_image(tmp_path / "b.jpg", loaded) == ["EXIF that cannot be understood is dropped"]
 
 
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("rows", [4, 20, 2000])
+def test_a_directory_of_camera_data_that_ends_too_early_is_left_out(tmp_path, extension, rows):
+    """Of 4 tags and more that it claims to hold; libexif reads what there is."""
+    tags = [(0x010F, b"Make"), (0x0110, b"Mode"), (0x0131, b"Soft"), (0x013B, b"Name")]
+    entries = b"".join(struct.pack(">HHL4s", tag, 2, 4, text) for tag, text in tags)
+    block = b"Exif\0\0MM\0*" + struct.pack(">LH", 8, rows) + entries + bytes(4)
+    (tmp_path / f"a{extension}").write_bytes(encoded(noise((8, 8, 3)), extension, block=block))
+    loaded = load_image(tmp_path / f"a{extension}")
+    expected = [] if rows == 4 else ["EXIF that cannot be understood is dropped"]
+    assert save_image(tmp_path / f"b{extension}", loaded) == expected
+    assert load_image(tmp_path / f"b{extension}").rgb.shape == (8, 8, 3)
+
+
 @pytest.mark.parametrize("target", [".jpg", ".png", ".webp"])
 def test_exif_of_64_kilobytes_is_kept_and_more_is_dropped_with_a_note(tmp_path, target):
     exif = Image.Exif()
@@ -148,6 +162,18 @@ def test_profiles_go_with_the_colors_they_are_for(tmp_path):
             if not (wrong.gray and extension == ".webp"):
                 assert notes == ["the ICC profile is dropped"]
                 assert metadata(tmp_path / f"a{extension}")[0] is None
+
+
+@pytest.mark.parametrize("length", [0, 7, len(SRGB) + 4])
+def test_a_profile_of_a_wrong_length_fails_no_image(tmp_path, length):
+    """PNG's encoder rejects it, others write it."""
+    damaged = struct.pack(">L", length) + SRGB[4:]
+    (tmp_path / "a.webp").write_bytes(encoded(noise((3, 4, 3)), ".webp", profile=damaged))
+    loaded = load_image(tmp_path / "a.webp")
+    for target, notes in ((".png", ["the ICC profile is dropped"]), (".webp", [])):
+        assert save_image(tmp_path / f"b{target}", loaded) == notes
+        np.testing.assert_array_equal(load_image(tmp_path / f"b{target}").rgb, loaded.rgb)
+    assert load_image(tmp_path / "b.webp").metadata["icc-profile-data"] == damaged
 
 
 def test_tags_about_the_photograph_come_through_and_a_note_tells_which_do_not(tmp_path):
@@ -238,6 +264,14 @@ def test_an_orientation_in_xmp_is_applied_once(tmp_path):
     assert loaded.rgb.shape == (7, 5, 3)
     save_image(tmp_path / "b.png", loaded)
     np.testing.assert_array_equal(load_image(tmp_path / "b.png").rgb, loaded.rgb)
+
+
+def test_a_resolution_of_zero_is_none(tmp_path):
+    content = bytearray(encoded(noise((3, 4, 3)), ".bmp"))
+    content[38:46] = bytes(8)
+    (tmp_path / "a.bmp").write_bytes(content)
+    loaded = load_image(tmp_path / "a.bmp")
+    assert save_image(tmp_path / "b.png", loaded) == []
 
 
 def test_a_file_without_resolution_and_metadata_is_written_without(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import video_files
 from video_files import LEVELS, NTSC, gray, noise, packets, read, times
@@ -56,7 +58,12 @@ def test_what_is_no_video(tmp_path, clip):
     (tmp_path / "broken.png").write_bytes((tmp_path / "image.png").read_bytes()[:30] + b"x" * 99)
     (tmp_path / "text.txt").write_text("rain " * 999)
     (tmp_path / "folder.mp4").mkdir()
+    gif = io.BytesIO()
+    first, *rest = map(PIL.Image.fromarray, noise())
+    first.save(gif, "GIF", save_all=True, append_images=rest, duration=100)
+    (tmp_path / "cut.gif").write_bytes(gif.getvalue()[: len(gif.getvalue()) * 2 // 3])
     names = ("image.png", "image.mp4", "broken.png", "text.txt", "folder.mp4", "missing.mp4")
+    names = (*names, "cut.gif")
     assert [name for name in names if video.is_video(tmp_path / name)] == []
     (tmp_path / "broken.vob").write_text("rain " * 999)
     assert video.is_video(tmp_path / "broken.vob"), "so that it says why it cannot be read"
@@ -158,6 +165,15 @@ def test_sound_that_the_target_cannot_hold_is_reported_in_one_line(tmp_path, cli
     with pytest.raises(InputError) as failure:
         video.restore_video(clip, target, not_called, batch=2)
     assert str(failure.value).startswith(f"{target} cannot hold the sound of {clip} (audio aac); ")
+    assert list(target.parent.iterdir()) == []
+
+
+def test_sound_that_the_muxer_refuses_is_reported_before_anything_is_restored(tmp_path):
+    opus = {"sound": Fraction(1), "sound_codec": "libopus", "sound_rate": 48000}
+    source = video_files.write(tmp_path / "a.webm", gray(), codec="libvpx-vp9", **opus)
+    target = tmp_path / "out" / "b.mov"
+    with pytest.raises(InputError, match=r"b\.mov cannot hold the sound of .*a\.webm \(its audio"):
+        video.restore_video(source, target, not_called, batch=2)
     assert list(target.parent.iterdir()) == []
 
 

@@ -75,6 +75,20 @@ def test_what_was_restored_while_scoring_is_neither_read_nor_restored_again(
     assert len(read_image(tmp_path / "comparison.png")) == 32 + 4 * (16 + 8), "four rows"
 
 
+def test_images_whose_names_hold_dots_have_files_of_their_own(tmp_path, network):
+    names = ["street.a_000", "street.a_001", "street.b_000", "c.jpg"]
+    pair = Noise(1)[0]
+    kept, scores = Kept(), [Scores(20.0, 0.5, 21.0, 0.5)] * len(names)
+    pairs = [{**pair, "name": name} for name in names]
+    for index, each in enumerate(pairs):
+        kept.add(index, each, each["clean"], scores[index])
+    config = TrainConfig(model=network[0])
+    write_results(tmp_path, config, 3, Restorer(*network), pairs, scores, kept)
+    expected = {"street.a_000.png", "street.a_001.png", "street.b_000.png", "c.png"}
+    for part in ("input", "restored", "target"):
+        assert {path.name for path in (tmp_path / "validation" / part).iterdir()} == expected
+
+
 def test_a_run_reports_its_best_checkpoint_and_not_its_latest(run, trained, place):
     folder = place / "best"
     shutil.copytree(trained[0], folder)

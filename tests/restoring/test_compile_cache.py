@@ -52,6 +52,12 @@ def test_cache_is_kept_below_its_limit_also_with_entries_of_no_known_use(folder,
     assert not (folder / "jit_old-1234-cache").exists()
 
 
+def test_folder_that_cannot_be_written_is_not_used(folder, monkeypatch):
+    monkeypatch.setattr(compile_cache.os, "access", lambda *_: False)
+    compile_cache.use_compile_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
 def test_limit_of_2_gib_is_set_where_the_user_sets_none(folder):
     compile_cache.use_compile_cache()
     assert jax.config.jax_compilation_cache_max_size == 2**31

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from drsformer_jax.errors import InputError
+from drsformer_jax.images import formats
 from drsformer_jax.images.image import LoadedImage, load_image, save_image
 from drsformer_jax.images.pixels import image_size, read_image, to_8_bits, write_image
 from drsformer_jax.restoring import Restorer, files
@@ -141,6 +142,59 @@ def test_comparison_shows_rainy_and_restored_side_by_side(restorer, tmp_path):
         np.array_equal(sheet[32:52, left : left + 30], to_8_bits(restored))
         for left in range(38, sheet.shape[1] - 30)
     )
+
+
+@pytest.mark.parametrize("shape", [(3, 60, 3), (60, 3, 3)])
+def test_comparison_is_made_smaller_where_the_format_has_no_room(shape):
+    sheet = files._side_by_side(np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), 50)
+    assert max(sheet.shape) == 50
+    assert sheet.dtype == np.uint8
+
+
+def test_wide_image_is_restored_and_compared(restorer, tmp_path, monkeypatch):
+    narrow = [each._replace(largest_side=100) for each in formats.FORMATS]
+    monkeypatch.setattr(formats, "FORMATS", narrow)
+    write_image(tmp_path / "in.webp", noise(20, 60))
+    job = Job(tmp_path / "in.webp", tmp_path / "out.webp", tmp_path / "both.webp")
+    assert restore_files([job], restorer, workers=1).failed == 0
+    assert image_size(job.target) == (20, 60)
+    assert image_size(job.comparison)[1] == 100
+
+
+def test_image_beyond_what_python_can_allocate_is_reported_and_the_rest_goes_on(
+    restorer, tmp_path, capsys
+):
+    """A file with holes, of a terabyte."""
+    images(tmp_path / "in", "1.png", "3.png")
+    with open(tmp_path / "in" / "2.png", "wb") as file:
+        file.write((tmp_path / "in" / "1.png").read_bytes())
+        file.truncate(2**40)
+    summary = restore_files(plan_jobs([tmp_path / "in"], tmp_path / "out")[0], restorer, workers=1)
+    assert (summary.restored, summary.failed) == (2, 1)
+    line = r"^error: .*2\.png does not fit into memory; expected a smaller image$"
+    assert re.search(line, capsys.readouterr().err, re.M)
+
+
+def test_lines_about_files_whose_names_hold_line_breaks_are_single(restorer, tmp_path, capsys):
+    images(tmp_path / "in", "1.png")
+    (tmp_path / "in" / "a\nb.png").write_text("no image")
+    save_image(tmp_path / "in" / "c\nd.png", LoadedImage(noise(4, 6, np.uint16)))
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out", extension=".jpg")[0]
+    assert restore_files(jobs, restorer, workers=1).failed == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert any(
+        re.fullmatch(r"error: .*a\\nb\.png is no image that can be read .*", x) for x in lines
+    )
+    assert f"{tmp_path}/out/c\\nd.jpg: 16 bits become 8" in lines
+
+
+def test_pixels_that_were_computed_for_nothing_are_no_padding(restorer, tmp_path):
+    images(tmp_path / "in", "1.png")
+    (tmp_path / "out" / "1.png").mkdir(parents=True)
+    jobs = [Job(tmp_path / "in" / "1.png", tmp_path / "out" / name) for name in ("1.png", "2.png")]
+    summary = restore_files(jobs, restorer, workers=1)
+    assert (summary.restored, summary.failed) == (1, 1)
+    assert summary.waste == pytest.approx(64 / 24 - 1)
 
 
 def test_further_pages_are_reported(restorer, tmp_path, capsys):

@@ -182,7 +182,11 @@ def test_video_is_restored_frame_by_frame(run, trained, place):
         result = run("drsformer", "derain", source, target, "--checkpoint", trained[0])
         assert f"restored 12 frames into {target}" in result.stdout, result.stderr
         assert video_files.read(place / target).shape == (12, 40, 48, 3)
+    assert run("drsformer", "derain", "rain.mp4", "films/").returncode == 0
+    assert video_files.read(place / "films" / "rain.mp4").shape == (12, 40, 48, 3)
     rejected(run("drsformer", "derain", "rain.mp4", ".", "--checkpoint", "run"), "the input itself")
+    wrong = run("drsformer", "derain", "rain.mp4", "rain.vob", "x", "--checkpoint", "run")
+    rejected(wrong, r"rain\.mp4 is a video, beside 1 other inputs; expected each video alone")
     wrong = run("drsformer", "derain", "rain.mp4", "x.mp4", "--checkpoint", "run", "--quality", 95)
     rejected(wrong, "--quality is given; expected none for a video")
     wrong = run("drsformer", "derain", "rain.vob", "x.gif", "--checkpoint", trained[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -94,6 +95,30 @@ def test_pattern_does_not_follow_links_to_folders(tmp_path):
     (tmp_path / "a" / "loop").symlink_to("..")
     jobs = jobs_of(tmp_path / "**" / "*.png", output=tmp_path / "out")
     assert [job.source.name for job in jobs] == ["1.png"]
+
+
+def test_pattern_tells_of_links_to_folders_that_it_leaves_out(tmp_path):
+    images(tmp_path, "a/1.png")
+    (tmp_path / "link").symlink_to("a")
+    jobs, left_out = plan_jobs([tmp_path / "*" / "*.png"], tmp_path / "out")
+    assert [job.source for job in jobs] == [tmp_path / "a" / "1.png"]
+    assert left_out == [tmp_path / "link"]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python 3.13 takes it as *.png")
+def test_pattern_that_pathlib_rejects_is_reported_in_one_line(tmp_path):
+    images(tmp_path, "1.png")
+    with pytest.raises(
+        InputError, match=r"\*\*\.png is no pattern \(.*\); expected one such as 'ph"
+    ):
+        plan_jobs([tmp_path / "**.png"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("pattern", ["in", "in/*.png"])
+def test_folder_or_pattern_may_be_restored_into_the_folder_above(tmp_path, pattern):
+    images(tmp_path, "in/1.png", "in/2.png")
+    jobs = jobs_of(tmp_path / pattern, output=tmp_path)
+    assert targets(jobs, tmp_path) == {"1.png": "1.png", "2.png": "2.png"}
 
 
 def test_several_inputs_go_into_one_folder(tmp_path):

@@ -179,6 +179,62 @@ def test_scores_of_an_official_file_go_into_the_current_folder(place, score, net
     assert "published" not in printed
 
 
+def test_scores_of_something_else_are_not_overwritten(place, score, model):
+    """Two methods whose folders have one name, two datasets, and two steps of one run."""
+    for method in ("a", "b"):
+        shutil.copytree("restored", f"{method}/restored")
+    for _ in range(2):
+        score(restored=Path("a/restored"), target=Path("data/target"))
+    file = Path("evaluation/restored/rain200_spa/scores.json")
+    before = file.read_bytes()
+    line = r"scores\.json holds scores of another {} \({}\); expected that one, or another --output"
+    with pytest.raises(InputError, match=line.format("restored", "a/restored")):
+        score(restored=Path("b/restored"), target=Path("data/target"))
+    shutil.copytree("data", "other")
+    with pytest.raises(InputError, match=line.format("target", "data/target")):
+        score(restored=Path("a/restored"), target=Path("other/target"))
+    assert file.read_bytes() == before
+    score(restored=Path("a/restored"), target=Path("data/target"), input=Path("data/input"))
+    with pytest.raises(InputError, match=line.format("input", "data/input")):
+        score(restored=Path("a/restored"), target=Path("data/target"), input=Path("other/input"))
+    document = json.loads(before)
+    for name in ("target", "input"):
+        document.pop(name, None)
+    file.write_text(json.dumps(document))  # As older versions wrote it.
+    score(restored=Path("a/restored"), target=Path("other/target"))
+    assert read_scores(file.parent)[0]["target"] == "other/target"
+
+
+def built(folder: Path, name: str, *splits: str) -> None:
+    """What is read of a built dataset to name it."""
+    folder.mkdir(parents=True)
+    content = {"name": "rain", "configName": name, "splits": [{"name": each} for each in splits]}
+    (folder / "dataset_info.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("data", "protocol", "expected"),
+    [
+        ("did_data", None, "DID-Data"),
+        ("did_data:test[:50%]", None, "DID-Data"),
+        ("did_data:train", None, None),
+        ("did_data", "rain200_spa", None),
+        ("rain13k", None, None),
+        ("rain13k:test100", None, "Test100"),
+    ],
+)
+def test_a_built_dataset_says_which_benchmark_it_is(place, program, data, protocol, expected):
+    for name in ("did_data", "rain13k"):
+        built(Path("data_dir/rain") / name / "1.0.0", name)
+    command = program.Command(
+        checkpoint=Path("net"), data=Path(data), data_dir=Path("data_dir"), protocol=protocol
+    )
+    dataset = program.benchmark_of(command)
+    assert (dataset and dataset.name) == expected
+    found = program.protocol_of(command, dataset)
+    assert found == protocol or found == ("did_ddn" if expected == "DID-Data" else "rain200_spa")
+
+
 def test_the_dataset_decides_on_the_protocol(place, score):
     arguments = {"restored": Path("restored"), "target": Path("data/target"), "output": Path("out")}
     for asked in (None, "did_ddn"):

@@ -29,7 +29,7 @@ from timing import Table
 
 from drsformer_jax import load
 from drsformer_jax.config import RainConfig
-from drsformer_jax.config.rain import DropRanges, Kind
+from drsformer_jax.config.rain import DropRanges, Kind, NoiseRanges
 from drsformer_jax.data.synthetic import Photograph, add_rain, photographs
 from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.files import check_writable
@@ -120,7 +120,7 @@ def steady(kind: Kind) -> RainConfig:
     mix = RainConfig.only(kind)
     fields = {field.name: getattr(mix, field.name) for field in dataclasses.fields(mix)}
     fields |= {name: middle(value) for name, value in fields.items()}
-    whole = ("fine_layers", "heavy_layers", "jpeg_quality")
+    whole = ("ragged_layers", "fine_layers", "heavy_layers", "jpeg_quality")
     fields |= {name: tuple(map(int, fields[name])) for name in whole}
     fields |= dict.fromkeys((name for name in fields if name.endswith("_share")), 0.0)
     still = dict.fromkeys(("lean", "lean_of_layers", "heavy_lean_of_layers", "veil"), 0.0)
@@ -129,9 +129,9 @@ def steady(kind: Kind) -> RainConfig:
 
 def middle(value: Any) -> Any:
     """A range without width, at its middle; anything else as it is."""
-    if isinstance(value, DropRanges):
+    if isinstance(value, DropRanges | NoiseRanges):
         fields = dataclasses.fields(value)
-        return DropRanges(*(middle(getattr(value, field.name)) for field in fields))
+        return type(value)(*(middle(getattr(value, field.name)) for field in fields))
     return (sum(value) / 2,) * 2 if isinstance(value, tuple) else value
 
 

@@ -6,30 +6,35 @@ import dataclasses
 
 import numpy as np
 
-from drsformer_jax.config import KINDS, DropRanges, RainConfig
+from drsformer_jax.config import KINDS, DropRanges, NoiseRanges, RainConfig
 from drsformer_jax.data.synthetic import add_rain
 from drsformer_jax.data.synthetic.layers import Window
 
-RAINY = [kind for kind in KINDS if kind != "none"]
+RAINY = ["light", "ragged", "fine", "heavy"]
+"""Kinds with rain; light rain is that of drops, or ragged."""
 UNCHANGED = {"overcast_share": 0.0, "fog_share": 0.0}
 """Leaves the target as it is."""
 PLAIN = {**UNCHANGED, "noise": 0.0, "jpeg_share": 0.0, "fine_jpeg_share": 0.0, "veil": 0.0}
 """The light of the streaks alone."""
 DARK = DropRanges((30, 30), (1, 1), (0.1, 0.1), (0, 0))
 """Streaks that add no light."""
+DARK_NOISE = NoiseRanges((30, 30), (1, 1), (0.02, 0.02), (0, 0))
 WITHOUT_STREAKS = {
     "light_near": DARK,
     "light_distant": DARK,
     "heavy_drops": DARK,
     "fine_drops": DARK,
     "blurred_drops": DARK,
-    "fine_contrast": (0.0, 0.0),
+    "fine_noise": DARK_NOISE,
+    "ragged_noise": DARK_NOISE,
 }
 
 
 def of(kind: str, **changes: object) -> RainConfig:
-    """Rain of one kind alone."""
-    return RainConfig(**{each: float(each == kind) for each in KINDS}, **changes)
+    """Rain of one of `RAINY`, or none."""
+    shown = "light" if kind == "ragged" else kind
+    ragged = {"ragged_share": float(kind == "ragged")}
+    return RainConfig(**{each: float(each == shown) for each in KINDS}, **ragged | changes)
 
 
 def gray(level: int, size: tuple[int, int] = (96, 128)) -> np.ndarray:
@@ -47,5 +52,10 @@ def rained(
 
 
 def drops(layer: str, **changes: object) -> dict[str, DropRanges]:
-    """The default ranges of a layer of rain with some changed."""
+    """The default ranges of a layer of drops with some changed."""
+    return {layer: dataclasses.replace(getattr(RainConfig(), layer), **changes)}
+
+
+def noise(layer: str, **changes: object) -> dict[str, NoiseRanges]:
+    """The same of a layer of noise."""
     return {layer: dataclasses.replace(getattr(RainConfig(), layer), **changes)}

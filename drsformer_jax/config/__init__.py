@@ -6,7 +6,7 @@ Sizes are in pixels, times in optimizer steps. This part needs the standard libr
 from drsformer_jax.config.data import RESTORMER_PATCHES, DataConfig
 from drsformer_jax.config.model import PRESETS, SIZE_MULTIPLE, DType, Kernels, ModelConfig
 from drsformer_jax.config.optim import OptimConfig
-from drsformer_jax.config.rain import KINDS, DropRanges, Kind, RainConfig, Range
+from drsformer_jax.config.rain import KINDS, DropRanges, Kind, NoiseRanges, RainConfig, Range
 from drsformer_jax.config.train import MeshConfig, Protocol, TrainConfig
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Kind",
     "MeshConfig",
     "ModelConfig",
+    "NoiseRanges",
     "OptimConfig",
     "Protocol",
     "RainConfig",

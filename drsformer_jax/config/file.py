@@ -17,15 +17,25 @@ from drsformer_jax.files import write_text
 
 CONFIG_FILE = "config.json"
 """Its name in the folder of a run or of a model."""
-_VERSION = 1
+_VERSION = 2
 """Of the fields' names. A file without `version` is of version 1."""
-_RENAMED: Mapping[int, Mapping[str, str]] = {}
+_RENAMED: Mapping[int, Mapping[str, str]] = {
+    2: {
+        f"data.rain.fine_{name}": f"data.rain.fine_noise.{name}"
+        for name in ("length", "blur", "density", "contrast")
+    }
+}
 """The one table of renamed fields: version that renamed them, then old name to new one.
 
-A field is named from the top, as in `{2: {"data.symmetries": "data.augment"}}`; it may move to
+A field is named from the top, as in `{3: {"data.symmetries": "data.augment"}}`; it may move to
 another part of the configuration. Whoever renames a field adds a line here and raises `_VERSION`,
 and older runs and model folders load as before.
 """
+_ADDED: Mapping[int, Mapping[str, Any]] = {
+    2: {"data.rain.ragged_share": 0.0, "data.rain.veil_share": 1.0}
+}
+"""Values by which older versions behaved, where the default of a new field is another: version
+that added the fields, then name to value."""
 _HARMLESS = {
     *("steps", "log-every", "eval-every", "checkpoint-every", "keep-checkpoints", "init-from"),
     *("data.data-dir", "data.cache-mib", "data.cache-dir", "data.workers"),
@@ -51,9 +61,11 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
             f"version is {version!r}; expected at most {_VERSION}, or a newer drsformer_jax"
         )
     current = {name: value for name, value in values.items() if name != "version"}
-    for _, renamed in sorted(item for item in _RENAMED.items() if item[0] > version):
-        for old, new in renamed.items():
+    for newer in range(version + 1, _VERSION + 1):
+        for old, new in _RENAMED.get(newer, {}).items():
             current = _moved(current, old.split("."), new.split("."))
+        for name, value in _ADDED.get(newer, {}).items():
+            current = _with(current, name.split("."), value)
     return _build(TrainConfig, current)
 
 
@@ -68,6 +80,16 @@ def _moved(values: Mapping[str, Any], old: list[str], new: list[str]) -> dict[st
         for name in new[:-1]:
             target = target.setdefault(name, {})
         target[new[-1]] = value
+    return result
+
+
+def _with(values: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """Nested dicts with a value at a path, if the part of the configuration is there."""
+    result = deepcopy(dict(values))
+    part: Any = result
+    for name in path[:-1]:
+        part = part.get(name, {})
+    part.setdefault(path[-1], value)
     return result
 
 

@@ -19,10 +19,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "lean_of_layers": (0, 20),
     "heavy_lean_of_layers": (0, 20),
     "perspective": (0, 20),
+    "ragged_layers": (1, 10),
     "fine_layers": (1, 10),
-    "fine_length": (1, 1000),
-    "fine_blur": (0, 100),
-    "fine_density": (0.001, 1),
     "fine_scale": (0.1, 10),
     "fog_density": (0, 10),
     "heavy_layers": (1, 10),
@@ -64,16 +62,53 @@ class DropRanges:
 
 
 @dataclass(frozen=True)
+class NoiseRanges:
+    """Ranges that a layer of blurred noise is sampled from: drops too many to be rendered singly.
+
+    Sparse noise under motion blur (Li et al., CVPR 2019), less its darker part. `RainConfig`
+    rejects impossible values.
+    """
+
+    length: Range
+    """Length of the motion blur in pixels, along the wind."""
+    blur: Range
+    """Standard deviation of the blur across it, in pixels."""
+    density: Range
+    """Share of the pixels that a drop begins in; of fewer than 0.001 there is no brightest
+    hundredth."""
+    contrast: Range
+    """Light that the brightest hundredth of the layer adds, 1 is white."""
+    dark: Range = (0.35, 0.35)
+    """Share of the layer that adds no light: its darkest part."""
+    taper: Range = (0.0, 0.0)
+    """Standard deviation of a further blur along the wind, as a share of the length: streaks end
+    softly."""
+
+    def check(self, name: str) -> None:
+        """Rejects impossible values of the layer; `name` is that of its flag."""
+        check_types(self, f"{name}.")
+        for field, least, most in (
+            ("length", 1, 1000),
+            ("blur", 0, 100),
+            ("density", 0.001, 1),
+            ("contrast", 0, 1),
+            ("dark", 0, 0.95),
+            ("taper", 0, 1),
+        ):
+            check_range(f"{name}.{field}", getattr(self, field), least, most)
+
+
+@dataclass(frozen=True)
 class RainConfig:
     """The mix of synthetic rain, and the ranges that each kind is sampled from.
 
     Four kinds cover benchmarks and real photographs. `light` is like Rain100L and Rain200L: few
-    bright streaks and a thin veil. `fine` is like real photographs: dense, thin and faint, over fog
-    that is in the target too. `heavy` is like Rain200H. `none` adds no rain, so that the network
-    learns to leave such images unchanged. Many rains on few photographs generalize better than the
-    opposite ("Networks are Slacking Off", NeurIPS 2023). The ranges of `light` and `heavy` were set
-    by the statistics of the benchmarks' pairs (`benchmarks/rain_statistics.py`), those of `fine` by
-    eye beside real photographs.
+    bright streaks, sometimes a thin veil. `fine` is like real photographs: dense, thin and faint,
+    over fog that is in the target too. `heavy` is like Rain200H. `none` adds no rain, so that the
+    network learns to leave such images unchanged. Many rains on few photographs generalize better
+    than the opposite ("Networks are Slacking Off", NeurIPS 2023). The ranges of `light` and
+    `heavy` were set by the statistics of the benchmarks' pairs (`benchmarks/rain_statistics.py`),
+    those of `fine` by eye beside real photographs.
 
     Lengths and widths are in pixels, angles in degrees, light is 1 at white. "Share" is a
     probability for each image.
@@ -105,22 +140,26 @@ class RainConfig:
     """The near layer of light rain."""
     light_distant: DropRanges = DropRanges((20, 60), (0.45, 0.65), (0.02, 0.1), (0.15, 0.45))
     """The distant layer of light rain."""
+    ragged_share: float = 0.6
+    """Share of light rain that is made of blurred noise instead: its streaks are irregular and in
+    clusters, many of them faint, as in Rain100L."""
+    ragged_layers: tuple[int, int] = (1, 2)
+    """Layers of it."""
+    ragged_noise: NoiseRanges = NoiseRanges(
+        (12, 60), (0.5, 1.2), (0.003, 0.03), (0.12, 0.4), (0.6, 0.85), (0.0, 0.3)
+    )
+    """Each of them."""
+    veil_share: float = 0.4
+    """Share of light rain with a veil, which is not in the target."""
     veil: float = 0.12
-    """Strongest veil of light rain, which is not in the target: the share of each pixel's light
-    that is replaced by light of the air (Li et al., CVPR 2019). Most images have less: this times
-    the square of a number sampled from 0 to 1."""
+    """Strongest veil: the share of each pixel's light that is replaced by light of the air (Li et
+    al., CVPR 2019). Most images have less: this times the square of a number sampled from 0 to
+    1."""
 
     fine_layers: tuple[int, int] = (1, 3)
-    """Layers of far rain: sparse noise under motion blur (Li et al., CVPR 2019)."""
-    fine_length: Range = (10, 45)
-    """Length of the blur along the wind."""
-    fine_blur: Range = (0.4, 0.7)
-    """Standard deviation of the blur across it."""
-    fine_density: Range = (0.004, 0.05)
-    """Share of the pixels that a drop begins in; of fewer than 0.001 there is no brightest
-    hundredth."""
-    fine_contrast: Range = (0.02, 0.12)
-    """Light that the brightest hundredth of a layer adds."""
+    """Layers of far rain."""
+    fine_noise: NoiseRanges = NoiseRanges((10, 45), (0.4, 0.7), (0.004, 0.05), (0.02, 0.12))
+    """Each of them."""
     fine_drops: DropRanges = DropRanges((20, 70), (0.5, 1.2), (0.002, 0.03), (0.08, 0.4), 2.5)
     """Few nearer streaks among them."""
     fine_scale: Range = (0.7, 2.0)
@@ -178,7 +217,7 @@ class RainConfig:
         for field in dataclasses.fields(self):
             name, value = f"data.rain.{field.name.replace('_', '-')}", getattr(self, field.name)
             least, most = _LIMITS.get(field.name, (0, 1))
-            if isinstance(value, DropRanges):
+            if isinstance(value, DropRanges | NoiseRanges):
                 value.check(name)
             elif isinstance(value, tuple):
                 check_range(name, value, least, most)

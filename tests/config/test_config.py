@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from synthetic_rain import drops
+from synthetic_rain import drops, noise
 
 from drsformer_jax.config import (
     PRESETS,
@@ -25,7 +25,11 @@ from drsformer_jax.config.file import read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
 
 IMPOSSIBLE = [
-    (RainConfig, {"fine_density": (0.0, 0.01)}, "data.rain.fine-density is (0.0, 0.01)"),
+    (
+        RainConfig,
+        noise("fine_noise", density=(0.0, 0.01)),
+        "data.rain.fine-noise.density is (0.0, 0.01)",
+    ),
     (RainConfig, {"light": 1e308}, "the mix of data.rain is [1e+308, 0.4, 0.2, 0.05]"),
     (ModelConfig, {"dim": 0}, "model.dim is 0"),
     (ModelConfig, {"dim": 47}, "model.dim is 47"),
@@ -67,12 +71,28 @@ IMPOSSIBLE = [
     (RainConfig, {"unevenness": (0.5, 1.1)}, "data.rain.unevenness is (0.5, 1.1)"),
     (RainConfig, {"fine_layers": (0, 2)}, "data.rain.fine-layers is (0, 2)"),
     (RainConfig, {"fine_layers": (1.0, 2.0)}, "data.rain.fine-layers is (1.0, 2.0)"),
-    (RainConfig, {"fine_length": (0.5, 20)}, "data.rain.fine-length is (0.5, 20)"),
-    (RainConfig, {"fine_blur": (-0.1, 1)}, "data.rain.fine-blur is (-0.1, 1)"),
-    (RainConfig, {"fine_density": (0.05, 0.004)}, "data.rain.fine-density is (0.05, 0.004)"),
-    (RainConfig, {"fine_density": (0.05,)}, "data.rain.fine-density is (0.05,)"),
-    (RainConfig, {"fine_density": 0.05}, "data.rain.fine-density is 0.05"),
-    (RainConfig, {"fine_contrast": (0.1, math.nan)}, "data.rain.fine-contrast is (0.1, nan)"),
+    (RainConfig, noise("fine_noise", length=(0.5, 20)), "data.rain.fine-noise.length is (0.5, 20)"),
+    (RainConfig, noise("fine_noise", blur=(-0.1, 1)), "data.rain.fine-noise.blur is (-0.1, 1)"),
+    (
+        RainConfig,
+        noise("fine_noise", density=(0.05, 0.004)),
+        "data.rain.fine-noise.density is (0.05, 0.004)",
+    ),
+    (RainConfig, noise("fine_noise", density=(0.05,)), "data.rain.fine-noise.density is (0.05,)"),
+    (RainConfig, noise("fine_noise", density=0.05), "data.rain.fine-noise.density is 0.05"),
+    (
+        RainConfig,
+        noise("fine_noise", contrast=(0.1, math.nan)),
+        "data.rain.fine-noise.contrast is (0.1, nan)",
+    ),
+    (RainConfig, noise("fine_noise", dark=(0.9, 1.0)), "data.rain.fine-noise.dark is (0.9, 1.0)"),
+    (
+        RainConfig,
+        noise("ragged_noise", taper=(-0.1, 0)),
+        "data.rain.ragged-noise.taper is (-0.1, 0)",
+    ),
+    (RainConfig, {"ragged_layers": (2, 1)}, "data.rain.ragged-layers is (2, 1)"),
+    (RainConfig, {"ragged_noise": (1, 2)}, "data.rain.ragged-noise is (1, 2)"),
     (RainConfig, {"fine_scale": (0.01, 1)}, "data.rain.fine-scale is (0.01, 1)"),
     (RainConfig, {"fog_density": (0.5, 0.2)}, "data.rain.fog-density is (0.5, 0.2)"),
     (RainConfig, {"fog_light": (0.5, 1.2)}, "data.rain.fog-light is (0.5, 1.2)"),
@@ -285,20 +305,42 @@ def test_configuration_is_the_same_after_a_passage_through_a_file(tmp_path):
 
 
 def of_version_1() -> dict[str, Any]:
-    """What older versions wrote, which had no version."""
+    """What older versions wrote, which had no version, with a strong far rain."""
     values = json.loads(json.dumps(to_dict(TrainConfig(seed=7, data=DataConfig(augment=False)))))
-    assert values.pop("version") == 1
+    assert values.pop("version") == 2
+    rain = values["data"]["rain"]
+    for name in ("ragged_share", "ragged_layers", "ragged_noise", "veil_share", "fine_noise"):
+        del rain[name]
+    rain["fine_length"], rain["fine_blur"] = [10, 45], [0.4, 0.7]
+    rain["fine_density"], rain["fine_contrast"] = [0.004, 0.05], [0.3, 0.4]
     return values
+
+
+VERSION_1 = TrainConfig(
+    seed=7,
+    data=DataConfig(
+        augment=False,
+        rain=RainConfig(
+            ragged_share=0.0, veil_share=1.0, **noise("fine_noise", contrast=(0.3, 0.4))
+        ),
+    ),
+)
+"""What it means: the rain of then."""
 
 
 def test_file_without_a_version_is_read_as_version_1(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(of_version_1()))
-    assert read_config(tmp_path) == TrainConfig(seed=7, data=DataConfig(augment=False))
+    assert read_config(tmp_path) == VERSION_1
+
+
+def test_parts_that_an_older_file_lacks_have_their_defaults(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"version": 1, "seed": 7}))
+    assert read_config(tmp_path) == TrainConfig(seed=7)
 
 
 def test_written_files_have_a_version(tmp_path):
     write_config(tmp_path, {"model": {}})
-    assert json.loads((tmp_path / "config.json").read_text()) == {"version": 1, "model": {}}
+    assert json.loads((tmp_path / "config.json").read_text()) == {"version": 2, "model": {}}
 
 
 def test_renamed_fields_of_older_files_are_read(monkeypatch, tmp_path):
@@ -311,12 +353,12 @@ def test_renamed_fields_of_older_files_are_read(monkeypatch, tmp_path):
     ):
         read_config(tmp_path)
     monkeypatch.setattr(file, "_VERSION", 3)
-    monkeypatch.setattr(
-        file,
-        "_RENAMED",
-        {3: {"symmetric": "data.augment", "first_seed": "seed"}, 2: {"data.turned": "symmetric"}},
-    )
-    expected = TrainConfig(seed=7, data=DataConfig(augment=False))
+    renamed = {
+        3: {"symmetric": "data.augment", "first_seed": "seed"},
+        2: {"data.turned": "symmetric", **file._RENAMED[2]},
+    }
+    monkeypatch.setattr(file, "_RENAMED", renamed)
+    expected = VERSION_1
     assert read_config(tmp_path) == expected
     write_config(tmp_path, to_dict(expected))
     assert read_config(tmp_path) == expected
@@ -327,13 +369,16 @@ def test_every_new_name_of_a_renamed_field_is_one():
     for version, renamed in file._RENAMED.items():
         assert 1 < version <= file._VERSION
         assert not {old.replace("_", "-") for old in renamed} & fields
+        assert {new.replace("_", "-") for new in renamed.values()} <= fields
+    added = set().union(*file._ADDED.values())
+    assert {name.replace("_", "-") for name in added} <= fields
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None, True])
+@pytest.mark.parametrize("version", [3, 0, "1", None, True])
 def test_version_that_is_not_known_is_rejected(tmp_path, version):
     write_config(tmp_path, {**to_dict(TrainConfig()), "version": version})
     with pytest.raises(
-        InputError, match=r"config\.json: version is .*; expected at most 1, or a n"
+        InputError, match=r"config\.json: version is .*; expected at most 2, or a n"
     ):
         read_config(tmp_path)
 

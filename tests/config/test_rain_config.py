@@ -67,7 +67,11 @@ def test_changed_ranges_of_rain_are_named_as_on_the_command_line():
 
 @pytest.mark.parametrize(
     ("place", "kind"),
-    [(("data", "rain"), "RainConfig"), (("data", "rain", "fine_drops"), "DropRanges")],
+    [
+        (("data", "rain"), "RainConfig"),
+        (("data", "rain", "fine_drops"), "DropRanges"),
+        (("data", "rain", "ragged_noise"), "NoiseRanges"),
+    ],
 )
 def test_unknown_field_of_rain_in_a_file_is_rejected_in_one_line(tmp_path, place, kind):
     values = json.loads(json.dumps(to_dict(TrainConfig())))
@@ -116,8 +120,8 @@ def test_flags_of_rain_reach_the_configuration(parsed):
     ("flags", "message"),
     [
         (
-            "--data.rain.fine-density 0.5 0.1",
-            "data.rain.fine-density is (0.5, 0.1); expected two numbers in increasing order, from",
+            "--data.rain.fine-noise.density 0.5 0.1",
+            "data.rain.fine-noise.density is (0.5, 0.1); expected two numbers in increasing order",
         ),
         (
             "--data.rain.fine-drops.length 20 10",

@@ -10,17 +10,17 @@ from scipy import ndimage
 
 from drsformer_jax.data.synthetic import layers
 from drsformer_jax.data.synthetic.layers import (
-    FarRain,
+    Noise,
     Streaks,
     Window,
-    draw_far_rain,
+    draw_noise,
     draw_streaks,
     smooth_field,
 )
 
 LAYER = Streaks(angle=20, length=30, width=1, coverage=0.03, brightness=0.5)
 UPRIGHT = dataclasses.replace(LAYER, angle=0, scatter=0)
-FAR = FarRain(angle=20, length=30, blur=0.5, density=0.02, contrast=0.1)
+FAR = Noise(angle=20, length=30, blur=0.5, density=0.02, contrast=0.1)
 
 
 def drawn(seed: int = 3, size: int = 400, layer: Streaks = LAYER, **changes: float) -> np.ndarray:
@@ -30,7 +30,7 @@ def drawn(seed: int = 3, size: int = 400, layer: Streaks = LAYER, **changes: flo
 
 def far(seed: int = 3, size: int = 300, **changes: float) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return draw_far_rain(dataclasses.replace(FAR, **changes), size, size, rng)
+    return draw_noise(dataclasses.replace(FAR, **changes), size, size, rng)
 
 
 def alone(**changes: object) -> list[np.ndarray]:
@@ -189,7 +189,7 @@ def test_layers_of_any_size_are_light(size):
     for light in (
         draw_streaks(LAYER, *size, np.random.default_rng(0)),
         draw_streaks(dataclasses.replace(LAYER, hard=True), *size, np.random.default_rng(0)),
-        draw_far_rain(FAR, *size, np.random.default_rng(0)),
+        draw_noise(FAR, *size, np.random.default_rng(0)),
         smooth_field(window, 0.0, 1.0, np.random.default_rng(0)),
     ):
         assert light.shape == size
@@ -199,12 +199,12 @@ def test_layers_of_any_size_are_light(size):
 
 
 @pytest.mark.parametrize("angle", [-35, -10, 0, 20, 35])
-def test_far_rain_leans_by_its_angle(angle):
+def test_noise_leans_by_its_angle(angle):
     assert direction(far(angle=angle, blur=2, length=60)) == pytest.approx(angle, abs=1)
 
 
 @pytest.mark.parametrize("angle", [-30, 0, 15])
-def test_longer_far_rain_stays_alike_farther_along_the_wind(angle):
+def test_longer_noise_stays_alike_farther_along_the_wind(angle):
     move = along(angle, 12)
     # Of a box of a length, 1 - distance / length stays.
     found = [correlation(far(angle=angle, length=length), move) for length in (10, 24, 60)]
@@ -214,7 +214,7 @@ def test_longer_far_rain_stays_alike_farther_along_the_wind(angle):
     assert abs(correlation(far(angle=angle, length=60), along(angle + 90, 12))) < 0.1
 
 
-def test_far_rain_is_as_wide_as_its_blur():
+def test_noise_is_as_wide_as_its_blur():
     """Two Gaussians of a width, moved by 2 pixels, have exp(-(2 / width)^2 / 4) in common."""
     found = [correlation(far(angle=0, blur=blur), (0, 2)) for blur in (0.5, 1, 2)]
     expected = [np.exp(-((2 / blur) ** 2) / 4) for blur in (0.5, 1, 2)]
@@ -223,18 +223,31 @@ def test_far_rain_is_as_wide_as_its_blur():
 
 @pytest.mark.parametrize("contrast", [0.03, 0.12])
 @pytest.mark.parametrize("density", [0.004, 0.05])
-def test_contrast_is_the_light_of_the_brightest_hundredth_of_far_rain(contrast, density):
+def test_contrast_is_the_light_of_the_brightest_hundredth_of_noise(contrast, density):
     light = far(contrast=contrast, density=density)
     assert np.percentile(light, 99) == pytest.approx(contrast, rel=0.12)
     assert light.max() < 6 * contrast
 
 
-def test_a_third_of_far_rain_is_dark():
-    assert (far() == 0).mean() == pytest.approx(0.35, abs=0.03)
+@pytest.mark.parametrize("dark", [0.35, 0.8])
+def test_the_darkest_part_of_noise_adds_no_light(dark):
+    assert (far(dark=dark) == 0).mean() == pytest.approx(dark, abs=0.03)
+
+
+def test_taper_softens_the_ends_of_streaks():
+    """The greatest step along a single streak: a box, or the end of a box under a Gaussian."""
+    steps = []
+    for taper in (0.0, 0.1, 0.3):
+        light = far(angle=0, blur=1, length=61, density=1e-9, taper=taper)
+        steps.append(np.abs(np.diff(light, axis=0)).max() / light.max())
+    assert steps[0] == pytest.approx(1, abs=0.3)
+    # 1 / (deviation x sqrt(2 pi)); of the wider one the middle is 0.9 of the box.
+    expected = [1 / (6.1 * 2.507), 1 / (18.3 * 2.507 * 0.904)]
+    assert steps[1:] == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize("angle", [0, 40])
-def test_far_rain_does_not_come_back_at_the_other_side(angle):
+def test_noise_does_not_come_back_at_the_other_side(angle):
     for seed in range(4):
         light = far(seed, angle=angle)
         # Neighbors are alike, and would be across the border.

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import rain_statistics
 from PIL import Image
-from synthetic_rain import DARK, PLAIN, RAINY, UNCHANGED, WITHOUT_STREAKS, gray, of, rained
+from synthetic_rain import (
+    DARK,
+    PLAIN,
+    RAINY,
+    UNCHANGED,
+    WITHOUT_STREAKS,
+    gray,
+    noise,
+    of,
+    rained,
+)
 
 from drsformer_jax.config import KINDS, DropRanges, RainConfig
 from drsformer_jax.data.synthetic import add_rain, photographs
@@ -179,7 +189,18 @@ def test_a_window_has_its_part_of_the_photographs_fog():
             np.testing.assert_allclose(found, whole[top : top + 40, left : left + 70], atol=1)
 
 
-VEIL = {**PLAIN, **WITHOUT_STREAKS, "linear_share": 0.0, "opaque_share": 0.0}
+VEIL = {
+    **{**PLAIN, **WITHOUT_STREAKS},
+    **{"linear_share": 0.0, "opaque_share": 0.0, "veil_share": 1.0},
+}
+
+
+@pytest.mark.parametrize("kind", ["light", "ragged"])
+def test_light_rain_has_a_veil_by_its_share(kind):
+    config = of(kind, **{**VEIL, "veil_share": 0.3, "veil": 1.0})
+    found = [rained(gray(0, (32, 32)), config, seed)[0].any() for seed in range(200)]
+    # The square of a number from 0 to 1 is too small to be seen in a twentieth.
+    assert np.mean(found) == pytest.approx(0.3 * 0.95, abs=0.1)
 
 
 def test_without_streaks_the_veil_of_light_rain_draws_towards_the_air():
@@ -267,12 +288,12 @@ def test_seen_share_of_fine_and_heavy_rain_is_uneven(kind):
     drops = {"fine_drops": DARK, "blurred_drops": DARK}
     config = of(kind, **PLAIN, **drops, unevenness=(0.0, 0.0), opaque_share=0.0, linear_share=0.0)
     rainy, clean = rained(gray(40), config)
-    assert (rainy == clean).all() == (kind != "light")
+    assert (rainy == clean).all() == (kind in ("fine", "heavy"))
 
 
 @pytest.mark.parametrize("layer", ["far rain", "drops"])
 def test_fine_rain_has_one_scale_for_its_lengths(layer):
-    seen = {"fine_contrast": (0.3, 0.3)} if layer == "far rain" else {}
+    seen = noise("fine_noise", contrast=(0.3, 0.3)) if layer == "far rain" else {}
     few = DropRanges((30, 30), (0.6, 0.6), (0.1, 0.1), (0.3, 0.3))
     drops = {} if layer == "far rain" else {"fine_drops": few}
     steady = {"lean": 0.0, "lean_of_layers": 0.0, "perspective": 0.0, "fine_layers": (1, 1)}
@@ -295,6 +316,24 @@ def test_fine_rain_has_blurred_drops_by_their_share():
         assert (added.max() > 5) == bool(share)
     # Out of focus: a half-width is 1.67 standard deviations of 2 to 4 pixels.
     assert 3 < rain_statistics.streaks(added)[2] < 8
+
+
+def test_light_rain_is_ragged_by_its_share():
+    """Of noise and of drops one adds light here, so that they can be told apart."""
+    some = {**PLAIN, **WITHOUT_STREAKS, **noise("ragged_noise", contrast=(0.4, 0.4))}
+    config = of("light", **some, ragged_share=0.7)
+    found = [rained(gray(0, (48, 48)), config, seed)[0].any() for seed in range(200)]
+    assert np.mean(found) == pytest.approx(0.7, abs=0.1)
+
+
+def test_ragged_rain_leaves_its_share_dark():
+    steady = {"ragged_layers": (1, 1), "linear_share": 0.0, "opaque_share": 0.0}
+    for dark in (0.6, 0.85):
+        layer = noise("ragged_noise", dark=(dark, dark), contrast=(0.5, 0.5))
+        config = of("ragged", **PLAIN, **steady, **layer)
+        added = rained(gray(0, (300, 300)), config)[0].mean(2)
+        assert (added == 0).mean() == pytest.approx(dark, abs=0.06)
+        assert np.percentile(added, 99) == pytest.approx(0.5 * 255, rel=0.15)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import rain_statistics
-from synthetic_rain import PLAIN, WITHOUT_STREAKS, gray, of, rained
+from synthetic_rain import PLAIN, WITHOUT_STREAKS, gray, noise, of, rained
 
 from drsformer_jax.config import DropRanges
 from drsformer_jax.data.synthetic import add_rain
@@ -36,20 +36,28 @@ def test_wind_leans_by_its_deviation_and_at_most_by_45_degrees():
         ("light", "light_near", ""),
         ("light", "light_distant", "lean_of_layers"),
         ("fine", "fine_drops", ""),
-        ("fine", "fine_contrast", "lean_of_layers"),
+        ("fine", "fine_noise", "lean_of_layers"),
+        ("ragged", "ragged_noise", "lean_of_layers"),
         ("heavy", "heavy_drops", "heavy_lean_of_layers"),
     ],
 )
 def test_nearest_drops_lean_as_the_wind_and_other_layers_about_it(kind, layer, spread):
-    drops = DropRanges((30, 30), (1, 1), (0.1, 0.1), (0.3, 0.3))
-    alone = {layer: (0.3, 0.3) if layer == "fine_contrast" else drops}
-    steady = {"perspective": 0.0, "fine_layers": (1, 1), "heavy_layers": (1, 1)}
+    drops = DropRanges((30, 30), (1, 1), (0.1, 0.1), (0.3, 0.3), 0)
+    alone = noise(layer, contrast=(0.3, 0.3)) if layer.endswith("noise") else {layer: drops}
+    layers = dict.fromkeys(("ragged_layers", "fine_layers", "heavy_layers"), (1, 1))
+    steady = {"perspective": 0.0, **layers}
     spreads = {
         "lean_of_layers": 1.0,
         "heavy_lean_of_layers": 1.0,
         **({spread: 12.0} if spread else {}),
     }
-    found = leans(kind, 24, **{**WITHOUT_STREAKS, **alone, **steady, **spreads}, lean=0.0)
+    found = leans(
+        kind,
+        24,
+        **{**WITHOUT_STREAKS, **alone, **steady, **spreads},
+        lean=0.0,
+        fine_scale=(1.0, 1.0),
+    )
     assert np.std(found) == pytest.approx(12 if spread else 0, abs=3.5 if spread else 0.7)
 
 

@@ -124,8 +124,8 @@ def _stamp(layer: np.ndarray, drops: np.ndarray, *, hard: bool) -> None:
 
 
 @dataclass(frozen=True)
-class FarRain:
-    """One layer of far rain: drops too many and too thin to be rendered one by one."""
+class Noise:
+    """One layer of blurred noise: drops too many to be rendered one by one."""
 
     angle: float
     """Lean from the vertical in degrees, positive towards the lower right."""
@@ -137,16 +137,20 @@ class FarRain:
     """Share of the pixels that a drop begins in."""
     contrast: float
     """Light that the brightest hundredth of the layer adds, 1 is white."""
+    dark: float = 0.35
+    """Share of the layer that adds no light."""
+    taper: float = 0.0
+    """Standard deviation of a further blur along the wind, as a share of the length."""
 
 
-def draw_far_rain(rain: FarRain, h: int, w: int, rng: np.random.Generator) -> np.ndarray:
-    """Renders one layer of far rain: sparse noise under motion blur (Li et al., CVPR 2019).
+def draw_noise(rain: Noise, h: int, w: int, rng: np.random.Generator) -> np.ndarray:
+    """Renders one layer of sparse noise under motion blur (Li et al., CVPR 2019).
 
     Returns:
         float32 of shape (h, w): the light that the layer adds, at least 0.
     """
     # The blur wraps around, so the noise is larger by its length.
-    angle, reach = math.radians(rain.angle), math.ceil(rain.length) + 4
+    angle, reach = math.radians(rain.angle), math.ceil((1 + 4 * rain.taper) * rain.length) + 4
     rows = scipy.fft.next_fast_len(h + math.ceil(abs(math.cos(angle)) * reach), real=True)
     columns = scipy.fft.next_fast_len(w + math.ceil(abs(math.sin(angle)) * reach), real=True)
     count = max(1, rng.poisson(rain.density * rows * columns))
@@ -156,12 +160,13 @@ def draw_far_rain(rain: FarRain, h: int, w: int, rng: np.random.Generator) -> np
     right = scipy.fft.rfftfreq(columns).astype(np.float32)
     along = down * math.cos(angle) + right * math.sin(angle)
     across = right * math.cos(angle) - down * math.sin(angle)
-    transfer = np.sinc(along * rain.length) * np.exp(-2 * (math.pi * rain.blur * across) ** 2)
+    spread = (rain.taper * rain.length * along) ** 2 + (rain.blur * across) ** 2
+    transfer = np.sinc(along * rain.length) * np.exp(-2 * math.pi**2 * spread)
     spectrum = scipy.fft.rfft2(noise.astype(np.float32).reshape(rows, columns))
     light = scipy.fft.irfft2(spectrum * transfer, (rows, columns))[:h, :w]
-    # The darkest third is the level without rain.
+    # The darkest part is the level without rain.
     some = np.sort(light[:: max(1, h // 64), :: max(1, w // 64)], axis=None)
-    dark, bright = some[int(0.35 * len(some))], some[int(0.99 * len(some))]
+    dark, bright = some[int(rain.dark * len(some))], some[int(0.99 * len(some))]
     light = np.maximum(light - dark, 0)
     return (light * (rain.contrast / max(bright - dark, 1e-6))).astype(np.float32)
 

@@ -7,18 +7,18 @@ import math
 
 import numpy as np
 
-from drsformer_jax.config import KINDS, DropRanges, RainConfig
+from drsformer_jax.config import KINDS, DropRanges, NoiseRanges, RainConfig
 from drsformer_jax.data.synthetic.layers import (
-    FarRain,
+    Noise,
     Streaks,
     Window,
-    draw_far_rain,
+    draw_noise,
     draw_streaks,
     smooth_field,
 )
 from drsformer_jax.images.pixels import decode_image, encode_image
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Increase it whenever the same seed gives other pixels: cached pairs are then written again."""
 
 _GAMMA = 2.2
@@ -73,7 +73,7 @@ def add_rain(
             rainy = target * (1 - share) + share * np.float32(rng.uniform(0.75, 1))
         else:
             rainy = target + light[..., None]
-        if kind == "light":
+        if kind == "light" and rng.random() < config.veil_share:
             veil = smooth_field(window, 0.5, 1, rng) * (config.veil * rng.random() ** 2)
             rainy += veil[..., None] * (np.float32(rng.uniform(0.6, 0.9)) - rainy)
     return _photographed(rainy, kind == "fine", config, rng), _to_8_bits(target)
@@ -107,8 +107,28 @@ class _Wind:
             perspective=self._change,
         )
 
+    def noise(
+        self, ranges: NoiseRanges, rng: np.random.Generator, spread: float, scale: float = 1
+    ) -> Noise:
+        """A layer of noise; `spread` is as for `lean`, `scale` is a factor on the length."""
+        return Noise(
+            angle=self.lean(spread, rng),
+            length=scale * rng.uniform(*ranges.length),
+            blur=rng.uniform(*ranges.blur),
+            density=rng.uniform(*ranges.density),
+            contrast=rng.uniform(*ranges.contrast),
+            dark=rng.uniform(*ranges.dark),
+            taper=rng.uniform(*ranges.taper),
+        )
+
 
 def _light(config: RainConfig, wind: _Wind, window: Window, rng: np.random.Generator) -> np.ndarray:
+    if rng.random() < config.ragged_share:
+        light = np.zeros((window.h, window.w), np.float32)
+        for _ in range(rng.integers(*config.ragged_layers, endpoint=True)):
+            layer = wind.noise(config.ragged_noise, rng, config.lean_of_layers)
+            light += draw_noise(layer, window.h, window.w, rng)
+        return light
     near = wind.layer(config.light_near, rng, wind.lean(0, rng))
     distant = wind.layer(config.light_distant, rng, wind.lean(config.lean_of_layers, rng))
     first = draw_streaks(near, window.h, window.w, rng)
@@ -131,14 +151,8 @@ def _fine(config: RainConfig, wind: _Wind, window: Window, rng: np.random.Genera
     scale = math.exp(rng.uniform(math.log(least), math.log(greatest)))
     light = np.zeros((h, w), np.float32)
     for _ in range(rng.integers(*config.fine_layers, endpoint=True)):
-        far = FarRain(
-            angle=wind.lean(config.lean_of_layers, rng),
-            length=scale * rng.uniform(*config.fine_length),
-            blur=rng.uniform(*config.fine_blur),
-            density=rng.uniform(*config.fine_density),
-            contrast=rng.uniform(*config.fine_contrast),
-        )
-        light += draw_far_rain(far, h, w, rng)
+        far = wind.noise(config.fine_noise, rng, config.lean_of_layers, scale)
+        light += draw_noise(far, h, w, rng)
     light *= smooth_field(window, *config.unevenness, rng)
     light += draw_streaks(wind.layer(config.fine_drops, rng, wind.lean(0, rng), scale), h, w, rng)
     if rng.random() < config.blurred_share:

@@ -5,7 +5,13 @@ On SIGTERM and Ctrl-C it checkpoints and exits cleanly; rerun the command to res
 
 from __future__ import annotations
 
-from drsformer_jax.errors import InputError, before_imports, check_device, one_line_errors
+from drsformer_jax.errors import (
+    InputError,
+    before_imports,
+    check_device,
+    one_line_errors,
+    reason,
+)
 
 if __name__ == "__main__":
     before_imports()
@@ -32,9 +38,10 @@ from drsformer_jax.config import TrainConfig
 from drsformer_jax.config.file import changes, changes_learning, load_config
 from drsformer_jax.data.pairs import Pairs
 from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
-from drsformer_jax.data.sources import Source, open_training, open_validation
+from drsformer_jax.data.sources import Source, cached, find_training, open_validation
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import local, parse
+from drsformer_jax.metrics import cpu_device
 from drsformer_jax.nn.functional import is_wide
 from drsformer_jax.report.results import Kept, Scored, sheet, write_results
 from drsformer_jax.restoring import Restorer
@@ -88,13 +95,28 @@ class Command:
 def main() -> None:
     """Trains as the command line says, from the last checkpoint if there is one."""
     started = time.monotonic()
-    with processes.ended_together(), one_line_errors():
+    with processes.ended_together(), one_line_errors(), memory_in_one_line():
         command = parse_command(sys.argv[1:])
         configure_jax(command)
         with opened(command) as (training, state):
             end, scored = take_steps(training, state)
             report(training, end, scored, started)
         say_if_stopped(command, end)
+
+
+@contextlib.contextmanager
+def memory_in_one_line() -> Iterator[None]:
+    """Turns the error of a device whose memory is too small into one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"training does not fit into the memory of the devices ({reason(error)}); expected a "
+            "smaller --mesh.device-batch, --model.remat True, smaller crops or more devices "
+            "(drsformer plan finds what fits)"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -123,6 +145,7 @@ def configure_jax(command: Command) -> None:
     use_compile_cache()
     processes.join(command.coordinator_address, command.num_processes, command.process_id)
     check_device(jax.devices)
+    cpu_device()  # Which the evaluations need.
     processes.check_equal(repr(command.train), "the configuration")
     processes.watch_steps(command.step_timeout)
 
@@ -138,24 +161,31 @@ def opened(command: Command) -> Iterator[tuple[Training, TrainState]]:
     profile = Profile(command.profile)
     mesh = make_mesh(config.mesh)
     check_batches(config.data, mesh)
-    sources = open_training(config.data, config.seed)
+    found = find_training(config.data, config.seed)
     validation = open_validation(config.data, config.seed)
     if not remote.address(command.workdir):
         check_writable(command.workdir)
+        processes.check_shared(command.workdir, "--workdir")
     with Stop() as stop, Run(command.workdir, config.keep_checkpoints) as run:
-        state = initial_state(command, run, mesh)
+        latest = run.latest_step()
+        before = None if latest is None else run.config(latest)
+        state = initial_state(command, run, mesh, before)
         start = int(state.step)
+        sources = cached(found, config.data)  # Last, since it may take hours.
         announce(command, run, state, sources, validation)
-        run.begin(config, start)
+        run.begin(config, start, before)
         with MetricsWriter(run.folder, start, processes.is_first()) as writer:
             yield Training(command, mesh, run, sources, validation, writer, stop, profile), state
 
 
-def initial_state(command: Command, run: Run, mesh: Mesh) -> TrainState:
-    """The train state of the run's last checkpoint; for a new run, an initialized one."""
+def initial_state(command: Command, run: Run, mesh: Mesh, before: TrainConfig | None) -> TrainState:
+    """The train state of the run's last checkpoint; for a new run, an initialized one.
+
+    `before` is the configuration of that checkpoint.
+    """
     config, latest = command.train, run.latest_step()
-    if latest is not None:
-        check_configuration(run.config(latest), command)
+    if latest is not None and before is not None:
+        check_configuration(before, command)
         return run.restore(latest, abstract_state(config, mesh))
     if not config.init_from:
         return sharded_state(config, mesh)
@@ -334,7 +364,8 @@ def report(training: Training, end: int, scored: Scored | None, started: float) 
         return
     scores, kept = scored
     name = remote.shown(training.command.workdir)
-    write_results(run.folder, config, best, restorer, training.validation, scores, kept)
+    title = f"{Path(name).name}, step {best}"
+    write_results(run.folder, config, restorer, training.validation, scores, kept, title=title)
     run.push()
     result = mean(scores)
     print(

@@ -78,7 +78,7 @@ def one_line_errors() -> Iterator[None]:
         gc.enable()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # As stderr has it.
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: one_line(f"warning: {message}") + "\n"
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end_program)
     try:

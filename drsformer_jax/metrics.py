@@ -141,6 +141,21 @@ def _positions(size: Any, factor: int) -> tuple[Any, Any]:
     return height, width
 
 
+def cpu_device() -> jax.Device:
+    """The device that metrics are computed on.
+
+    Raises:
+        InputError: if JAX has none.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        found = jax.default_backend()
+        raise InputError(
+            f"JAX has no backend but {found}; expected JAX_PLATFORMS={found},cpu for the metrics"
+        ) from None
+
+
 def _run_on_cpu(
     restored: np.ndarray,
     target: np.ndarray,
@@ -148,13 +163,7 @@ def _run_on_cpu(
     protocol: Protocol,
     factor: int,
 ) -> list[float]:
-    try:
-        cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        found = jax.default_backend()
-        raise InputError(
-            f"JAX has no backend but {found}; expected JAX_PLATFORMS={found},cpu for the metrics"
-        ) from None
+    cpu = cpu_device()
     # A mesh of its own, because a caller's mesh would claim the program for other devices.
     mesh = jax.sharding.Mesh([cpu], ("cpu",))
     with jax.enable_x64(True), jax.set_mesh(mesh):

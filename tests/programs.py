@@ -169,8 +169,11 @@ class Programs:
             shutil.rmtree(self._outputs)
 
 
-def start_several(run, count, *arguments, devices=1):
-    """Starts train.py several times as one run, each process with so many virtual devices."""
+def start_several(run, count, *arguments, devices=1, workers=None):
+    """Starts train.py several times as one run, each process with so many virtual devices.
+
+    `workers` are further arguments of each.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -178,7 +181,7 @@ def start_several(run, count, *arguments, devices=1):
     several = ("--coordinator-address", address, "--num-processes", count, "--process-id")
     return [
         run.start(
-            *("train", *arguments, *several, process),
+            *("train", *arguments, *(workers[process] if workers else ()), *several, process),
             environment={**run.environment, "XLA_FLAGS": flags},
         )
         for process in range(count)

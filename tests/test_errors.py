@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from drsformer_jax.config.file import load_config
+
 SIGNAL_AT_GARBAGE_COLLECTION = """
 import signal, time
 import jax
@@ -82,6 +84,21 @@ from drsformer_jax.errors import one_line_errors
 with one_line_errors():
     load_config(Path(sys.argv[1]))
 """
+
+
+def test_configuration_may_define_dataclasses_of_its_own(tmp_path):
+    path = tmp_path / "my.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from drsformer_jax.config import TrainConfig\n"
+        "@dataclass\n"
+        "class Mine:\n"
+        "    steps: int = 10\n"
+        "def get_config():\n"
+        "    return TrainConfig(steps=Mine().steps)\n"
+    )
+    assert load_config(path).steps == 10
 
 
 def end_of(path, **environment):

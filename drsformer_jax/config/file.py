@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import sys
 import traceback
 from collections.abc import Mapping
 from copy import deepcopy
@@ -160,10 +161,11 @@ def load_config(path: Path) -> TrainConfig:
     """
     if not path.is_file():
         raise InputError(f"--config {path} is no file; expected one such as configs/quickstart.py")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"drsformer_configs.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"--config {path} is no Python file; expected one with get_config()")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Where dataclasses look up their annotations.
     try:
         spec.loader.exec_module(module)
         config = module.get_config()

@@ -57,6 +57,8 @@ class BuildData:
         if self.manual_dir is None and self.dataset != "synthetic":
             print(instructions(self.dataset))
             raise InputError("--manual-dir is missing; expected a folder as described above")
+        if self.dataset == "synthetic":
+            check_unused(self, ("allow_partial",), "for synthetic rain")
         data_dir = self.data_dir or default_data_dir()
         options: dict[str, Any] = {"name": self.save_as, "allow_partial": self.allow_partial}
         if where := remote.address(data_dir):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from drsformer_jax.data.pairs import (
 from drsformer_jax.data.raw_records import RawRecords, write_raw_records
 from drsformer_jax.data.synthetic import SyntheticRain, photographs
 from drsformer_jax.errors import InputError
+from drsformer_jax.files import check_writable
 
 Split = Literal["train", "validation"]
 
@@ -37,27 +39,47 @@ class Source(NamedTuple):
 
 
 def open_training(config: DataConfig, seed: int) -> list[Source]:
-    """Opens the pairs to train on, and checks what can be checked without decoding images.
+    """Opens the pairs to train on with their caches; raises as `find_training` and `cached`."""
+    return cached(find_training(config, seed), config)
+
+
+def find_training(config: DataConfig, seed: int) -> list[StoredPairs]:
+    """Opens the pairs of each source to train on; checks what can be checked without decoding.
 
     Warns once for each source with images smaller than the crop.
 
     Raises:
         InputError: as `open_pairs`, if an image is smaller than the crop under
-            `small_images="error"`, or the cache cannot be written.
+            `small_images="error"`, or the folder of the cache cannot be written.
     """
-    sources = config.sources or ((config.train, 1.0),)
     opened = []
-    for name, weight in sources:
+    for name, _ in _named(config):
         pairs = open_pairs(name, "train", config, seed)
         photographs = pairs.photographs if isinstance(pairs, SyntheticRain) else None
         if config.corrupt == "skip":
             pairs = SkippingUnreadable(pairs)
         _check_small(name, pairs, config, photographs)
-        if not (photographs and config.window):
-            opened.append(Source(_kept(pairs, config, len(sources)), weight))
-        else:  # Rain on a random window is seldom used twice; it keeps the photographs instead.
-            opened.append(Source(pairs, weight))
+        opened.append(pairs)
+    if config.cache_dir and any(_is_cached(name, config) for name, _ in _named(config)):
+        check_writable(Path(config.cache_dir))
     return opened
+
+
+def cached(found: Sequence[StoredPairs], config: DataConfig) -> list[Source]:
+    """Caches decoded pairs on disk, which may take hours, or in memory.
+
+    Args:
+        found: what `find_training` gave.
+        config: the caches.
+
+    Raises:
+        InputError: if a pair cannot be read or the cache cannot be written.
+    """
+    sources = []
+    for pairs, (name, weight) in zip(found, _named(config), strict=True):
+        kept = _kept(pairs, config, len(found)) if _is_cached(name, config) else pairs
+        sources.append(Source(kept, weight))
+    return sources
 
 
 def open_validation(config: DataConfig, seed: int) -> Pairs:
@@ -110,6 +132,16 @@ def _rain_to_score(rain: RainConfig) -> RainConfig:
             "some rain to score on"
         )
     return dataclasses.replace(rain, none=0.0)
+
+
+def _named(config: DataConfig) -> Sequence[tuple[str, float]]:
+    """Names and weights of the sources."""
+    return config.sources or ((config.train, 1.0),)
+
+
+def _is_cached(name: str, config: DataConfig) -> bool:
+    # Rain on a random window is seldom used twice; it keeps the photographs instead.
+    return not (name == "synthetic" and config.window)
 
 
 def _kept(pairs: StoredPairs, config: DataConfig, sources: int) -> Pairs:

@@ -103,7 +103,7 @@ class Plan:
             config,
             model=replace(config.model, **model),
             # All chips of the slice, whatever was there when the recipe was written.
-            mesh=replace(config.mesh, data=-1, **mesh),
+            mesh=_over_all(replace(config.mesh, data=1, **mesh)),
             data=data,
         )
 
@@ -287,14 +287,19 @@ def _lines(row: Row) -> Iterator[tuple[str, str]]:
     )
 
 
+def _over_all(mesh: MeshConfig) -> MeshConfig:
+    """The mesh with all the chips that its other axes leave along `data`."""
+    return mesh if -1 in (mesh.fsdp, mesh.rows) else replace(mesh, data=-1)
+
+
 def _families(config: TrainConfig, chips: Slice) -> Iterator[list[TrainConfig]]:
     """What `--search` tries: in each family the microbatches become smaller."""
-    for fsdp in sorted({1, len(chips.devices) // config.mesh.rows}):
+    for fsdp in sorted({1, max(1, len(chips.devices) // max(1, config.mesh.rows))}):
         for remat in (False, True):
             first = replace(
                 config,
                 model=replace(config.model, remat=remat),
-                mesh=replace(config.mesh, fsdp=fsdp, device_batch=0),
+                mesh=_over_all(replace(config.mesh, data=1, fsdp=fsdp, device_batch=0)),
             )
             yield [first, *_halved(first, chips)]
 

@@ -60,11 +60,12 @@ def sheet(examples: Sequence[Example]) -> np.ndarray:
 def write_results(
     folder: Path,
     config: TrainConfig,
-    step: int,
     restorer: Restorer,
     pairs: Pairs,
     scores: Sequence[Scores],
     kept: Kept,
+    *,
+    title: str,
 ) -> None:
     """Writes all that a run ends with.
 
@@ -74,12 +75,12 @@ def write_results(
     Args:
         folder: the run's folder, which holds `metrics.jsonl`.
         config: configuration of the run.
-        step: step of the checkpoint that is shown.
-        restorer: the network of that checkpoint. It restores what `kept` lacks: images that another
+        restorer: the network that is shown. It restores what `kept` lacks: images that another
             process of the run has scored.
         pairs: the validation pairs.
         scores: scores of all of them, in order.
         kept: what this process kept of the pairs that it scored.
+        title: of the report.
 
     Raises:
         OSError: if the file system fails.
@@ -98,7 +99,7 @@ def write_results(
     names = [kept.names.get(index) or pairs[index]["name"] for index in range(len(pairs))]
     write_report(
         folder / "report.html",
-        title=f"{folder.name}, step {step}",
+        title=title,
         config=config,
         metrics=read_metrics(folder / METRICS_FILE),
         scores=list(zip(names, scores, strict=True)),

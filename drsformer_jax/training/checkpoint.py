@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from drsformer_jax.training.orbax_quirks import (
     silence_repeated_errors,
     system_reason,
 )
-from drsformer_jax.training.reporting import METRICS_FILE
+from drsformer_jax.training.reporting import METRICS_FILE, finite
 from drsformer_jax.training.step import TrainState
 
 _SCORES = "validation.json"
@@ -112,8 +113,19 @@ class Run:
         if self._lease is not None:
             self._lease.release()
 
-    def begin(self, config: TrainConfig, step: int) -> None:
-        """Records the configuration, and drops the scores of steps after this one."""
+    def begin(self, config: TrainConfig, step: int, before: TrainConfig | None = None) -> None:
+        """Records the configuration, and drops scores that do not count any more.
+
+        These are the scores of steps after this one, and all if they are of other pairs: the best
+        checkpoint is chosen among scores of the same pairs.
+
+        Args:
+            config: the configuration.
+            step: the last step that was trained.
+            before: the configuration of that step's checkpoint, if there is one.
+        """
+        if before is not None and _validation(before) != _validation(config):
+            self._scores = {}
         self._scores = {each: score for each, score in self._scores.items() if each <= step}
         if jax.process_index() == 0:
             remove_leftovers(self.folder)
@@ -160,7 +172,9 @@ class Run:
         """The configuration that a checkpoint was written with; raises as `restore` does."""
         try:
             return from_dict(self._restore(step, run=ocp.args.JsonRestore()).run["config"])
-        except (KeyError, TypeError) as error:
+        except InputError as error:
+            raise InputError(f"checkpoint {step} of {self.name}: {error}") from None
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"checkpoint {step} of {self.name} has no configuration ({error}); expected a "
                 "whole one; another step may be"
@@ -275,7 +289,8 @@ class Run:
         return max(psnr, key=lambda step: (not np.isnan(psnr[step]), psnr[step], step))
 
     def _write_scores(self) -> None:
-        write_text(self.folder / _SCORES, json.dumps(self._scores, indent=2) + "\n")
+        scores = {step: finite(score) for step, score in self._scores.items()}
+        write_text(self.folder / _SCORES, json.dumps(scores, indent=2, allow_nan=False) + "\n")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -346,13 +361,26 @@ def _read_scores(path: Path) -> dict[int, dict[str, Any]]:
         return {}
     try:
         return {
-            int(step): {**score, "protocol": score["protocol"], "psnr": float(score["psnr"])}
+            int(step): {**score, "protocol": score["protocol"], "psnr": _number(score["psnr"])}
             for step, score in json.loads(path.read_text()).items()
         }
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
             f"{path} is damaged ({error}); expected the scores that training wrote, or no such file"
         ) from None
+
+
+def _number(psnr: float | None) -> float:
+    """A PSNR as it is in the file, where one that is not finite is null."""
+    return math.nan if psnr is None else float(psnr)
+
+
+def _validation(config: TrainConfig) -> tuple[Any, ...]:
+    """What the validation pairs depend on."""
+    data = config.data
+    if data.validation != "synthetic":
+        return (data.validation,)
+    return data.validation, data.photographs, data.rain, data.validation_rains, config.seed
 
 
 def _scalar(value: int, like: Any) -> jax.Array:

@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -32,6 +35,8 @@ _TIMEOUT = 300
 """Seconds that JAX may take to connect processes that have all come."""
 _INTERRUPTED = 130
 """Exit status after a second Ctrl-C, see `errors.one_line_errors`."""
+_NETWORK_DISK = 10
+"""Seconds until what one process wrote is seen by all."""
 _LEAVING = 3
 """Seconds that an interrupted process may take to end."""
 
@@ -129,6 +134,36 @@ def check_equal(text: str, what: str) -> None:
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
     if (multihost_utils.process_allgather(digest) != digest).any():
         raise InputError(f"{what} differs between the processes; expected the same in all")
+
+
+def check_shared(folder: Path, what: str) -> None:
+    """Rejects processes whose folders are not the same one; all of them call it together.
+
+    Args:
+        folder: of this process; it exists.
+        what: what a message calls it.
+
+    Raises:
+        InputError: in every process.
+    """
+    if jax.process_count() == 1:
+        return
+    number = np.frombuffer(uuid.uuid4().bytes, np.uint8)
+    mark = folder / f".{multihost_utils.broadcast_one_to_all(number).tobytes().hex()}"
+    if is_first():
+        mark.touch()
+    multihost_utils.sync_global_devices("the folder is marked")
+    end = time.monotonic() + _NETWORK_DISK
+    while not (seen := mark.exists()) and time.monotonic() < end:
+        time.sleep(0.1)
+    everywhere = multihost_utils.process_allgather(np.array(seen))
+    if is_first():
+        mark.unlink()
+    if not everywhere.all():
+        raise InputError(
+            f"{what} of process {int(everywhere.argmin())} is not that of process 0; expected a "
+            "folder that all processes share, such as one on a network disk, or a bucket"
+        )
 
 
 def is_first() -> bool:

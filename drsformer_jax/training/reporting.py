@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from drsformer_jax.errors import one_line
 from drsformer_jax.files import write_text
 from drsformer_jax.training.hardware import memory_mib
 
@@ -120,7 +121,7 @@ class Progress:
         self._skipped += len(skipped)
         # In every process: each reads pairs of its own.
         for line in sorted({*skipped} - self._named):
-            tqdm.write(f"skipped: {line}")
+            tqdm.write(one_line(f"skipped: {line}"))
         self._named |= {*skipped}
 
     def log(self, step: int, values: Mapping[str, float]) -> dict[str, float]:

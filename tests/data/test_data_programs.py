@@ -206,6 +206,10 @@ def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained
             "1.0.0 exists; expected",
         ),
         (
+            "drsformer build-data synthetic --data-dir data --allow-partial",
+            "--allow-partial is given; expected none for synthetic rain",
+        ),
+        (
             "drsformer build-data rain100l --verify --data-dir data",
             "rain100l is no dataset in dat",
         ),

@@ -20,7 +20,7 @@ from drsformer_jax.data.synthetic.layers import (
 
 LAYER = Streaks(angle=20, length=30, width=1, coverage=0.03, brightness=0.5)
 UPRIGHT = dataclasses.replace(LAYER, angle=0, scatter=0)
-FAR = Noise(angle=20, length=30, blur=0.5, density=0.02, contrast=0.1)
+FAR = Noise(angle=20, length=30, blur=0.5, density=0.02, contrast=0.1, dark=0.35, taper=0)
 
 
 def drawn(seed: int = 3, size: int = 400, layer: Streaks = LAYER, **changes: float) -> np.ndarray:

@@ -164,6 +164,30 @@ def test_plan_says_what_a_step_and_the_recipe_need(chips, recipe, tmp_path, caps
     assert row["memory"]["temporaries"] == 4 << 30
 
 
+@pytest.mark.parametrize(
+    ("mesh", "flags", "shown"),
+    [
+        ("MeshConfig(data=1, fsdp=-1)", {}, "data 1, fsdp 2, rows 1"),
+        ("MeshConfig()", {"fsdp": -1}, "data 1, fsdp 2, rows 1"),
+        ("MeshConfig(data=8)", {}, "data 2, fsdp 1, rows 1"),
+    ],
+)
+def test_all_chips_are_along_the_axis_that_takes_the_rest(
+    chips, recipe, capsys, mesh, flags, shown
+):
+    text = recipe.read_text().replace("steps=7200", f"mesh={mesh}, steps=7200")
+    recipe.write_text(text.replace("DataConfig,", "DataConfig, MeshConfig,"))
+    command.Plan(recipe, "v5e:1x2", **flags).run()
+    assert f"mesh                 {shown};" in capsys.readouterr().out
+
+
+def test_search_over_more_rows_than_chips_is_rejected_in_one_line(chips, recipe):
+    text = recipe.read_text().replace("steps=7200", "mesh=MeshConfig(rows=8), steps=7200")
+    recipe.write_text(text.replace("DataConfig,", "DataConfig, MeshConfig,"))
+    with pytest.raises(InputError, match=r"^(?!mesh\.fsdp is 0).*; expected "):
+        command.Plan(recipe, "v5e:1x2", search=True).run()
+
+
 def test_what_does_not_fit_is_one_line_with_what_would(chips, recipe):
     chips |= {(False, 1, 8): 40, (True, 1, 8): 30, (True, 1, 2): 20}
     with pytest.raises(InputError) as error:

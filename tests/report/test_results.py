@@ -56,7 +56,7 @@ def test_what_was_restored_while_scoring_is_neither_read_nor_restored_again(
     pairs.read.clear()
     before = sum(restorer.programs.values())
     config = TrainConfig(model=network[0])
-    write_results(tmp_path, config, 3, restorer, pairs, scores, kept)
+    write_results(tmp_path, config, restorer, pairs, scores, kept, title="a, step 3")
     wanted = {*range(8), *map(int, SHOWN)}
     assert sum(restorer.programs.values()) - before == len(wanted - restored.keys())
     if processes == 1:
@@ -83,7 +83,7 @@ def test_images_whose_names_hold_dots_have_files_of_their_own(tmp_path, network)
     for index, each in enumerate(pairs):
         kept.add(index, each, each["clean"], scores[index])
     config = TrainConfig(model=network[0])
-    write_results(tmp_path, config, 3, Restorer(*network), pairs, scores, kept)
+    write_results(tmp_path, config, Restorer(*network), pairs, scores, kept, title="a, step 3")
     expected = {"street.a_000.png", "street.a_001.png", "street.b_000.png", "c.png"}
     for part in ("input", "restored", "target"):
         assert {path.name for path in (tmp_path / "validation" / part).iterdir()} == expected

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from recipe import SMALL
 
-from drsformer_jax.config import OptimConfig, TrainConfig
+from drsformer_jax.config import DataConfig, OptimConfig, RainConfig, TrainConfig
 from drsformer_jax.errors import InputError
 from drsformer_jax.training import TrainState
 from drsformer_jax.training.checkpoint import Run
@@ -127,6 +127,62 @@ def test_scores_of_later_steps_are_dropped_when_a_run_begins_again(copy):
     assert list(json.loads((copy / "validation.json").read_text())) == ["2", "4"]
 
 
+OTHER_PAIRS = [
+    {"validation": "other"},
+    {"validation": "synthetic", "validation_rains": 5},
+    {"validation": "synthetic", "rain": RainConfig(ragged_share=0.1)},
+    {"validation": "synthetic", "photographs": "other"},
+]
+
+
+@pytest.mark.parametrize("other", OTHER_PAIRS)
+def test_scores_of_other_pairs_are_dropped_when_a_run_begins_again(copy, other):
+    before = dataclasses.replace(CONFIG, data=DataConfig(validation=other["validation"]))
+    if other["validation"] == "other":
+        before = CONFIG
+    config = dataclasses.replace(CONFIG, data=DataConfig(**other))
+    write_scores(copy, {step: ("did_ddn", 20.0 + step) for step in (2, 4, 6)})
+    with Run(copy, keep=3) as run:
+        run.begin(config, 6, before)
+        assert not any(map(run.is_scored, (2, 4, 6)))
+        run.score(6, "did_ddn", 1.0, 0.1)
+        assert run.best_step() == 6
+
+
+def test_scores_of_the_same_pairs_are_kept_though_training_is_on_others(copy):
+    before = dataclasses.replace(CONFIG, data=DataConfig(validation="pairs"))
+    data = DataConfig(validation="pairs", train="other", rain=RainConfig(light=1.0), rains=3)
+    write_scores(copy, {step: ("did_ddn", 20.0 + step) for step in (2, 4, 6)})
+    with Run(copy, keep=3) as run:
+        run.begin(dataclasses.replace(CONFIG, data=data, seed=5), 6, before)
+        assert all(map(run.is_scored, (2, 4, 6)))
+
+
+def test_scores_that_are_not_finite_are_json_and_never_the_best(copy):
+    with Run(copy, keep=3) as run:
+        for step, psnr in ((2, 30.0), (4, NAN)):
+            run.score(step, "did_ddn", psnr, NAN)
+
+    def reject(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    found = json.loads((copy / "validation.json").read_text(), parse_constant=reject)
+    assert found["4"] == {"protocol": "did_ddn", "psnr": None, "ssim": None}
+    with Run(copy, keep=None) as run:
+        assert run.best_step() == 2
+
+
+def test_checkpoint_of_a_newer_version_is_named(copy):
+    (path,) = (copy / "checkpoints" / "4").glob("run/*metadata*")
+    content = json.loads(path.read_text())
+    content["config"]["version"] = 99
+    path.write_text(json.dumps(content))
+    with Run(copy, keep=None) as run:
+        line = rf"^checkpoint 4 of {copy}: version is 99; expected at most \d+, or a newer dr"
+        with pytest.raises(InputError, match=line):
+            run.config(4)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -138,7 +194,6 @@ def test_scores_of_later_steps_are_dropped_when_a_run_begins_again(copy):
         '{"2": {"psnr": 20}}',
         '{"2": {"protocol": "did_ddn"}}',
         '{"2": {"protocol": "did_ddn", "psnr": "high"}}',
-        '{"2": {"protocol": "did_ddn", "psnr": null}}',
     ],
 )
 def test_damaged_scores_are_reported_and_the_lock_is_free_again(copy, text):

@@ -81,6 +81,14 @@ def test_process_that_fails_ends_its_run_with_its_reason_in_each(run, place):
         assert errors.splitlines()[-1].startswith("error: ")
 
 
+def test_processes_that_do_not_share_the_folder_of_the_run_are_rejected_at_once(run, place):
+    folders = [("--workdir", f"not_shared_{number}") for number in range(2)]
+    for status, _, errors in ended(start_several(run, 2, *TRAIN, workers=folders), SECONDS + 30):
+        assert status == 1
+        line = "--workdir of process 1 is not that of process 0; expected a folder that all proce"
+        assert line in errors
+
+
 def test_hanging_step_is_ended_and_each_process_says_what_it_waits_for(run, place):
     hanging = configured(
         place,

@@ -152,11 +152,11 @@ def test_terminal_shows_the_same_in_a_bar(clock, monkeypatch):
 
 def test_a_skipped_pair_is_named_once_and_counted_always(clock, capsys):
     with Progress(0, 3) as progress:
-        progress.update(1, 1.0, 0.0, ["b.png", "a.png"])
+        progress.update(1, 1.0, 0.0, ["b\n.png", "a.png"])
         progress.update(1, 1.0, 0.0, ["a.png"])
         clock.now += 1
         assert progress.log(2, VALUES)["skipped_pairs"] == 3
-    assert capsys.readouterr().out.startswith("skipped: a.png\nskipped: b.png\nstep 2/3")
+    assert capsys.readouterr().out.startswith("skipped: a.png\nskipped: b\\n.png\nstep 2/3")
 
 
 def test_other_processes_show_what_they_skip_alone_and_write_nothing(

@@ -7,6 +7,7 @@ import itertools
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from programs import rejected
@@ -73,14 +74,15 @@ def test_a_checkpoint_is_not_evaluated_again_for_the_report(monkeypatch, best):
     )
     evaluated = []
     monkeypatch.setattr(train, "Restorer", lambda model, params: f"network of step {params}")
-    monkeypatch.setattr(train, "write_results", lambda *what: written.append(what))
+    monkeypatch.setattr(train, "write_results", lambda *what, title: written.append((*what, title)))
     monkeypatch.setattr(
         train, "shared_scores", lambda restorer, *_: evaluated.append(restorer) or scores
     )
     train.report(training, 6, (scores, Kept()), 0.0)
     network = f"network of step {best}"
     assert evaluated == ([] if best == 6 else [network])
-    assert written[0][2:6] == (best, network, pairs, scores)
+    assert written[0][2:5] == (network, pairs, scores)
+    assert written[0][-1] == f"a, step {best}"
     assert pushed == [1]  # After they are written.
 
 
@@ -127,3 +129,14 @@ def test_platform_without_a_device_is_one_line(run):
     without = {**run.environment, "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
     result = run("train", "--config", "config.py", environment=without)
     rejected(result, "JAX finds no device .*; expected JAX_PLATFORMS")
+
+
+def test_memory_of_a_device_that_is_too_small_is_reported_in_one_line():
+    found = "RESOURCE_EXHAUSTED: Out of memory allocating 22222386616 bytes.\nmore"
+    with (
+        pytest.raises(InputError, match=r"does not fit .* 22222386616 bytes\.\); expected a"),
+        train.memory_in_one_line(),
+    ):
+        raise jax.errors.JaxRuntimeError(found)
+    with pytest.raises(jax.errors.JaxRuntimeError), train.memory_in_one_line():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")

@@ -137,9 +137,9 @@ class Noise:
     """Share of the pixels that a drop begins in."""
     contrast: float
     """Light that the brightest hundredth of the layer adds, 1 is white."""
-    dark: float = 0.35
+    dark: float
     """Share of the layer that adds no light."""
-    taper: float = 0.0
+    taper: float
     """Standard deviation of a further blur along the wind, as a share of the length."""
 
 

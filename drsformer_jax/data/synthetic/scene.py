@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from drsformer_jax.config import KINDS, DropRanges, NoiseRanges, RainConfig
+from drsformer_jax.config import KINDS, DropRanges, NoiseRanges, RainConfig, Range
 from drsformer_jax.data.synthetic.layers import (
     Noise,
     Streaks,
@@ -18,7 +18,7 @@ from drsformer_jax.data.synthetic.layers import (
 )
 from drsformer_jax.images.pixels import decode_image, encode_image
 
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 1
 """Increase it whenever the same seed gives other pixels: cached pairs are then written again."""
 
 _GAMMA = 2.2
@@ -73,10 +73,22 @@ def add_rain(
             rainy = target * (1 - share) + share * np.float32(rng.uniform(0.75, 1))
         else:
             rainy = target + light[..., None]
-        if kind == "light" and rng.random() < config.veil_share:
+        if kind == "light" and _happens(config.veil_share, rng):
             veil = smooth_field(window, 0.5, 1, rng) * (config.veil * rng.random() ** 2)
             rainy += veil[..., None] * (np.float32(rng.uniform(0.6, 0.9)) - rainy)
     return _photographed(rainy, kind == "fine", config, rng), _to_8_bits(target)
+
+
+# Rain with the settings of older versions is the same to the pixel, so that older runs continue:
+# for what these had not, no number is drawn where there is no choice.
+
+
+def _happens(share: float, rng: np.random.Generator) -> bool:
+    return share > 0 and (share >= 1 or bool(rng.random() < share))
+
+
+def _within(span: Range, rng: np.random.Generator) -> float:
+    return span[0] if span[0] == span[1] else rng.uniform(*span)
 
 
 class _Wind:
@@ -117,13 +129,13 @@ class _Wind:
             blur=rng.uniform(*ranges.blur),
             density=rng.uniform(*ranges.density),
             contrast=rng.uniform(*ranges.contrast),
-            dark=rng.uniform(*ranges.dark),
-            taper=rng.uniform(*ranges.taper),
+            dark=_within(ranges.dark, rng),
+            taper=_within(ranges.taper, rng),
         )
 
 
 def _light(config: RainConfig, wind: _Wind, window: Window, rng: np.random.Generator) -> np.ndarray:
-    if rng.random() < config.ragged_share:
+    if _happens(config.ragged_share, rng):
         light = np.zeros((window.h, window.w), np.float32)
         for _ in range(rng.integers(*config.ragged_layers, endpoint=True)):
             layer = wind.noise(config.ragged_noise, rng, config.lean_of_layers)

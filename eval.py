@@ -158,8 +158,8 @@ def check_flags(command: Command) -> None:
                 raise InputError(
                     f"{flag} is {value} beside --restored; expected --checkpoint for it"
                 )
-    is_folder = command.data is None or command.data.is_dir()
-    if command.data_dir is not None and is_folder and built_dataset(command) is None:
+    may_be_none = command.data is None or command.data.is_dir()
+    if command.data_dir is not None and may_be_none and built_dataset(command) is None:
         raise InputError(
             f"--data-dir is {command.data_dir} without a dataset; expected one as --data"
         )
@@ -184,6 +184,8 @@ def benchmark_of(command: Command) -> Dataset | None:
         return None
     folder, split = found
     part = split.partition("[")[0]
+    if "+" in split:
+        return None
     return published.find(name_of(folder) if part in ("", "test") else part)
 
 
@@ -204,21 +206,31 @@ def check_same(folder: Path, document: Mapping[str, Any]) -> None:
     if not path.is_file():
         return
     try:
-        before = json.loads(path.read_text())
-    except ValueError:
+        before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
         return
-    names = ["checkpoint", "restored"]
+    if not before.keys() & {"restored", "checkpoint"}:
+        return
+    names = ["restored"]
+    run = Path(document.get("checkpoint", "")).resolve()
+    if not folder.resolve().is_relative_to(run):  # In a run's own folder they are of that run.
+        names.append("checkpoint")
     if before.keys() & {"data", "target"}:
         names += ["step", "data", "target"]
     if "input" in before and "input" in document:  # Rainy images may be added to the others.
         names.append("input")
     for name in names:
         found, new = before.get(name), document.get(name)
-        if found != new:
+        same_file = isinstance(found, str) and isinstance(new, str) and _same(found, new)
+        if found != new and not same_file:
             raise InputError(
-                f"{path} holds scores of another {name} ({found}); expected that one, or another "
-                "--output"
+                f"{path} holds scores with {name} {found}, not {new}; expected that one, or "
+                "another --output"
             )
+
+
+def _same(first: str, second: str) -> bool:
+    return Path(first).resolve() == Path(second).resolve()
 
 
 def protocol_of(command: Command, dataset: Dataset | None) -> Protocol:

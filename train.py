@@ -113,9 +113,9 @@ def memory_in_one_line() -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise InputError(
-            f"training does not fit into the memory of the devices ({reason(error)}); expected a "
-            "smaller --mesh.device-batch, --model.remat True, smaller crops or more devices "
-            "(drsformer plan finds what fits)"
+            f"the run does not fit into the memory of the devices ({reason(error)}); expected a "
+            "smaller --mesh.device-batch, --model.remat True, smaller crops or validation images, "
+            "or more devices (drsformer plan finds what fits)"
         ) from error
 
 
@@ -161,31 +161,32 @@ def opened(command: Command) -> Iterator[tuple[Training, TrainState]]:
     profile = Profile(command.profile)
     mesh = make_mesh(config.mesh)
     check_batches(config.data, mesh)
+    cache = config.data.cache_dir
+    if cache and Path(cache).resolve() == command.workdir.resolve():  # Each has a lock.
+        raise InputError(f"--data.cache-dir is {cache}, the --workdir; expected another folder")
     found = find_training(config.data, config.seed)
     validation = open_validation(config.data, config.seed)
     if not remote.address(command.workdir):
         check_writable(command.workdir)
         processes.check_shared(command.workdir, "--workdir")
-    with Stop() as stop, Run(command.workdir, config.keep_checkpoints) as run:
-        latest = run.latest_step()
-        before = None if latest is None else run.config(latest)
-        state = initial_state(command, run, mesh, before)
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(Run(command.workdir, config.keep_checkpoints))
+        state = initial_state(command, run, mesh)
+        sources = cached(found, config.data)  # Last, since it may take hours; a signal ends it.
+        closing = stack.pop_all()
+    with Stop() as stop, closing:
         start = int(state.step)
-        sources = cached(found, config.data)  # Last, since it may take hours.
         announce(command, run, state, sources, validation)
-        run.begin(config, start, before)
+        run.begin(config, start)
         with MetricsWriter(run.folder, start, processes.is_first()) as writer:
             yield Training(command, mesh, run, sources, validation, writer, stop, profile), state
 
 
-def initial_state(command: Command, run: Run, mesh: Mesh, before: TrainConfig | None) -> TrainState:
-    """The train state of the run's last checkpoint; for a new run, an initialized one.
-
-    `before` is the configuration of that checkpoint.
-    """
+def initial_state(command: Command, run: Run, mesh: Mesh) -> TrainState:
+    """The train state of the run's last checkpoint; for a new run, an initialized one."""
     config, latest = command.train, run.latest_step()
-    if latest is not None and before is not None:
-        check_configuration(before, command)
+    if latest is not None:
+        check_configuration(run.config(latest), command)
         return run.restore(latest, abstract_state(config, mesh))
     if not config.init_from:
         return sharded_state(config, mesh)
@@ -199,6 +200,8 @@ def check_configuration(old: TrainConfig, command: Command) -> None:
     where = remote.shown(command.workdir)
     check_architecture(old.model, command.train.model, where)
     changed = changes(old, command.train)
+    if not command.train.data.is_synthetic():  # Then newer fields of rain stop no older run.
+        changed = {name: each for name, each in changed.items() if "data.rain." not in name}
     for name, (before, after) in changed.items():
         say(f"- {name} {before}\n+ {name} {after}")
     rejected = [name for name in changed if changes_learning(name)]
@@ -364,7 +367,7 @@ def report(training: Training, end: int, scored: Scored | None, started: float) 
         return
     scores, kept = scored
     name = remote.shown(training.command.workdir)
-    title = f"{Path(name).name}, step {best}"
+    title = f"{Path(name).absolute().name}, step {best}"
     write_results(run.folder, config, restorer, training.validation, scores, kept, title=title)
     run.push()
     result = mean(scores)

@@ -126,6 +126,10 @@ class DataConfig:
             )
             check(batch >= 1, name, f"a global batch of {batch}", "at least 1")
 
+    def is_synthetic(self) -> bool:
+        """Whether any of the pairs are synthetic rain."""
+        return "synthetic" in (self.train, self.validation, *dict(self.sources))
+
     def stages(self) -> tuple[tuple[int, int, int], ...]:
         """(First step, patch side, global batch) of each stage; one without progressive patches."""
         return self.progressive or ((0, self.crop_size, self.global_batch),)

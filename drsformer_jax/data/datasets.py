@@ -33,8 +33,11 @@ INFO = "dataset_info.json"
 
 
 def name_of(folder: Path) -> str:
-    """The name by which a dataset was built; empty if its builder had none."""
-    return json.loads((folder / INFO).read_text()).get("configName", "")
+    """The name by which a dataset was built; empty if its builder had none, or it is damaged."""
+    try:
+        return str(json.loads((folder / INFO).read_text()).get("configName", ""))
+    except (ValueError, AttributeError):  # Which opening the dataset reports.
+        return ""
 
 
 def default_data_dir() -> Path:

@@ -25,8 +25,8 @@ MAX_PIXELS = 2**27
 """Larger images are rejected: 134 million pixels take 384 MiB, and cameras seldom have more."""
 
 
-_LARGE_FILE = 2**26
-"""Bytes."""
+_LARGE_FILE, _LARGEST_FILE = 2**26, 2**32
+"""Bytes of files whose head is read first, and that are read at all: `MAX_PIXELS` take 2**30."""
 
 
 class Format(NamedTuple):
@@ -224,10 +224,13 @@ def _reason(error: Exception) -> str:
 def read_content(file: BinaryIO) -> bytes:
     """Reads an image's file, for use within `image_file`; of a large one the head is checked first.
 
-    A file can be larger than memory though its pixels are too many.
+    So no file that is larger than memory is read.
     """
-    if os.fstat(file.fileno()).st_size > _LARGE_FILE:
+    size = os.fstat(file.fileno()).st_size
+    if size > _LARGE_FILE:
         open_image(file)
+        if size > _LARGEST_FILE:
+            raise UnreadableError(f"{size:,} bytes exceed the limit of {_LARGEST_FILE:,}")
         file.seek(0)
     return file.read()
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import replacing
-from drsformer_jax.images.formats import format_of
+from drsformer_jax.images.formats import format_of, image_file
 from drsformer_jax.images.pixels import image_size
 from drsformer_jax.images.video_reader import (
     MATRICES,
@@ -66,7 +66,7 @@ def is_video(path: Path) -> bool:
     with contextlib.suppress(InputError):
         image_size(path)
         return False
-    with open(path, "rb") as file:
+    with contextlib.suppress(InputError), image_file(path) as file:
         if not named and format_of(file.read(32)):  # A damaged image, of which libav may read some.
             return False
     with contextlib.suppress(InputError), opened(path) as container:
@@ -230,7 +230,7 @@ class _Writer:
         except self._av.ArgumentError:
             if not any(stream.type == "audio" for stream in others):
                 raise
-            raise _no_room(target, reader, "its audio codec") from None
+            raise _no_room(target, reader, "of a codec that it rejects") from None
 
     def _copy(self, stream: Any, reader: Reader, target: Path) -> Any:
         """Adds a stream as another one; None where the container cannot hold it."""

@@ -103,7 +103,7 @@ class Plan:
             config,
             model=replace(config.model, **model),
             # All chips of the slice, whatever was there when the recipe was written.
-            mesh=_over_all(replace(config.mesh, data=1, **mesh)),
+            mesh=_over_all(config.mesh, **mesh),
             data=data,
         )
 
@@ -287,9 +287,11 @@ def _lines(row: Row) -> Iterator[tuple[str, str]]:
     )
 
 
-def _over_all(mesh: MeshConfig) -> MeshConfig:
-    """The mesh with all the chips that its other axes leave along `data`."""
-    return mesh if -1 in (mesh.fsdp, mesh.rows) else replace(mesh, data=-1)
+def _over_all(mesh: MeshConfig, **changes: int) -> MeshConfig:
+    """The changed mesh, with all chips that its other axes leave along `data` or the axis of -1."""
+    changed = replace(mesh, data=1, **changes)
+    rest = -1 in (changed.fsdp, changed.rows)
+    return replace(changed, data=max(1, mesh.data) if rest else -1)
 
 
 def _families(config: TrainConfig, chips: Slice) -> Iterator[list[TrainConfig]]:
@@ -299,7 +301,7 @@ def _families(config: TrainConfig, chips: Slice) -> Iterator[list[TrainConfig]]:
             first = replace(
                 config,
                 model=replace(config.model, remat=remat),
-                mesh=_over_all(replace(config.mesh, data=1, fsdp=fsdp, device_batch=0)),
+                mesh=_over_all(config.mesh, fsdp=fsdp, device_batch=0),
             )
             yield [first, *_halved(first, chips)]
 

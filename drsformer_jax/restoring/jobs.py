@@ -137,10 +137,12 @@ def _match(path: Path) -> tuple[Path, list[Path], list[Path]]:
     links: set[Path] = set()
     for match in found:
         names = match.relative_to(root).parts
+        if any(name.startswith(".") for name in names):
+            continue
         folders = [root.joinpath(*names[: count + 1]) for count in range(len(names) - 1)]
         if link := next((folder for folder in folders if folder.is_symlink()), None):
             links.add(link)
-        elif not any(name.startswith(".") for name in names):
+        else:
             matches.append(match)
     images = {match for match in matches if is_image_file(match)}
     if not images:
@@ -148,7 +150,7 @@ def _match(path: Path) -> tuple[Path, list[Path], list[Path]]:
             f"{path} is missing or no image; expected images, folders or patterns, or one video"
         )
     entered = {parent for match in matches for parent in match.parents}
-    others = {match for match in matches if match not in images | entered} | links
+    others = set(matches) - images - entered | links
     return root, natural_order(images), natural_order(others)
 
 

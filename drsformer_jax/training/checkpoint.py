@@ -82,6 +82,10 @@ class Run:
                 if self._mirror:
                     self._mirror.pull(CONFIG_FILE, METRICS_FILE, _SCORES)
                 self._scores = _read_scores(self.folder / _SCORES)
+            # What the scores are of; unknown where it is missing or damaged.
+            self._before: TrainConfig | None = None
+            with contextlib.suppress(InputError):
+                self._before = read_config(self.folder)
             self._manager = self._open(keep)
         except BaseException:
             self._unlock()
@@ -113,19 +117,15 @@ class Run:
         if self._lease is not None:
             self._lease.release()
 
-    def begin(self, config: TrainConfig, step: int, before: TrainConfig | None = None) -> None:
+    def begin(self, config: TrainConfig, step: int) -> None:
         """Records the configuration, and drops scores that do not count any more.
 
         These are the scores of steps after this one, and all if they are of other pairs: the best
         checkpoint is chosen among scores of the same pairs.
-
-        Args:
-            config: the configuration.
-            step: the last step that was trained.
-            before: the configuration of that step's checkpoint, if there is one.
         """
-        if before is not None and _validation(before) != _validation(config):
+        if self._before is not None and _validation(self._before) != _validation(config):
             self._scores = {}
+        self._before = config
         self._scores = {each: score for each, score in self._scores.items() if each <= step}
         if jax.process_index() == 0:
             remove_leftovers(self.folder)
@@ -170,8 +170,9 @@ class Run:
 
     def config(self, step: int) -> TrainConfig:
         """The configuration that a checkpoint was written with; raises as `restore` does."""
+        found = self._restore(step, run=ocp.args.JsonRestore()).run
         try:
-            return from_dict(self._restore(step, run=ocp.args.JsonRestore()).run["config"])
+            return from_dict(found["config"])
         except InputError as error:
             raise InputError(f"checkpoint {step} of {self.name}: {error}") from None
         except (KeyError, TypeError, AttributeError) as error:
@@ -289,7 +290,10 @@ class Run:
         return max(psnr, key=lambda step: (not np.isnan(psnr[step]), psnr[step], step))
 
     def _write_scores(self) -> None:
-        scores = {step: finite(score) for step, score in self._scores.items()}
+        scores = {
+            step: finite({**score, "psnr": "inf" if score["psnr"] == math.inf else score["psnr"]})
+            for step, score in self._scores.items()
+        }
         write_text(self.folder / _SCORES, json.dumps(scores, indent=2, allow_nan=False) + "\n")
 
     @contextlib.contextmanager
@@ -370,8 +374,8 @@ def _read_scores(path: Path) -> dict[int, dict[str, Any]]:
         ) from None
 
 
-def _number(psnr: float | None) -> float:
-    """A PSNR as it is in the file, where one that is not finite is null."""
+def _number(psnr: float | str | None) -> float:
+    """A PSNR as it is in the file: a number, "inf", or null for NaN."""
     return math.nan if psnr is None else float(psnr)
 
 
@@ -380,7 +384,8 @@ def _validation(config: TrainConfig) -> tuple[Any, ...]:
     data = config.data
     if data.validation != "synthetic":
         return (data.validation,)
-    return data.validation, data.photographs, data.rain, data.validation_rains, config.seed
+    rain = dataclasses.replace(data.rain, none=0.0)  # As it is scored.
+    return data.validation, data.photographs, rain, data.validation_rains, config.seed
 
 
 def _scalar(value: int, like: Any) -> jax.Array:

@@ -149,7 +149,8 @@ def check_shared(folder: Path, what: str) -> None:
     if jax.process_count() == 1:
         return
     number = np.frombuffer(uuid.uuid4().bytes, np.uint8)
-    mark = folder / f".{multihost_utils.broadcast_one_to_all(number).tobytes().hex()}"
+    name = multihost_utils.broadcast_one_to_all(number).tobytes().hex()
+    mark = folder / f".{name}.temporary"  # Which `remove_leftovers` knows.
     if is_first():
         mark.touch()
     multihost_utils.sync_global_devices("the folder is marked")

@@ -254,6 +254,10 @@ def test_workers_end_with_training_and_add_nothing_to_its_last_line(run, trained
         ("train --config config.py --data.progressive 1 16 2", "first steps that start at 0"),
         ("train --config config.py --data.progressive 0 32 2", "at most the crop of 16"),
         ("train --config config.py --data.cache-dir config.py/x", "config.py"),
+        (
+            "train --config config.py --data.cache-dir ./unmade --workdir unmade",
+            r"--data\.cache-dir is \./unmade, the --workdir; expected another folder",
+        ),
     ],
 )
 def test_wrong_input_gives_one_line_and_makes_nothing(run, built, place, command, message):

@@ -161,18 +161,26 @@ def test_wide_image_is_restored_and_compared(restorer, tmp_path, monkeypatch):
     assert image_size(job.comparison)[1] == 100
 
 
-def test_image_beyond_what_python_can_allocate_is_reported_and_the_rest_goes_on(
-    restorer, tmp_path, capsys
+def test_files_beyond_memory_are_reported_and_the_rest_goes_on(
+    restorer, tmp_path, capsys, monkeypatch
 ):
-    """A file with holes, of a terabyte."""
-    images(tmp_path / "in", "1.png", "3.png")
-    with open(tmp_path / "in" / "2.png", "wb") as file:
-        file.write((tmp_path / "in" / "1.png").read_bytes())
+    """One has holes and a terabyte; for another Python finds no memory."""
+    images(tmp_path / "in", "1.png", "2.bmp", "3.png", "4.png")
+    with open(tmp_path / "in" / "2.bmp", "ab") as file:
         file.truncate(2**40)
+
+    def load(path: Path) -> LoadedImage:
+        if path.name == "3.png":
+            raise MemoryError
+        return load_image(path)
+
+    monkeypatch.setattr(files, "load_image", load)
     summary = restore_files(plan_jobs([tmp_path / "in"], tmp_path / "out")[0], restorer, workers=1)
-    assert (summary.restored, summary.failed) == (2, 1)
-    line = r"^error: .*2\.png does not fit into memory; expected a smaller image$"
-    assert re.search(line, capsys.readouterr().err, re.M)
+    assert (summary.restored, summary.failed) == (2, 2)
+    printed = capsys.readouterr().err
+    line = r"^error: .*3\.png does not fit into memory; expected a smaller image$"
+    assert re.search(line, printed, re.M)
+    assert re.search(r"^error: .*2\.bmp is no .*1,099,511,627,776 bytes exceed", printed, re.M)
 
 
 def test_lines_about_files_whose_names_hold_line_breaks_are_single(restorer, tmp_path, capsys):

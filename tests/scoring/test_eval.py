@@ -187,7 +187,7 @@ def test_scores_of_something_else_are_not_overwritten(place, score, model):
         score(restored=Path("a/restored"), target=Path("data/target"))
     file = Path("evaluation/restored/rain200_spa/scores.json")
     before = file.read_bytes()
-    line = r"scores\.json holds scores of another {} \({}\); expected that one, or another --output"
+    line = r"scores\.json holds scores with {} {}, not .*; expected that one, or another --output"
     with pytest.raises(InputError, match=line.format("restored", "a/restored")):
         score(restored=Path("b/restored"), target=Path("data/target"))
     shutil.copytree("data", "other")
@@ -201,8 +201,20 @@ def test_scores_of_something_else_are_not_overwritten(place, score, model):
     for name in ("target", "input"):
         document.pop(name, None)
     file.write_text(json.dumps(document))  # As older versions wrote it.
-    score(restored=Path("a/restored"), target=Path("other/target"))
+    score(restored=Path("a/restored").absolute(), target=Path("other/target"))
     assert read_scores(file.parent)[0]["target"] == "other/target"
+    file.write_text("[]")
+    score(restored=Path("a/restored"), target=Path("other/target"))
+    with pytest.raises(InputError, match=line.format("restored", "a/restored")):
+        score(checkpoint=model, data=Path("other"), output=file.parent)
+
+
+def test_a_run_that_was_moved_is_scored_again_in_its_own_folder(place, score, model):
+    shutil.copytree(model, "first")
+    score(checkpoint=Path("first"), data=Path("data"))
+    Path("first").rename("second")
+    score(checkpoint=Path("second"), data=Path("data").absolute())
+    assert read_scores(Path("second/evaluation/rain200_spa"))[0]["checkpoint"] == "second"
 
 
 def built(folder: Path, name: str, *splits: str) -> None:
@@ -218,6 +230,7 @@ def built(folder: Path, name: str, *splits: str) -> None:
         ("did_data", None, "DID-Data"),
         ("did_data:test[:50%]", None, "DID-Data"),
         ("did_data:train", None, None),
+        ("did_data:test+train", None, None),
         ("did_data", "rain200_spa", None),
         ("rain13k", None, None),
         ("rain13k:test100", None, "Test100"),

@@ -14,6 +14,7 @@ import pytest
 from recipe import SMALL
 
 from drsformer_jax.config import DataConfig, OptimConfig, RainConfig, TrainConfig
+from drsformer_jax.config.file import to_dict, write_config
 from drsformer_jax.errors import InputError
 from drsformer_jax.training import TrainState
 from drsformer_jax.training.checkpoint import Run
@@ -142,31 +143,48 @@ def test_scores_of_other_pairs_are_dropped_when_a_run_begins_again(copy, other):
         before = CONFIG
     config = dataclasses.replace(CONFIG, data=DataConfig(**other))
     write_scores(copy, {step: ("did_ddn", 20.0 + step) for step in (2, 4, 6)})
+    write_config(copy, to_dict(before))
     with Run(copy, keep=3) as run:
-        run.begin(config, 6, before)
+        run.begin(config, 6)
         assert not any(map(run.is_scored, (2, 4, 6)))
         run.score(6, "did_ddn", 1.0, 0.1)
         assert run.best_step() == 6
+    with Run(copy, keep=3) as run:  # Though the checkpoint is still that of the first pairs.
+        run.begin(before, 6)
+        assert not run.is_scored(6)
 
 
 def test_scores_of_the_same_pairs_are_kept_though_training_is_on_others(copy):
     before = dataclasses.replace(CONFIG, data=DataConfig(validation="pairs"))
     data = DataConfig(validation="pairs", train="other", rain=RainConfig(light=1.0), rains=3)
     write_scores(copy, {step: ("did_ddn", 20.0 + step) for step in (2, 4, 6)})
+    write_config(copy, to_dict(before))
     with Run(copy, keep=3) as run:
-        run.begin(dataclasses.replace(CONFIG, data=data, seed=5), 6, before)
+        run.begin(dataclasses.replace(CONFIG, data=data, seed=5), 6)
         assert all(map(run.is_scored, (2, 4, 6)))
+
+
+def test_share_of_images_without_rain_is_no_matter_of_validation(copy):
+    for none in (0.05, 0.5):
+        data = DataConfig(validation="synthetic", rain=RainConfig(none=none))
+        with Run(copy, keep=3) as run:
+            run.begin(dataclasses.replace(CONFIG, data=data), 6)
+            run.score(6, "did_ddn", 20.0, 0.9)
+    with Run(copy, keep=3) as run:
+        run.begin(dataclasses.replace(CONFIG, data=DataConfig(validation="synthetic")), 6)
+        assert run.is_scored(6)
 
 
 def test_scores_that_are_not_finite_are_json_and_never_the_best(copy):
     with Run(copy, keep=3) as run:
-        for step, psnr in ((2, 30.0), (4, NAN)):
+        for step, psnr in ((2, float("inf")), (4, NAN)):
             run.score(step, "did_ddn", psnr, NAN)
 
     def reject(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
 
     found = json.loads((copy / "validation.json").read_text(), parse_constant=reject)
+    assert found["2"] == {"protocol": "did_ddn", "psnr": "inf", "ssim": None}
     assert found["4"] == {"protocol": "did_ddn", "psnr": None, "ssim": None}
     with Run(copy, keep=None) as run:
         assert run.best_step() == 2
@@ -181,6 +199,8 @@ def test_checkpoint_of_a_newer_version_is_named(copy):
         line = rf"^checkpoint 4 of {copy}: version is 99; expected at most \d+, or a newer dr"
         with pytest.raises(InputError, match=line):
             run.config(4)
+        with pytest.raises(InputError, match=rf"^checkpoint 3 of {copy} cannot be read \("):
+            run.config(3)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import signal
 import types
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from programs import rejected
 from recipe import SMALL
 
 import train
-from drsformer_jax.config import DataConfig, MeshConfig, OptimConfig, TrainConfig
+from drsformer_jax.config import DataConfig, MeshConfig, OptimConfig, RainConfig, TrainConfig
 from drsformer_jax.config.file import load_config
 from drsformer_jax.data.sources import open_training
 from drsformer_jax.errors import InputError
 from drsformer_jax.report.results import Kept
 from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.sharding import make_mesh
+from drsformer_jax.training.checkpoint import Run
 from drsformer_jax.training.optim import schedule_warning
 
 CONFIG = TrainConfig(
@@ -140,3 +142,36 @@ def test_memory_of_a_device_that_is_too_small_is_reported_in_one_line():
         raise jax.errors.JaxRuntimeError(found)
     with pytest.raises(jax.errors.JaxRuntimeError), train.memory_in_one_line():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+@pytest.mark.parametrize("train_on", ["pairs", "synthetic"])
+def test_older_runs_go_on_unless_they_train_on_rain_that_has_changed(train_on):
+    """Fields of rain that older versions had not stop a run on other pairs no more than none."""
+    data = {"train": train_on, "validation": "other"}
+    before = dataclasses.replace(CONFIG, data=DataConfig(**data, rain=RainConfig(veil_share=1.0)))
+    after = dataclasses.replace(CONFIG, data=DataConfig(**data))
+    if train_on == "pairs":
+        train.check_configuration(before, command(after))
+    else:
+        with pytest.raises(InputError, match=r"was trained with another data\.rain\.veil-share \("):
+            train.check_configuration(before, command(after))
+
+
+def test_signals_end_a_program_that_writes_its_cache_and_the_run_is_free_again(
+    monkeypatch, tmp_path
+):
+    """Afterwards they ask the run to stop."""
+    handlers = []
+
+    def interrupted(*_: object) -> None:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "cached", interrupted)
+    config = dataclasses.replace(CONFIG, data=DataConfig(crop_size=16, rains=1))
+    asked = dataclasses.replace(command(config), workdir=tmp_path)
+    with pytest.raises(KeyboardInterrupt), train.opened(asked):
+        pass
+    assert handlers == [signal.getsignal(signal.SIGTERM)]
+    with Run(tmp_path, keep=1):
+        pass

@@ -37,7 +37,8 @@ _CARD = """# The built-in network
 {crops:,} crops in all, {hours:.1f} hours{after}. {decay}No network
 was trained or selected by an image of a benchmark: its rain is synthetic, rendered on {train}
 photographs, and {validation} others are for validation. The ranges of light and heavy rain were
-set near the statistics of the pairs of Rain100L and Rain200H that are scored below.
+set near the statistics of the pairs of Rain100L and Rain200H that are scored below, and the form of
+ragged rain beside rain of Rain100L and Rain200L.
 Weights are stored in {dtype}, and were scored so.
 
 ## Scores
@@ -47,8 +48,8 @@ Weights are stored in {dtype}, and were scored so.
 
 ![heavy rain on a façade, restored](../../docs/limits.jpg)
 
-*Main entrance of the Palais des Papes (Tognopop, CC0) under the heaviest synthetic rain, and what
-the network makes of it.*
+*Main entrance of the Palais des Papes (Tognopop, CC0) under heavy synthetic rain, and what the
+network makes of it.*
 
 Under heavy rain it guesses: masonry becomes smooth, stripes remain in the sky. Drops on the lens
 are no part of its training, and fog stays, because the targets of fine rain have it too.

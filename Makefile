@@ -19,11 +19,11 @@ test test-slow: export OMP_NUM_THREADS = 1
 
 # A worker that ends, as at a test that hangs, ends the run: a new one would only try that test again.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --durations=20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --durations=20 -rs
 
 # Training on several devices, and programs that are resumed, stopped, killed or out of disk.
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --durations=20 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --durations=20 -rs -m slow
 
 # Plans by the compilers for TPUs and GPUs, which need neither (1.3 GB to install). SELECT chooses some.
 test-compilers: .venv/compilers

@@ -169,12 +169,10 @@ def opened(command: Command) -> Iterator[tuple[Training, TrainState]]:
     if not remote.address(command.workdir):
         check_writable(command.workdir)
         processes.check_shared(command.workdir, "--workdir")
-    with contextlib.ExitStack() as stack:
-        run = stack.enter_context(Run(command.workdir, config.keep_checkpoints))
+    with Stop() as stop, Run(command.workdir, config.keep_checkpoints) as run:
         state = initial_state(command, run, mesh)
-        sources = cached(found, config.data)  # Last, since it may take hours; a signal ends it.
-        closing = stack.pop_all()
-    with Stop() as stop, closing:
+        with stop.suspended():  # It may take hours, so it comes last, and a signal ends it.
+            sources = cached(found, config.data)
         start = int(state.step)
         announce(command, run, state, sources, validation)
         run.begin(config, start)

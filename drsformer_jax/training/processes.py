@@ -244,6 +244,15 @@ class Stop:
             self.stopped |= self._requested
         return self.stopped
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Lets signals end the program, as they would without a stop, while the block runs."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._interrupted and number == signal.SIGINT:
             end_program(number, frame)

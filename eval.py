@@ -86,6 +86,13 @@ class Command:
     in the current folder, where WHAT is the file of weights or the folder of --restored. Scores of
     other images or of another network are not overwritten."""
 
+    @functools.cached_property
+    def built(self) -> tuple[Path, str] | None:
+        """The dataset that --data names, and its split; a bucket is asked once."""
+        if self.data is None:
+            return None
+        return find_dataset(str(self.data), str(self.data_dir or ""))
+
 
 @dataclass(frozen=True)
 class Work:
@@ -159,7 +166,7 @@ def check_flags(command: Command) -> None:
                     f"{flag} is {value} beside --restored; expected --checkpoint for it"
                 )
     may_be_none = command.data is None or command.data.is_dir()
-    if command.data_dir is not None and may_be_none and built_dataset(command) is None:
+    if command.data_dir is not None and may_be_none and command.built is None:
         raise InputError(
             f"--data-dir is {command.data_dir} without a dataset; expected one as --data"
         )
@@ -179,7 +186,7 @@ def benchmark_of(command: Command) -> Dataset | None:
     """The benchmark that is named, or whose test split --data names, if any."""
     if command.dataset is not None:
         return published.dataset(command.dataset)
-    found = None if command.protocol else built_dataset(command)
+    found = None if command.protocol else command.built
     if found is None:
         return None
     folder, split = found
@@ -192,7 +199,7 @@ def benchmark_of(command: Command) -> Dataset | None:
 def described(work: Work, command: Command) -> dict[str, Any]:
     """What the scores are of."""
     paths: dict[str, Path | None] = {work.kind: work.path}
-    if built_dataset(command) is None:
+    if command.built is None:
         paths["input"], paths["target"] = folders_of(command)
     else:
         paths["data"] = command.data
@@ -268,7 +275,7 @@ def prepare_checkpoint(command: Command, checkpoint: Path, protocol: Protocol) -
 
 def pairs_of(command: Command) -> tuple[Pairs, int]:
     """The pairs to restore and score, of a dataset or of folders; and the width of their names."""
-    found = built_dataset(command)
+    found = command.built
     if found is not None:
         if command.match is not None:
             raise InputError(f"--match is {command.match} beside a dataset; expected folders")
@@ -284,7 +291,7 @@ def pairs_of(command: Command) -> tuple[Pairs, int]:
 
 def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work:
     """Finds images that were restored before, and the rainy ones if their folder is given."""
-    if built_dataset(command) is not None:
+    if command.built is not None:
         raise InputError(
             f"--data is {command.data}, a dataset, beside --restored; expected folders"
         )
@@ -308,13 +315,6 @@ def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work
 def width_of(pairs: Sequence[tuple[str, Path, Path]]) -> int:
     """Characters of the longest name."""
     return max(len(name) for name, *_ in pairs)
-
-
-def built_dataset(command: Command) -> tuple[Path, str] | None:
-    """The dataset that --data names, and its split."""
-    if command.data is None:
-        return None
-    return find_dataset(str(command.data), str(command.data_dir or ""))
 
 
 def folders_of(command: Command) -> tuple[Path | None, Path]:

@@ -128,7 +128,11 @@ class DataConfig:
 
     def is_synthetic(self) -> bool:
         """Whether any of the pairs are synthetic rain."""
-        return "synthetic" in (self.train, self.validation, *dict(self.sources))
+        return "synthetic" in (self.validation, *dict(self.named()))
+
+    def named(self) -> tuple[tuple[str, float], ...]:
+        """Names and weights of what is trained on."""
+        return self.sources or ((self.train, 1.0),)
 
     def stages(self) -> tuple[tuple[int, int, int], ...]:
         """(First step, patch side, global batch) of each stage; one without progressive patches."""

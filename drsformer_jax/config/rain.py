@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -50,14 +51,13 @@ class DropRanges:
 
     def check(self, name: str) -> None:
         """Rejects impossible values of the layer; `name` is that of its flag."""
-        check_types(self, f"{name}.")
-        for field, least, most in (
-            ("length", 1, 1000),
-            ("width", 0.1, 100),
-            ("coverage", 0, 2),
-            ("brightness", 0, 1),
-        ):
-            check_range(f"{name}.{field}", getattr(self, field), least, most)
+        limits = {
+            "length": (1, 1000),
+            "width": (0.1, 100),
+            "coverage": (0, 2),
+            "brightness": (0, 1),
+        }
+        _check_ranges(self, name, limits)
         check(0 <= self.scatter <= 20, f"{name}.scatter", self.scatter, "0 to 20")
 
 
@@ -86,16 +86,8 @@ class NoiseRanges:
 
     def check(self, name: str) -> None:
         """Rejects impossible values of the layer; `name` is that of its flag."""
-        check_types(self, f"{name}.")
-        for field, least, most in (
-            ("length", 1, 1000),
-            ("blur", 0, 100),
-            ("density", 0.001, 1),
-            ("contrast", 0, 1),
-            ("dark", 0, 0.95),
-            ("taper", 0, 1),
-        ):
-            check_range(f"{name}.{field}", getattr(self, field), least, most)
+        limits = {"length": (1, 1000), "blur": (0, 100), "density": (0.001, 1), "contrast": (0, 1)}
+        _check_ranges(self, name, limits | {"dark": (0, 0.95), "taper": (0, 1)})
 
 
 @dataclass(frozen=True)
@@ -236,6 +228,14 @@ class RainConfig:
         """Probabilities of `KINDS`, in their order; they add up to 1."""
         weights = [getattr(self, kind) for kind in KINDS]
         return tuple(weight / math.fsum(weights) for weight in weights)
+
+
+def _check_ranges(
+    layer: DropRanges | NoiseRanges, name: str, limits: Mapping[str, tuple[float, float]]
+) -> None:
+    check_types(layer, f"{name}.")
+    for field, (least, most) in limits.items():
+        check_range(f"{name}.{field}", getattr(layer, field), least, most)
 
 
 def check_range(name: str, found: tuple[float, float], least: float, most: float) -> None:

@@ -53,14 +53,14 @@ def find_training(config: DataConfig, seed: int) -> list[StoredPairs]:
             `small_images="error"`, or the folder of the cache cannot be written.
     """
     opened = []
-    for name, _ in _named(config):
+    for name, _ in config.named():
         pairs = open_pairs(name, "train", config, seed)
         photographs = pairs.photographs if isinstance(pairs, SyntheticRain) else None
         if config.corrupt == "skip":
             pairs = SkippingUnreadable(pairs)
         _check_small(name, pairs, config, photographs)
         opened.append(pairs)
-    if config.cache_dir and any(_is_cached(name, config) for name, _ in _named(config)):
+    if config.cache_dir and any(_is_cached(name, config) for name, _ in config.named()):
         check_writable(Path(config.cache_dir))
     return opened
 
@@ -76,7 +76,7 @@ def cached(found: Sequence[StoredPairs], config: DataConfig) -> list[Source]:
         InputError: if a pair cannot be read or the cache cannot be written.
     """
     sources = []
-    for pairs, (name, weight) in zip(found, _named(config), strict=True):
+    for pairs, (name, weight) in zip(found, config.named(), strict=True):
         kept = _kept(pairs, config, len(found)) if _is_cached(name, config) else pairs
         sources.append(Source(kept, weight))
     return sources
@@ -105,7 +105,7 @@ def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> Stor
     if source == "synthetic":
         train, validation = photographs(config.photographs)
         # Of whole photographs the pairs are kept, see `_kept`.
-        memory = config.cache_mib * 2**20 // max(1, len(config.sources)) if config.window else 0
+        memory = config.cache_mib * 2**20 // len(config.named()) if config.window else 0
         if split == "train":
             return SyntheticRain(train, config.rains, seed, config.rain, config.window, memory)
         return SyntheticRain(validation, config.validation_rains, seed, _rain_to_score(config.rain))
@@ -132,11 +132,6 @@ def _rain_to_score(rain: RainConfig) -> RainConfig:
             "some rain to score on"
         )
     return dataclasses.replace(rain, none=0.0)
-
-
-def _named(config: DataConfig) -> Sequence[tuple[str, float]]:
-    """Names and weights of the sources."""
-    return config.sources or ((config.train, 1.0),)
 
 
 def _is_cached(name: str, config: DataConfig) -> bool:

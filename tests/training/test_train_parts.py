@@ -144,13 +144,15 @@ def test_memory_of_a_device_that_is_too_small_is_reported_in_one_line():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
-@pytest.mark.parametrize("train_on", ["pairs", "synthetic"])
+@pytest.mark.parametrize("train_on", ["pairs", "sources", "synthetic"])
 def test_older_runs_go_on_unless_they_train_on_rain_that_has_changed(train_on):
-    """Fields of rain that older versions had not stop a run on other pairs no more than none."""
+    """Fields of rain that older versions did not have stop no run on other pairs."""
     data = {"train": train_on, "validation": "other"}
+    if train_on == "sources":  # Instead of `train`, whose default is synthetic.
+        data = {"sources": (("pairs", 1.0),), "validation": "other"}
     before = dataclasses.replace(CONFIG, data=DataConfig(**data, rain=RainConfig(veil_share=1.0)))
     after = dataclasses.replace(CONFIG, data=DataConfig(**data))
-    if train_on == "pairs":
+    if train_on != "synthetic":
         train.check_configuration(before, command(after))
     else:
         with pytest.raises(InputError, match=r"was trained with another data\.rain\.veil-share \("):

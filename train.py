@@ -5,13 +5,7 @@ On SIGTERM and Ctrl-C it checkpoints and exits cleanly; rerun the command to res
 
 from __future__ import annotations
 
-from drsformer_jax.errors import (
-    InputError,
-    before_imports,
-    check_device,
-    one_line_errors,
-    reason,
-)
+from drsformer_jax.errors import InputError, before_imports, check_device, one_line_errors
 
 if __name__ == "__main__":
     before_imports()
@@ -57,7 +51,7 @@ from drsformer_jax.training import (
     sharded_state,
 )
 from drsformer_jax.training.checkpoint import Run, check_architecture
-from drsformer_jax.training.hardware import peak_flops
+from drsformer_jax.training.hardware import memory_in_one_line, peak_flops
 from drsformer_jax.training.optim import schedule_warning
 from drsformer_jax.training.processes import Stop, say
 from drsformer_jax.training.profiling import Profile
@@ -102,21 +96,6 @@ def main() -> None:
             end, scored = take_steps(training, state)
             report(training, end, scored, started)
         say_if_stopped(command, end)
-
-
-@contextlib.contextmanager
-def memory_in_one_line() -> Iterator[None]:
-    """Turns the error of a device whose memory is too small into one line."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise InputError(
-            f"the run does not fit into the memory of the devices ({reason(error)}); expected a "
-            "smaller --mesh.device-batch, --model.remat True, smaller crops or validation images, "
-            "or more devices (drsformer plan finds what fits)"
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import tensorflow_datasets as tfds
 
 from drsformer_jax import remote
 from drsformer_jax.config import RainConfig
-from drsformer_jax.data import layouts
+from drsformer_jax.data import citations, layouts
 from drsformer_jax.data.datasets import INFO, in_threads, pixel_digest, summary
 from drsformer_jax.data.folders import check_sizes
 from drsformer_jax.data.layouts import RawPair
@@ -61,40 +61,6 @@ _UNKNOWN_LICENSE = (
     "The authors of the images name no license that is known here; ask them before any use other "
     "than research."
 )
-_YANG = """@inproceedings{yang2017deep,
-  title={Deep Joint Rain Detection and Removal from a Single Image},
-  author={Yang, Wenhan and Tan, Robby T. and Feng, Jiashi and Liu, Jiaying and Guo, Zongming and
-    Yan, Shuicheng},
-  booktitle={CVPR},
-  year={2017}
-}"""
-_ZHANG = """@inproceedings{zhang2018density,
-  title={Density-aware Single Image De-raining using a Multi-stream Dense Network},
-  author={Zhang, He and Patel, Vishal M.},
-  booktitle={CVPR},
-  year={2018}
-}"""
-_FU = """@inproceedings{fu2017removing,
-  title={Removing Rain from Single Images via a Deep Detail Network},
-  author={Fu, Xueyang and Huang, Jiabin and Zeng, Delu and Huang, Yue and Ding, Xinghao and
-    Paisley, John},
-  booktitle={CVPR},
-  year={2017}
-}"""
-_WANG = """@inproceedings{wang2019spatial,
-  title={Spatial Attentive Single-Image Deraining with a High Quality Real Rain Dataset},
-  author={Wang, Tianyu and Yang, Xin and Xu, Ke and Chen, Shaozhe and Zhang, Qiang and
-    Lau, Rynson W.H.},
-  booktitle={CVPR},
-  year={2019}
-}"""
-_JIANG = """@inproceedings{jiang2020multi,
-  title={Multi-Scale Progressive Fusion Network for Single Image Deraining},
-  author={Jiang, Kui and Wang, Zhongyuan and Yi, Peng and Chen, Chen and Huang, Baojin and
-    Luo, Yimin and Ma, Jiayi and Jiang, Junjun},
-  booktitle={CVPR},
-  year={2020}
-}"""
 
 
 def _config(name: str, description: str, citation: str = "") -> BuilderConfig:
@@ -117,13 +83,17 @@ class Rain(tfds.core.ShardBasedBuilder):
     RELEASE_NOTES: Mapping[str, str] = {_VERSION: "First version."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = "\n\n".join(map(layouts.instructions, layouts.DATASETS))
     BUILDER_CONFIGS: Sequence[BuilderConfig] = [
-        _config("rain200l", "Synthetic light rain on photographs.", citation=_YANG),
-        _config("rain200h", "Synthetic heavy rain on photographs.", citation=_YANG),
-        _config("did_data", "Synthetic rain of three densities.", citation=_ZHANG),
-        _config("ddn_data", "14 synthetic rains on each photograph.", citation=_FU),
-        _config("spa_data", "Real rain, cleaned with the help of video.", citation=_WANG),
-        _config("rain100l", "Synthetic light rain on photographs.", citation=_YANG),
-        _config("rain13k", "Several synthetic sets joined, with five test sets.", citation=_JIANG),
+        _config("rain200l", "Synthetic light rain on photographs.", citation=citations.YANG),
+        _config("rain200h", "Synthetic heavy rain on photographs.", citation=citations.YANG),
+        _config("did_data", "Synthetic rain of three densities.", citation=citations.ZHANG),
+        _config("ddn_data", "14 synthetic rains on each photograph.", citation=citations.FU),
+        _config("spa_data", "Real rain, cleaned with the help of video.", citation=citations.WANG),
+        _config("rain100l", "Synthetic light rain on photographs.", citation=citations.YANG),
+        _config(
+            "rain13k",
+            "Several synthetic sets joined, with five test sets.",
+            citation=citations.JIANG,
+        ),
         _config("paired_folder", "A folder of pairs."),
         _config("synthetic", "Rain rendered by drsformer_jax on photographs."),
     ]
@@ -325,15 +295,7 @@ def build(
             the folder cannot be written.
         OSError: if the file system fails.
     """
-    config: Any = _config_of(dataset)
-    if name not in (None, dataset):
-        taken = dataset != "paired_folder" or name in Rain.builder_configs
-        if taken or not re.fullmatch(r"[A-Za-z]\w*", name):
-            raise InputError(
-                f"the name '{name}' is given to {dataset}; expected one of letters, digits and _ "
-                "for a paired_folder, which no other dataset has"
-            )
-        config = dataclasses.replace(config, name=name)
+    config: Any = _config_of(dataset, name)
     if dataset != "synthetic":
         if source is None:
             raise InputError(f"no folder is given for {dataset}; expected that of its files")
@@ -348,6 +310,12 @@ def build(
         raise InputError(
             f"{folder} exists; expected a dataset that does not (--verify checks this one)"
         )
+    _write(builder, source)
+    return folder
+
+
+def _write(builder: Rain, source: Path | None) -> None:
+    """Lets TFDS write a dataset."""
     tfds.disable_progress_bar()  # It knows no total; the builder shows its own.
     with (
         contextlib.redirect_stdout(io.StringIO()),  # TFDS announces what it does.
@@ -365,9 +333,9 @@ def build(
             # ArrayRecord's, such as on a full disk.
             reason = str(error).split(";")[0]
             raise InputError(
-                f"{folder} cannot be written ({reason}); expected a disk with room for the dataset"
+                f"{builder.data_path} cannot be written ({reason}); expected a disk with room for "
+                "the dataset"
             ) from error
-    return folder
 
 
 def build_in_bucket(
@@ -393,8 +361,18 @@ def instructions(dataset: str) -> str:
     return layouts.instructions(_config_of(dataset).dataset)
 
 
-def _config_of(dataset: str) -> BuilderConfig:
+def _config_of(dataset: str, name: str | None = None) -> BuilderConfig:
+    """The builder's config of a dataset, which a `paired_folder` may give another name."""
     if dataset not in Rain.builder_configs:
         known = ", ".join(Rain.builder_configs)
         raise InputError(f"the dataset {dataset} is unknown; expected one of {known}")
-    return Rain.builder_configs[dataset]
+    config = Rain.builder_configs[dataset]
+    if name in (None, dataset):
+        return config
+    taken = dataset != "paired_folder" or name in Rain.builder_configs
+    if taken or not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise InputError(
+            f"the name '{name}' is given to {dataset}; expected one of letters, digits and _ "
+            "for a paired_folder, which no other dataset has"
+        )
+    return dataclasses.replace(config, name=name)

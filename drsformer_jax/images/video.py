@@ -129,18 +129,8 @@ def restore_video(
                 ThreadPoolExecutor(2) as threads,
             ):
                 count = 0
-                ahead = threads.submit(_take, reader.items, batch)
-                written = threads.submit(writer.write, (), ())
-                while taken := ahead.result():
-                    ahead = threads.submit(_take, reader.items, batch)
-                    images = [item.pixels for item in taken if isinstance(item, Image)]
-                    padded = images + images[-1:] * (batch - len(images))
-                    restored = restore(np.stack(padded)) if images else ()
-                    written.result()
-                    written = threads.submit(writer.write, taken, restored)
-                    count += len(images)
+                for count in _restored(reader, writer, restore, batch, threads):
                     progress(count, reader.total)
-                written.result()
                 writer.finish()
         except OSError:
             raise
@@ -150,6 +140,33 @@ def restore_video(
             ) from None
         notes = reader.notes + writer.notes
     return count, [line.format(number) for line, number in notes.items()]
+
+
+def _restored(
+    reader: Reader,
+    writer: _Writer,
+    restore: Callable[[np.ndarray], np.ndarray],
+    batch: int,
+    threads: ThreadPoolExecutor,
+) -> Iterator[int]:
+    """Restores batch after batch, between a thread that reads and one that writes.
+
+    Yields:
+        The number of frames that are restored, after each batch.
+    """
+    count = 0
+    ahead = threads.submit(_take, reader.items, batch)
+    written = threads.submit(writer.write, (), ())
+    while taken := ahead.result():
+        ahead = threads.submit(_take, reader.items, batch)
+        images = [item.pixels for item in taken if isinstance(item, Image)]
+        padded = images + images[-1:] * (batch - len(images))
+        restored = restore(np.stack(padded)) if images else ()
+        written.result()
+        written = threads.submit(writer.write, taken, restored)
+        count += len(images)
+        yield count
+    written.result()
 
 
 def _no_room(target: Path, reader: Reader, what: str) -> InputError:

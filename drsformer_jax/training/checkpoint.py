@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +26,7 @@ from drsformer_jax import locks, remote
 from drsformer_jax.config import ModelConfig, TrainConfig
 from drsformer_jax.config.file import CONFIG_FILE, from_dict, read_config, to_dict, write_config
 from drsformer_jax.errors import InputError
-from drsformer_jax.files import remove_leftovers, write_text
+from drsformer_jax.files import remove_leftovers
 from drsformer_jax.nn.functional import Params, abstract_params, wide_types
 from drsformer_jax.training.orbax_quirks import (
     Manager,
@@ -36,10 +34,10 @@ from drsformer_jax.training.orbax_quirks import (
     silence_repeated_errors,
     system_reason,
 )
-from drsformer_jax.training.reporting import METRICS_FILE, finite
+from drsformer_jax.training.reporting import METRICS_FILE
+from drsformer_jax.training.scores import SCORES_FILE, ValidationScores, pairs_of
 from drsformer_jax.training.step import TrainState
 
-_SCORES = "validation.json"
 _LOCK = ".lock"
 
 
@@ -80,8 +78,8 @@ class Run:
         try:
             with remote.local_names(self._mirror):
                 if self._mirror:
-                    self._mirror.pull(CONFIG_FILE, METRICS_FILE, _SCORES)
-                self._scores = _read_scores(self.folder / _SCORES)
+                    self._mirror.pull(CONFIG_FILE, METRICS_FILE, SCORES_FILE)
+                self._scores = ValidationScores(self.folder / SCORES_FILE)
             # What the scores are of; unknown where it is missing or damaged.
             self._before: TrainConfig | None = None
             with contextlib.suppress(InputError):
@@ -101,7 +99,7 @@ class Run:
             silence_repeated_errors()
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep), _Best(self)]
+                    [policies.LatestN(keep), _Best(self._scores)]
                 ),
                 cleanup_tmp_directories=True,
             )
@@ -123,14 +121,14 @@ class Run:
         These are the scores of steps after this one, and all if they are of other pairs: the best
         checkpoint is chosen among scores of the same pairs.
         """
-        if self._before is not None and _validation(self._before) != _validation(config):
-            self._scores = {}
+        if self._before is not None and pairs_of(self._before) != pairs_of(config):
+            self._scores.clear()
         self._before = config
-        self._scores = {each: score for each, score in self._scores.items() if each <= step}
+        self._scores.clear(after=step)
         if jax.process_index() == 0:
             remove_leftovers(self.folder)
             write_config(self.folder, to_dict(config))
-            self._write_scores()
+            self._scores.write()
             self.push()
 
     def push(self, without: str = "") -> None:
@@ -162,7 +160,7 @@ class Run:
         """
         with self._writing():
             self._manager.wait_until_finished()
-        return self._best_of(self.steps())
+        return self._scores.best(self.steps())
 
     def is_scored(self, step: int) -> bool:
         """Whether the checkpoint of a step has a score."""
@@ -213,9 +211,9 @@ class Run:
 
     def score(self, step: int, protocol: str, psnr: float, ssim: float) -> None:
         """Records the mean scores over the validation pairs, which decide on the best."""
-        self._scores[step] = {"protocol": protocol, "psnr": psnr, "ssim": ssim}
+        self._scores.add(step, protocol, psnr, ssim)
         if jax.process_index() == 0:
-            self._write_scores()
+            self._scores.write()
             self.push()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -276,26 +274,6 @@ class Run:
     def _has_ema(self, step: int) -> bool:
         return self.config(step).optim.ema_decay > 0
 
-    def _best_of(self, steps: Sequence[int]) -> int | None:
-        """The best by the protocol of the latest score, or the latest if none has a score."""
-        scored = [step for step in steps if step in self._scores]
-        if not scored:
-            return max(steps, default=None)
-        protocol = self._scores[max(scored)]["protocol"]
-        psnr = {
-            step: self._scores[step]["psnr"]
-            for step in scored
-            if self._scores[step]["protocol"] == protocol
-        }
-        return max(psnr, key=lambda step: (not np.isnan(psnr[step]), psnr[step], step))
-
-    def _write_scores(self) -> None:
-        scores = {
-            step: finite({**score, "psnr": "inf" if score["psnr"] == math.inf else score["psnr"]})
-            for step, score in self._scores.items()
-        }
-        write_text(self.folder / _SCORES, json.dumps(scores, indent=2, allow_nan=False) + "\n")
-
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -324,10 +302,10 @@ class Run:
 class _Best(policies.PreservationPolicy):
     """Keeps the best checkpoint of a run."""
 
-    run: Run
+    scores: ValidationScores
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        best = self.run._best_of([checkpoint.step for checkpoint in checkpoints])
+        best = self.scores.best([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step == best for checkpoint in checkpoints]
 
 
@@ -358,34 +336,6 @@ def _locked(folder: Path) -> int:
     except OSError:
         pass  # Some file systems have no locks.
     return descriptor
-
-
-def _read_scores(path: Path) -> dict[int, dict[str, Any]]:
-    if not path.exists():
-        return {}
-    try:
-        return {
-            int(step): {**score, "protocol": score["protocol"], "psnr": _number(score["psnr"])}
-            for step, score in json.loads(path.read_text()).items()
-        }
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(
-            f"{path} is damaged ({error}); expected the scores that training wrote, or no such file"
-        ) from None
-
-
-def _number(psnr: float | str | None) -> float:
-    """A PSNR as it is in the file: a number, "inf", or null for NaN."""
-    return math.nan if psnr is None else float(psnr)
-
-
-def _validation(config: TrainConfig) -> tuple[Any, ...]:
-    """What the validation pairs depend on."""
-    data = config.data
-    if data.validation != "synthetic":
-        return (data.validation,)
-    rain = dataclasses.replace(data.rain, none=0.0)  # As it is scored.
-    return data.validation, data.photographs, rain, data.validation_rains, config.seed
 
 
 def _scalar(value: int, like: Any) -> jax.Array:

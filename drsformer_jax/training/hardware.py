@@ -1,11 +1,14 @@
-"""The peak FLOP/s of the devices of a run, and the memory that it uses."""
+"""The peak FLOP/s of the devices of a run, the memory that it uses, and when it is too small."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import jax
 import psutil
+
+from drsformer_jax.errors import InputError, reason
 
 _PEAK_TERAFLOPS = {
     # Google Cloud's pages "TPU v2" to "TPU7x", for a chip. Halved for v2, v3 and 7x, where each of
@@ -79,3 +82,22 @@ def memory_mib() -> dict[str, float]:
         if found := [stats[key] for stats in reported if key in stats]:
             figures[name] = float(max(found))
     return {name: count / 2**20 for name, count in figures.items()}
+
+
+@contextlib.contextmanager
+def memory_in_one_line() -> Iterator[None]:
+    """Turns the error of a device whose memory is too small into one line.
+
+    Raises:
+        InputError: in place of XLA's error; it says what makes a run smaller.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"the run does not fit into the memory of the devices ({reason(error)}); expected a "
+            "smaller --mesh.device-batch, --model.remat True, smaller crops or validation images, "
+            "or more devices (drsformer plan finds what fits)"
+        ) from error

@@ -23,6 +23,7 @@ from drsformer_jax.report.results import Kept
 from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training.checkpoint import Run
+from drsformer_jax.training.hardware import memory_in_one_line
 from drsformer_jax.training.optim import schedule_warning
 
 CONFIG = TrainConfig(
@@ -137,10 +138,10 @@ def test_memory_of_a_device_that_is_too_small_is_reported_in_one_line():
     found = "RESOURCE_EXHAUSTED: Out of memory allocating 22222386616 bytes.\nmore"
     with (
         pytest.raises(InputError, match=r"does not fit .* 22222386616 bytes\.\); expected a"),
-        train.memory_in_one_line(),
+        memory_in_one_line(),
     ):
         raise jax.errors.JaxRuntimeError(found)
-    with pytest.raises(jax.errors.JaxRuntimeError), train.memory_in_one_line():
+    with pytest.raises(jax.errors.JaxRuntimeError), memory_in_one_line():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 

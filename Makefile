@@ -70,10 +70,11 @@ clean:
 
 # Beside the environment, so that JAX finds them only when asked to: libtpu as JAX wants it.
 .venv/compilers: .venv/installed-dev
-	$(BIN)/python -m pip install --quiet --no-deps --target $@ $$($(BIN)/python -c 'from \
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ $$($(BIN)/python -c 'from \
 	    importlib.metadata import requires, version; jax = version("jax"); print( \
 	    *[each.split(";")[0] for each in requires("jax") if each.startswith("libtpu")], \
 	    f"jax-cuda12-plugin=={jax}", f"jax-cuda12-pjrt=={jax}", "nvidia-cuda-nvcc-cu12")')
+	@touch $@
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import tyro
 
-from drsformer_jax import weights
+from drsformer_jax import remote, weights
 from drsformer_jax.config import ModelConfig, Protocol
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, name_of, open_dataset
 from drsformer_jax.data.folders import find_pairs_in, read_pair
@@ -83,7 +83,8 @@ class Command:
     output: Path | None = None
     """Folder for scores.json and scores.csv; default: evaluation/NAME in the folder of the run,
     where NAME is the dataset or protocol, and the step if --step is given; or evaluation/WHAT/NAME
-    in the current folder, where WHAT is the file of weights or the folder of --restored. Scores of
+    in the current folder, where WHAT is the file of weights, the run in a bucket or the folder of
+    --restored. Scores of
     other images or of another network are not overwritten."""
 
     @functools.cached_property
@@ -168,7 +169,8 @@ def check_flags(command: Command) -> None:
     may_be_none = command.data is None or command.data.is_dir()
     if command.data_dir is not None and may_be_none and command.built is None:
         raise InputError(
-            f"--data-dir is {command.data_dir} without a dataset; expected one as --data"
+            f"--data-dir is {remote.shown(command.data_dir)} without a dataset; expected one as "
+            "--data"
         )
     if command.data is not None:
         if command.input is not None or command.target is not None:
@@ -203,7 +205,7 @@ def described(work: Work, command: Command) -> dict[str, Any]:
         paths["input"], paths["target"] = folders_of(command)
     else:
         paths["data"] = command.data
-    found = {name: str(path) for name, path in paths.items() if path is not None}
+    found = {name: remote.shown(path) for name, path in paths.items() if path is not None}
     return found if work.step is None else {**found, "step": work.step}
 
 
@@ -325,7 +327,8 @@ def folders_of(command: Command) -> tuple[Path | None, Path]:
     if not command.data.is_dir():
         folder = command.data_dir or default_data_dir()
         raise InputError(
-            f"--data is {command.data}, no folder and no dataset in {folder}; expected one of them"
+            f"--data is {command.data}, no folder and no dataset in {remote.shown(folder)}; "
+            "expected one of them"
         )
     return command.data / "input", command.data / "target"
 

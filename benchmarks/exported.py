@@ -9,9 +9,9 @@ installed, in float32 with all cores that they are allowed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
+import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
@@ -61,6 +61,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         weights.save(checkpoint, config, init_params(config, jax.random.key(0)))
     height, width = arguments.size
     rainy = np.float32(SyntheticRain(photographs("skimage")[1], 1, 0)[0]["rainy"]) / 255
+    beyond = np.maximum(np.subtract((height, width), rainy.shape[:2]), 0)
+    rainy = np.pad(rainy, [(0, beyond[0]), (0, beyond[1]), (0, 0)], "symmetric")
     rainy = np.ascontiguousarray(rainy[None, :height, :width])
     config, params = weights.load(checkpoint)
     ours = jitted(program_of(dataclasses.replace(config, remat=False), params))
@@ -68,13 +70,14 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     files: dict[str, Path] = {}
     for kind in arguments.kinds:
         size = "dynamic" if kind == "any size" else size_text(height, width)
-        for runtime, (extension, opened) in RUNTIMES.items():
+        for runtime, (extension, needed, opened) in RUNTIMES.items():
+            if not all(map(importlib.util.find_spec, needed)):
+                continue
             file = folder / f"{kind}{extension}"
-            with contextlib.suppress(ModuleNotFoundError):
-                if not file.exists():
-                    Export(checkpoint, file, size=size).run()
-                name = f"{runtime}, {kind}"
-                programs[name], files[name] = opened(file), file
+            if not file.exists():
+                Export(checkpoint, file, size=size).run()
+            name = f"{runtime}, {kind}"
+            programs[name], files[name] = opened(file), file
     results, first = {}, {}
     for name, program in programs.items():
         start = time.perf_counter()
@@ -128,12 +131,13 @@ def openvino_program(file: Path) -> Program:
     return lambda rainy: program(rainy)[0]
 
 
-RUNTIMES = {
-    "StableHLO": (".stablehlo", jax_program),
-    "ONNX Runtime": (".onnx", onnxruntime_program),
-    "OpenVINO": (".onnx", openvino_program),
+_ONNX = ("onnx", "torch")
+RUNTIMES: dict[str, tuple[str, tuple[str, ...], Callable[[Path], Program]]] = {
+    "StableHLO": (".stablehlo", (), jax_program),
+    "ONNX Runtime": (".onnx", (*_ONNX, "onnxruntime"), onnxruntime_program),
+    "OpenVINO": (".onnx", (*_ONNX, "openvino"), openvino_program),
 }
-"""What runs which kind of file."""
+"""What runs which kind of file, and the modules that writing and running it need."""
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from drsformer_jax.data.folders import find_pairs
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.rain import build
 from drsformer_jax.data.sources import open_training
-from drsformer_jax.errors import one_line_errors
+from drsformer_jax.errors import InputError, one_line_errors
 from drsformer_jax.images.pixels import decode_image
 
 BATCH = 8
@@ -57,6 +57,8 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Lets all variants take turns."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputError("this system keeps no program to some cores; expected Linux")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     with tempfile.TemporaryDirectory() as folder:
         data = repeated(arguments.data, arguments.pairs, Path(folder) / "pairs")

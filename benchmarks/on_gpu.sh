@@ -3,8 +3,8 @@
 #
 #     bash benchmarks/on_gpu.sh OUT
 #
-# Each part writes OUT/NAME.txt, and OUT/NAME.json where it has figures, as it goes; OUT/summary.txt
-# has a line for each. A part that fails or takes too long does not end the others. It exits with 1 if one
+# Each part writes OUT/NAME.txt as it goes, and OUT/NAME.json at its end, the first two as they go too;
+# OUT/summary.txt has a line for each. A part that fails or takes too long does not end the others. It exits with 1 if one
 # failed, and with 2 if there is no GPU. Needs PyTorch for the comparison with it.
 set -u
 out=${1:?expected a folder for the results, as in: bash benchmarks/on_gpu.sh OUT}

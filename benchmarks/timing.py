@@ -71,7 +71,9 @@ def temporaries(program: jax.stages.Compiled) -> float:
 def machine(device: jax.Device | None = None) -> str:
     """What the figures are of; the first device where none is named."""
     kind = (device or jax.devices()[0]).device_kind
-    return f"{kind}, {len(os.sched_getaffinity(0))} CPU cores, JAX {jax.__version__}"
+    linux = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count()
+    return f"{kind}, {cores} CPU cores, JAX {jax.__version__}"
 
 
 def size_text(height: int, width: int) -> str:

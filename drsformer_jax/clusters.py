@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from drsformer_jax.errors import InputError
@@ -50,9 +50,16 @@ _CLUSTERS = (
 """The clusters that `jax.distributed.initialize` knows; it has no public way to ask for them."""
 
 
-def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
+_OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
+_COUNTING = (Cluster("Open MPI", _OPEN_MPI, *_OPEN_MPI), *_CLUSTERS)
+"""Clusters that tell each process its number: Open MPI 5 says no more."""
+
+
+def find_cluster(
+    environment: Mapping[str, str], clusters: Sequence[Cluster] = _CLUSTERS
+) -> Cluster | None:
     """The cluster whose variables are set; None for a process that was started by hand."""
-    found = (each for each in _CLUSTERS if environment.keys() >= {*each.variables})
+    found = (each for each in clusters if environment.keys() >= {*each.variables})
     return next(found, None)
 
 
@@ -101,7 +108,7 @@ def share(count: int | None, index: int | None, environment: Mapping[str, str]) 
     if count == 1 and index is None:
         return 0, 1
     named = (count, index) != (None, None)
-    if cluster := find_cluster(environment):
+    if cluster := find_cluster(environment, _COUNTING):
         if count is None and cluster.count in environment:
             hosts = environment[cluster.count]
             count = int(hosts) if hosts.isdigit() else len(hosts.split(","))

@@ -32,8 +32,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{path.parent} is no folder; expected one for {path.name}") from None
     try:
-        with _temporary(path, lambda new: new.touch(exist_ok=False)) as temporary:
-            with open(temporary, "wb") as file:
+        with _temporary(path, _new_file) as (temporary, descriptor):
+            # CIFS lets a locked file be written through nothing but what has locked it. Closing the
+            # copy, as network file systems need, says what could not be written.
+            copy = os.dup(descriptor) if locks.AVAILABLE else descriptor
+            with open(copy, "wb") as file:
                 yield file
             os.replace(temporary, path)
     except OSError as error:
@@ -83,7 +86,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         raise InputError(f"{path} is there already; expected the name of a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path, Path.mkdir) as temporary:
+    with _temporary(path, _new_folder) as (temporary, _):
         yield temporary
         os.rename(temporary, path)
 
@@ -95,53 +98,65 @@ def remove_leftovers(folder: Path) -> None:
     are locked. So does everything where the file system has no locks, or fails.
     """
     suffixes = (_SUFFIX, ".unfinished")  # The second one is that of older versions.
-    for path in [path for suffix in suffixes for path in folder.glob(f".*{suffix}")]:
+    found = [path for suffix in suffixes for path in folder.glob(f".*{suffix}")]
+    for path in found if locks.AVAILABLE else []:
         try:
-            with _locked(path) as locked:
-                if locked:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                if _lock(descriptor):
                     _remove(path)
+            finally:
+                os.close(descriptor)
         except OSError:  # Locked, or gone.
             pass
 
 
+def _new_file(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def _new_folder(path: Path) -> int:
+    path.mkdir()
+    return os.open(path, os.O_RDONLY) if locks.AVAILABLE else -1
+
+
 @contextlib.contextmanager
-def _temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
-    """Makes something hidden beside `path`, locked against `remove_leftovers` until the end."""
+def _temporary(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
+    """Makes something hidden beside `path`, locked against `remove_leftovers` until the end.
+
+    Yields:
+        Where it is, and the descriptor that `make` gave, which is locked; where there are no locks,
+        it is the caller's to close.
+    """
     with contextlib.ExitStack() as stack:
         while True:
             temporary = path.with_name(f".{uuid.uuid4().hex}{_SUFFIX}")
-            make(temporary)
             stack.callback(_remove, temporary)
+            descriptor = make(temporary)
+            if not locks.AVAILABLE:
+                break
+            stack.callback(os.close, descriptor)
             # Between making and locking, another process may take it for a leftover.
-            with contextlib.suppress(FileNotFoundError, BlockingIOError):
-                stack.enter_context(_locked(temporary))
+            with contextlib.suppress(BlockingIOError):
+                _lock(descriptor)
                 if temporary.exists():
                     break
-        yield temporary
+        yield temporary, descriptor
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
+def _lock(descriptor: int) -> bool:
     """Locks a file or a folder, and says whether there are locks here.
 
     Raises:
-        OSError: if another process has locked it, or it is gone.
+        BlockingIOError: if another process has locked it.
     """
-    if not locks.AVAILABLE:
-        yield False
-        return
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        has_locks = True
-        try:
-            locks.lock(descriptor)
-        except BlockingIOError:
-            raise
-        except OSError:  # Some file systems have no locks.
-            has_locks = False
-        yield has_locks
-    finally:
-        os.close(descriptor)
+        locks.lock(descriptor)
+    except BlockingIOError:
+        raise
+    except OSError:  # Some file systems have no locks.
+        return False
+    return True
 
 
 def _remove(path: Path) -> None:

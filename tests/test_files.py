@@ -74,31 +74,37 @@ def test_what_a_killed_process_left_is_removed(writer, tmp_path):
     assert not (tmp_path / "result").exists()
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Path, "touch"), (fcntl, "flock")])
+@pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
-    tmp_path, monkeypatch, owner, name
+    tmp_path, monkeypatch, kind
 ):
-    """Another process cleans up after a file is made, or after a folder is opened to be locked."""
-    do, cleaned = getattr(owner, name), []
+    """Another process cleans up after a file or a folder is made, before it is locked."""
+    lock, cleaned = fcntl.flock, []
 
-    def and_clean(*arguments, **options):
-        if owner is Path:
-            do(*arguments, **options)
+    def clean_and_lock(descriptor, flags):
         if not cleaned:
             cleaned.append(True)
             files.remove_leftovers(tmp_path)
             assert not hidden(tmp_path)
-        if owner is fcntl:
-            do(*arguments, **options)
+        lock(descriptor, flags)
 
-    monkeypatch.setattr(owner, name, and_clean)
-    if name == "touch":
+    monkeypatch.setattr(fcntl, "flock", clean_and_lock)
+    if kind == "file":
         files.write_text(tmp_path / "a", "whole")
     else:
         with files.new_folder(tmp_path / "a") as folder:
             (folder / "inside").touch()
     assert cleaned
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="says what is locked in /proc")
+def test_the_file_that_is_written_is_the_one_that_is_locked(tmp_path):
+    """On CIFS a locked file cannot be written through another descriptor: see flock(2)."""
+    with files.replacing(tmp_path / "a") as file:
+        assert "FLOCK" in Path(f"/proc/self/fdinfo/{file.fileno()}").read_text()
+        with pytest.raises(BlockingIOError), open(*tmp_path.glob(".*")) as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize("number", [errno.EBADF, errno.ENOLCK, errno.EINVAL])

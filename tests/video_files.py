@@ -54,13 +54,14 @@ def write(
     sound: Fraction | None = None,
     sound_codec: str = "aac",
     sound_rate: int = 44100,
+    silent: str | None = None,
     subtitle: str | None = None,
     options: dict[str, str] | None = None,
     muxer: str | None = None,
     images: bool = True,
     **tags: Any,
 ) -> Path:
-    """Writes a clip; `sound` is when 0.4 s of a tone start."""
+    """Writes a clip; `sound` is when 0.4 s of a tone start, `silent` the codec of no sound."""
     with av.open(str(path), "w", muxer, options=options or {}) as output:
         tick = 1 / rate if times is None else Fraction(1, 90000)
         quality = {"libx264": {"qp": "4"}, "libx265": {"x265-params": "log-level=none:qp=4"}}
@@ -74,6 +75,8 @@ def write(
                 video.set_display_matrix(display)
         if sound is not None:
             audio = output.add_stream(sound_codec, sound_rate)
+        if silent:
+            output.add_stream(silent, 48000)
         if subtitle:
             text = output.add_mux_stream("subrip")
         packets = []

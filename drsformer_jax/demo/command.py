@@ -59,7 +59,12 @@ class Demo:
             ) from error
         self.check_address()
         limits = Limits(self.max_megabytes, self.max_pixels, self.max_waiting)
-        serve(self._networks(), limits, self.host, self.port, share=self.share)
+        serve(self._networks(), limits, self._address, self.port, share=self.share)
+
+    @property
+    def _address(self) -> str:
+        """The host without the brackets that addresses of IPv6 have beside a port."""
+        return self.host.removeprefix("[").removesuffix("]")
 
     def _networks(self) -> dict[str, Restorer]:
         """The networks by the names that visitors see, which say nothing of this machine."""
@@ -75,9 +80,9 @@ class Demo:
 
     def check_address(self) -> None:
         """Raises InputError if no server can listen there."""
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        family = socket.AF_INET6 if ":" in self._address else socket.AF_INET
         try:
-            socket.create_server((self.host, self.port), family=family).close()
+            socket.create_server((self._address, self.port), family=family).close()
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "errno", None)
             said = os.strerror(reason) if reason and reason > 0 else "no such address"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gradio as gr
+import httpx
 import jax
 from fastapi import Depends, HTTPException, Request
 from gradio import processing_utils
@@ -70,7 +71,7 @@ def serve(
     Args:
         networks: by the names that visitors see; at least one.
         limits: what a visitor may ask for.
-        host: address of this machine.
+        host: address or name of this machine.
         port: a free one.
         share: whether Gradio's servers lead others to it.
 
@@ -116,7 +117,15 @@ async def _no_download(*_: Any, **__: Any) -> str:
     raise _error("an address was sent; expected an uploaded file")
 
 
+def _without_proxy(host: str) -> None:
+    """Lets Gradio ask its own server for a sign of life without a proxy of the environment."""
+    for name in ("NO_PROXY", "no_proxy"):
+        given = [each for each in [os.environ.get(name)] if each]
+        os.environ[name] = ",".join([*given, host, "localhost", "127.0.0.1", "::1"])
+
+
 def _launch(blocks: Any, limits: Limits, host: str, port: int, share: bool) -> None:
+    _without_proxy(host)
     processing_utils.async_ssrf_protected_download = _no_download  # There is no setting for it.
     # Gradio's own fonts come from Google.
     theme = gr.themes.Default(
@@ -124,7 +133,7 @@ def _launch(blocks: Any, limits: Limits, host: str, port: int, share: bool) -> N
     )
     try:
         _, local, public = blocks.launch(
-            server_name=host,
+            server_name=f"[{host}]" if ":" in host else host,
             server_port=port,
             share=share,
             max_file_size=limits.megabytes * 10**6,
@@ -141,7 +150,7 @@ def _launch(blocks: Any, limits: Limits, host: str, port: int, share: bool) -> N
             theme=theme,
             css=Path(__file__).with_suffix(".css").read_text(encoding="utf-8"),
         )
-    except OSError as error:
+    except (OSError, httpx.HTTPError) as error:
         raise InputError(f"{host} port {port} cannot be served ({error})") from error
     if share and not public:
         raise InputError("--share reached no server of Gradio; expected the internet")

@@ -46,7 +46,7 @@ class Export:
     step: int | None = None
     """Checkpoint of a training run; default: the best one."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """What the network computes in; default: as it was trained, for ONNX float32."""
+    """What the network computes in, which is float32 in ONNX; default: as it was trained."""
 
     def run(self) -> None:
         """Writes the file and says what it takes.

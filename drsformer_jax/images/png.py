@@ -55,8 +55,9 @@ def read_png(file: BinaryIO) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
 
 def read_at(file: BinaryIO, at: int, count: int) -> bytes:
     """Reads at most `count` bytes at a place."""
+    rest = max(0, file.seek(0, io.SEEK_END) - at)
     file.seek(at)
-    return file.read(count)
+    return file.read(min(count, rest))  # Damaged lengths would take as much memory.
 
 
 def _exif_in_text(text: bytes) -> bytes:

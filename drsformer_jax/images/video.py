@@ -50,8 +50,13 @@ VIDEO_EXTENSIONS = (
     *_CONTAINERS,
     *(".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".f4v"),
     *(".3gp", ".3g2", ".ogv", ".mxf"),
+    *(".264", ".h264", ".265", ".h265", ".hevc", ".m2v", ".mjpg", ".mjpeg"),
 )
 """What the names of videos end in; a video of another name is known by its content."""
+_RAW_STREAMS = {"h264", "hevc", "m4v", "mjpeg", "mpegvideo"}
+"""What libav calls files of nothing but frames, which have no duration either."""
+_LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1", "6.1", "7.1")
+"""Of sound with 1 to 8 channels."""
 
 _CONTAINER_DATA = {"major_brand", "minor_version", "compatible_brands", "encoder"}
 _MOST_ITEMS = 1000
@@ -62,16 +67,18 @@ def is_video(path: Path) -> bool:
     """Whether a file holds a video, by its content; by its name where the content says nothing."""
     if not path.is_file():
         return False
-    named = path.suffix.lower() in VIDEO_EXTENSIONS
+    extension = path.suffix.lower()
+    named = extension in VIDEO_EXTENSIONS
     with contextlib.suppress(InputError):
         image_size(path)
-        return False
+        return extension in (".mjpg", ".mjpeg")  # A JPEG image, or one after another.
     with contextlib.suppress(InputError), image_file(path) as file:
         if not named and format_of(file.read(32)):  # A damaged image, of which libav may read some.
             return False
     with contextlib.suppress(InputError), opened(path) as container:
         # libav reads images too, even broken ones, but gives no duration of them.
-        if container.duration is not None and videos_of(container):
+        lasts = container.duration is not None or container.format.name in _RAW_STREAMS
+        if lasts and videos_of(container):
             return True
     return named
 
@@ -255,6 +262,9 @@ class _Writer:
         # PyAV adds attachments to any file, and then fails to write it.
         matroska = self._output.format.name == "matroska"
         fits = stream.type in ("audio", "subtitle") or (matroska and stream.type == "attachment")
+        if stream.type == "audio" and not stream.rate:  # Nor could any container hold it.
+            self.notes[f"the {name} of the source is left out: it begins too late, or never"] = 1
+            return None
         try:
             if not fits:
                 raise ValueError(stream.type)
@@ -264,6 +274,9 @@ class _Writer:
                 raise _no_room(target, reader, name) from None
             self.notes[f"the {name} of the source is left out"] = 1
             return None
+        if stream.type == "audio" and stream.layout.name == f"{stream.channels} channels":
+            # AVI and Matroska do not say which, and MP4 finds that out at the very end.
+            copy.codec_context.layout = _LAYOUTS[min(stream.channels, len(_LAYOUTS)) - 1]
         copy.metadata.update(stream.metadata)
         copy.disposition = stream.disposition
         return copy

@@ -21,6 +21,8 @@ from drsformer_jax.errors import InputError, reason
 _UNSPECIFIED, _BT709, _SMPTE170M, _LIMITED, _FULL = 2, 1, 6, 1, 2
 MATRICES = {_BT709: 1, 4: 4, 5: 5, _SMPTE170M: 5, 7: 7, 9: 9}
 """Color matrices, by their numbers in ITU-T H.273, and the scaler's numbers for them."""
+_SECONDS, _BYTES = 60, 100_000_000
+"""How far libav looks for the first packets of each stream, which say what it is."""
 _HDR_DATA = {"MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DOVI_METADATA"}
 
 
@@ -54,11 +56,12 @@ def opened(source: Path) -> Iterator[Any]:
     av = import_av()
     # PyAV 19 has no such option, and hands metadata that is not UTF-8 on as it is.
     options = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    look = {"analyzeduration": str(_SECONDS * 10**6), "probesize": str(_BYTES)}
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(source, "rb", buffering=0))
             file.name = ""
-            container = stack.enter_context(av.open(file, "r", **options))
+            container = stack.enter_context(av.open(file, "r", options=look, **options))
         except (OSError, av.FFmpegError) as error:
             raise InputError(
                 f"{source} is no video that can be read ({error.strerror}); expected one"

@@ -8,6 +8,17 @@ import os
 os.environ.setdefault("VIPS_WARNING", "0")
 import pyvips
 
+
+def _text(message: object) -> str:
+    """A message of libvips, which may quote letters of a damaged file.
+
+    pyvips fails at letters that are not UTF-8, and keeps the message: each later call of any
+    operation would fail at it again.
+    """
+    return pyvips.ffi.string(message).decode("utf-8", "replace")
+
+
+pyvips.error._to_string = _text  # Of its exceptions alone; all else has a name of its own for it.
 # pyvips logs libvips' messages from libvips' own threads. Python's garbage collection, which may
 # run there, has aborted processes: JAX's objects cannot be freed in threads that are not Python's.
 pyvips._remove_log_handler()

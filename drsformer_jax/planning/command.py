@@ -18,17 +18,17 @@ from drsformer_jax.config.file import load_config
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import write_text
 from drsformer_jax.flags import check_unused, image_size
+from drsformer_jax.nn.functional import wide_types
 from drsformer_jax.planning import hlo_cost, programs
 from drsformer_jax.planning.exchanges import exchanged
 from drsformer_jax.planning.plan import bounds, whole_run
 from drsformer_jax.planning.programs import Slice, TooLarge
 from drsformer_jax.restoring.buckets import padded
+from drsformer_jax.restoring.restorer import STRIPS
 from drsformer_jax.sharding import batch_shards, check_batches, make_mesh
 from drsformer_jax.training.step import microbatches
 
 Row = dict[str, Any]
-STRIPS = (0, 512, 256, 128, 64, 32)
-"""Rows of the strips that restoring is tried in, at once first."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Plan:
     """v4, v5e, v5p or v6e with the shape of a slice (v5e:16x16, v5p:2x2x1), or h100, a100 or l4
     with a number of GPUs (h100:8)."""
     restore: str | None = None
-    """WIDTHxHEIGHT of an image: plan restoring it on one chip, in place of training."""
+    """WIDTHxHEIGHT of an image: plan restoring it on one chip, in place of training. The program is
+    that of derain, which estimates memory and may choose lower strips."""
     fsdp: int | None = None
     """Chips that parameters and optimizer state are sharded over; default: as configured."""
     rows: int | None = None
@@ -81,7 +82,8 @@ class Plan:
         config = self._configured(load_config(self.config))
         programs.prepare()
         chips = programs.find_slice(self.topology)
-        row = self._restoring(config, chips) if self.restore else self._training(config, chips)
+        with wide_types(config.model):
+            row = self._restoring(config, chips) if self.restore else self._training(config, chips)
         print(text(row))
         if self.json:
             write_text(self.json, json.dumps(row, indent=2) + "\n")
@@ -182,7 +184,7 @@ class Plan:
         one = replace(chips, devices=chips.devices[:1])
         mesh = make_mesh(MeshConfig(data=1), one.devices)
         row: Row = {}
-        for strip in STRIPS:
+        for strip in (0, *STRIPS):
             if strip >= height:
                 continue
             row = {

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s64": 8, "u64": 8}
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+_BYTES |= {"f64": 8, "s64": 8, "u64": 8}
 """Bytes of an element where they are not 4."""
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 """Type, sides and layout of an array in a shape."""

@@ -51,6 +51,8 @@ _MOVES = {
 """What an instruction that only moves data consists of."""
 _LIBRARY = re.compile(r'custom_call_target="__(?:cublas|cudnn)')
 """Products and convolutions that XLA for GPUs leaves to NVIDIA's libraries."""
+_BACKWARD = re.compile(r'custom_call_target="__cudnn\$convBackward(Input|Filter)"')
+"""Gradients of convolutions in cuDNN, whose text describes the convolution that they are of."""
 _SUMMED = re.compile(
     r'lhs_contracting_dims=\{([\d,]*)\}|"lhs_contracting_dimensions":\[([\d,"]*)\]'
 )
@@ -281,9 +283,16 @@ class _Count:
         labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.line)
         if not labels:
             raise ValueError(f"no dim_labels in {line.line!r}")
-        kernel_sides = dict(zip(labels[2], hlo.sides(shapes[line.operands[1]]), strict=True))
-        given = dict(zip(labels[1], hlo.sides(shapes[line.operands[0]]), strict=True))
-        made = dict(zip(labels[3], hlo.sides(line.shape), strict=True))
+        image, kernel = (shapes[operand] for operand in line.operands[:2])
+        result = line.shape
+        if backward := _BACKWARD.search(line.line):
+            if backward[1] == "Input":
+                image, result = result, image
+            else:
+                kernel, result = result, kernel
+        kernel_sides = dict(zip(labels[2], hlo.sides(kernel), strict=True))
+        given = dict(zip(labels[1], hlo.sides(image), strict=True))
+        made = dict(zip(labels[3], hlo.sides(result), strict=True))
         groups = re.search(r"batch_group_count=(\d+)", line.line)
         products = kernel_sides["i"] * made["f"] * given["b"] / int(groups[1] if groups else 1)
         window = hlo.window(line.line)

@@ -24,11 +24,12 @@ from jax.sharding import Mesh
 
 from drsformer_jax.config import ModelConfig, TrainConfig
 from drsformer_jax.errors import InputError, reason
-from drsformer_jax.nn.functional import abstract_params, apply
+from drsformer_jax.nn.functional import abstract_params
 from drsformer_jax.nn.rows import AT_ONCE, Strips
 from drsformer_jax.planning import bundles, hlo_cost
 from drsformer_jax.planning.chips import CHIPS, Chip
 from drsformer_jax.planning.exchanges import Exchange, exchanges
+from drsformer_jax.restoring.program import compiled_for
 from drsformer_jax.sharding import batch_sharding, replicated
 from drsformer_jax.training import TrainState, abstract_state, compiled_step
 
@@ -185,22 +186,26 @@ def train_step(
 
 
 def restoring(
-    config: ModelConfig, mesh: Mesh, height: int, width: int, strip: int = 0, batch: int = 1
+    config: ModelConfig, mesh: Mesh, height: int, width: int, strip: int = 0
 ) -> tuple[Function, tuple[Any, ...]]:
-    """The restoring program of one chip, and its abstract arguments.
+    """The program that `Restorer` runs for one image on one chip, and its abstract arguments.
 
     Args:
         config: the network.
         mesh: of the chip.
-        height: of the images, in pixels.
+        height: of the image, in pixels.
         width: likewise.
-        strip: rows of the strips that they are computed in; 0 for all at once.
-        batch: images.
+        strip: rows of the strips that it is computed in; 0 for all at once.
     """
-    x = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32)
-    arguments = everywhere((abstract_params(config), x), mesh)
+    arrays = (
+        abstract_params(config),
+        jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint16),
+        jax.ShapeDtypeStruct((1, 1, 1, 1), jnp.float32),
+        jax.ShapeDtypeStruct((1, 2), jnp.int32),
+    )
     rows = Strips(height=strip) if strip else AT_ONCE
-    return jax.jit(lambda params, x: apply(config, params, x, rows=rows)), arguments
+    function = compiled_for(mesh.devices.flat[0].platform)
+    return function, (config, rows, *everywhere(arrays, mesh))
 
 
 def everywhere(tree: Any, mesh: Mesh) -> Any:
@@ -226,7 +231,7 @@ def compiled(function: Function, arguments: tuple[Any, ...]) -> Compiled | TooLa
 
     Args:
         function: jitted.
-        arguments: abstract; a train state or the parameters first.
+        arguments: abstract; the first tree of arrays is a train state or the parameters.
     """
     lowered = function.lower(*arguments)
     start = time.perf_counter()
@@ -237,7 +242,7 @@ def compiled(function: Function, arguments: tuple[Any, ...]) -> Compiled | TooLa
     text, analysis = program.as_text() or "", program.memory_analysis()
     if analysis is None:
         raise RuntimeError("the compiler tells nothing of memory; expected it to")
-    state = arguments[0]
+    state = next(each for each in arguments if isinstance(each, TrainState | dict))
     params = bytes_of(state.params if isinstance(state, TrainState) else state)
     memory = Memory(
         parameters=params,

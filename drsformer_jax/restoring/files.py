@@ -106,6 +106,7 @@ def restore_files(
             results = (outcome for future in running for outcome in future.result())
             outcomes = _report(results, len(todo), alone=len(jobs) == 1)
         finally:
+            files.stop()
             pool.shutdown(cancel_futures=True)
     programs = restorer.programs - before
     failed = sum(outcome.error is not None for outcome in outcomes)
@@ -158,6 +159,11 @@ class _Files:
         self._quality = quality
         self._background = background
         self._computing = threading.Lock()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Lets no further batch be computed: threads that wait for their turn give it up."""
+        self._stopped.set()
 
     def restore(self, batch: _Batch) -> list[_Outcome]:
         """Restores the images of a batch together; one that fails spoils no other."""
@@ -173,6 +179,8 @@ class _Files:
                 outcomes[job] = _Outcome(job, error=InputError(line))
         try:
             with self._computing:
+                if self._stopped.is_set():
+                    return []
                 restored = self._restorer.batch(
                     [image.rgb for image in images.values()], batch.count
                 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import glob
 import itertools
 import os
@@ -167,20 +169,46 @@ def _check_file(output: Path, extension: str | None) -> None:
 
 def _check_outputs(jobs: Sequence[Job]) -> None:
     """Rejects jobs of which one would replace a source or what another one writes."""
-    sources = {_real(job.source) for job in jobs}
-    owners: dict[Path, Path] = {}
+    files = _Files()
+    sources = {files.of(job.source) for job in jobs}
+    owners: dict[str, Path] = {}
     for job in jobs:
         for path in job.outputs():
             check_extension(path)
-            if _real(path) in sources:
+            if files.of(path) in sources:
                 raise InputError(f"{path} is an input itself; expected another place")
-            other = owners.setdefault(_real(path), job.source)
+            other = owners.setdefault(files.of(path), job.source)
             if other != job.source:
                 raise InputError(
                     f"{other} and {job.source} would both be written to {path}; expected one"
                 )
-        if job.comparison is not None and _real(job.comparison) == _real(job.target):
+        if job.comparison is not None and files.of(job.comparison) == files.of(job.target):
             raise InputError(f"{job.target} is result and comparison; expected another --compare")
+
+
+class _Files:
+    """Tells whether two paths are one file, which need not exist."""
+
+    def __init__(self) -> None:
+        self.ignores_case = functools.cache(ignores_case)
+
+    def of(self, path: Path) -> str:
+        """The same text for all paths of one file."""
+        real = _real(path)
+        return str(real).casefold() if self.ignores_case(real.parent) else str(real)
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether names in a folder are one whatever the case of their letters, as on macOS."""
+    there = next((each for each in (folder, *folder.parents) if each.is_dir()), folder)
+    with contextlib.suppress(OSError):  # A folder that cannot be listed, a name that is not there.
+        with os.scandir(there) as entries:
+            inside = [Path(entry.path) for entry in itertools.islice(entries, 1)]
+        for path in (*inside, there):
+            changed = path.with_name(path.name.swapcase())
+            if changed != path:
+                return os.path.samefile(path, changed)
+    return False
 
 
 def _real(path: Path) -> Path:

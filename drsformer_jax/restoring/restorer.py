@@ -29,7 +29,7 @@ from drsformer_jax.sharding import gathered, least, replicate, rows_mesh
 
 _KINDS = (np.uint8, np.uint16)
 _OVERLAP = 64
-_STRIPS = (512, 256, 128, 64, 32, 16)
+STRIPS = (512, 256, 128, 64, 32, 16)
 """Heights of strips, in pixels. The lower they are the more rows are computed twice."""
 
 
@@ -171,7 +171,7 @@ class Restorer:
             shards = Shards(count=self._devices)
             if self._bytes(bucket, shards) <= self.memory:
                 return shards
-        for strip in _STRIPS:
+        for strip in STRIPS:
             if self._bytes(bucket, Strips(height=strip)) <= self.memory:
                 return Strips(height=strip)
         return None

@@ -30,8 +30,8 @@ class Convert:
     step: int | None = None
     """Checkpoint of a training run; default: the best one."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type that the weights are stored in; default: as they are. The 16-bit ones halve the file,
-    and are read back as the network's own type."""
+    """Type that the weights are stored in; default: the network's own, float32 for what comes from
+    PyTorch. The 16-bit ones halve the file, and are read back as the network's own type."""
 
     def run(self) -> None:
         """Reads, says which network it is, and writes.

@@ -142,8 +142,8 @@ def from_torch(
     """Builds the network from an official state dict; its `config` says which variant it is.
 
     Args:
-        state: official keys to arrays, channels first as PyTorch has them; or what holds such a
-            mapping, as `state_dict` reads it.
+        state: official keys to arrays or tensors of PyTorch, channels first as PyTorch has them; or
+            what holds such a mapping, as `state_dict` reads it.
         topk_fractions: those of a network that was trained with other than the published ones,
             which a state dict does not hold; default: those noted beside it, or the published ones.
 

@@ -108,7 +108,7 @@ def _cleaned(place: _Place) -> dict[str, Any]:
                 f"expected it once; {_SAVE}"
             )
         else:
-            state[official] = value
+            state[official] = _array(value)
     if ignored:
         warnings.warn(
             f"the checkpoint holds {len(ignored)} entries beside the network, which are ignored: "
@@ -116,6 +116,17 @@ def _cleaned(place: _Place) -> dict[str, Any]:
             stacklevel=2,
         )
     return state
+
+
+def _array(value: Any) -> Any:
+    """The array of a tensor that a running PyTorch holds, or what is an array already."""
+    if not hasattr(value, "detach"):
+        return value
+    tensor = value.detach().cpu()
+    try:
+        return tensor.numpy()
+    except TypeError:  # NumPy has no bfloat16.
+        return tensor.float().numpy()
 
 
 def _unwrapped(key: object) -> str:

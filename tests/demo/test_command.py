@@ -45,6 +45,15 @@ def test_taken_port_and_foreign_host_are_one_line_each():
             Demo(host="no.such.host.invalid", port=port).check_address()
 
 
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
+def test_addresses_of_ipv6_may_have_brackets(host):
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match="Address already in use"):
+            Demo(host=host, port=port).check_address()
+    Demo(host=host, port=port).check_address()
+
+
 @pytest.fixture
 def visits(tmp_path):
     (tmp_path / "example").mkdir()

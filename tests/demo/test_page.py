@@ -295,6 +295,23 @@ def test_files_are_deleted_when_the_visitor_leaves(visit, served, tmp_path):
     assert {name.partition("-")[0] for name in served.files()} == {"chelsea", "coffee"}
 
 
+def test_page_is_served_at_ipv6_and_beside_a_proxy(run, model, tmp_path):
+    """The proxy is none: whatever is sent there fails."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as free:
+        port = free.getsockname()[1]
+    proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    server = run.start(
+        *("drsformer", "demo", "--checkpoint", model, "--host", "::1", "--port", port),
+        environment={**run.environment, **proxy, "TMPDIR": str(tmp_path)},
+    )
+    with server:
+        assert server.stdout.readline() == f"the page is at http://[::1]:{port}/\n"
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        assert b"drsformer" in direct.open(f"http://[::1]:{port}/", timeout=60).read()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 143
+
+
 def test_taken_port_is_one_line(run, served):
     rejected(run("drsformer", "demo", "--port", served.port), "expected .* a free --port")
 

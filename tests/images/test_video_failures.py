@@ -52,6 +52,22 @@ def test_a_video_is_known_by_its_content(tmp_path, muxer):
     )
 
 
+@pytest.mark.parametrize(
+    ("codec", "muxer", "name"),
+    [
+        ("libx264", "h264", "a.bin"),
+        ("libx265", "hevc", "a.bin"),
+        ("mpeg2video", "mpeg2video", "a.bin"),
+        ("mjpeg", "mjpeg", "a.mjpeg"),  # Which is an image by its content.
+    ],
+)
+def test_a_stream_of_nothing_but_frames_is_a_video_too(tmp_path, codec, muxer, name):
+    kind = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    video_files.write(tmp_path / name, gray(), codec=codec, muxer=muxer, kind=kind)
+    assert video.is_video(tmp_path / name)
+    assert video.restore_video(tmp_path / name, tmp_path / "b.mp4", same, batch=5)[0] == 12
+
+
 def test_what_is_no_video(tmp_path, clip):
     write_image(tmp_path / "image.png", gray()[0])
     shutil.copy(tmp_path / "image.png", tmp_path / "image.mp4")
@@ -175,6 +191,24 @@ def test_sound_that_the_muxer_refuses_is_reported_before_anything_is_restored(tm
     with pytest.raises(InputError, match=r"b\.mov cannot hold the sound of .*a\.webm \(of a co"):
         video.restore_video(source, target, not_called, batch=2)
     assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize("source", ["a.avi", "a.mkv"])
+def test_sound_without_a_layout_of_its_channels_is_kept(tmp_path, source, suffix):
+    sound = {"sound": Fraction(0), "sound_codec": "pcm_s16le"}
+    clip = video_files.write(tmp_path / source, gray(), **sound)
+    target = tmp_path / f"b{suffix}"
+    assert video.restore_video(clip, target, same, batch=5) == (12, [])
+    assert b"".join(packets(target, "audio")) == b"".join(packets(clip, "audio"))
+
+
+def test_a_track_that_is_announced_and_never_comes_is_left_out_with_a_note(tmp_path):
+    sound = {"sound": Fraction(0), "sound_codec": "mp2", "silent": "ac3"}
+    clip = video_files.write(tmp_path / "a.ts", gray(), **sound)
+    count, notes = video.restore_video(clip, tmp_path / "b.mkv", same, batch=5)
+    assert (count, len(packets(tmp_path / "b.mkv", "audio"))) == (12, len(packets(clip, "audio")))
+    assert notes == ["the audio ac3 of the source is left out: it begins too late, or never"]
 
 
 def test_a_missing_encoder_is_reported_in_one_line(tmp_path, clip, monkeypatch):

@@ -170,3 +170,26 @@ def test_what_a_program_too_large_wants_is_read_from_the_message():
     message = "RESOURCE_EXHAUSTED: XLA:TPU ... Used 16.20G of 15.75G hbm. Exceeded by 461M."
     assert programs.wanted_bytes(message) == int(16.20 * 2**30)
     assert programs.wanted_bytes("RESOURCE_EXHAUSTED: else") is None
+
+
+def test_gradients_of_convolutions_in_cudnn_are_counted_as_the_convolution():
+    """Their text has the window and labels of the convolution that they are the gradient of."""
+
+    def counted(call, result, first, second):
+        return hlo_cost.cost(f"""
+HloModule convolution
+
+ENTRY %main (a: {first}, b: {second}) -> ({result}, u8[16]) {{
+  %a = {first} parameter(0)
+  %b = {second} parameter(1)
+  ROOT %c = ({result}, u8[16]{{0}}) custom-call(%a, %b), window={{size=3x3 pad=1_1x1_1}}, \
+dim_labels=bf01_oi01->bf01, custom_call_target="__cudnn$conv{call}"
+}}
+""").matrix_flops
+
+    image, kernel, result = "f32[4,96,64,64]", "f32[48,96,3,3]", "f32[4,48,64,64]"
+    # Products with the padding are not counted.
+    expected = 2 * 4 * 96 * 48 * (3 * 64 - 2) ** 2
+    assert counted("Forward", result, image, kernel) == expected
+    assert counted("BackwardInput", image, result, kernel) == expected
+    assert counted("BackwardFilter", kernel, image, result) == expected

@@ -6,15 +6,20 @@ import json
 import re
 from dataclasses import replace
 
+import jax
 import pytest
+from recipe import SMALL
 
-from drsformer_jax.config import TrainConfig
+from drsformer_jax.config import MeshConfig, TrainConfig
 from drsformer_jax.errors import InputError
-from drsformer_jax.planning import command, exchanges, plan, programs
+from drsformer_jax.planning import command, exchanges, hlo, plan, programs
 from drsformer_jax.planning.chips import CHIPS
 from drsformer_jax.planning.exchanges import Exchange
 from drsformer_jax.planning.hlo import group
 from drsformer_jax.planning.hlo_cost import Cost
+from drsformer_jax.restoring.program import compiled_for
+from drsformer_jax.scoring.complexity import parameters
+from drsformer_jax.sharding import make_mesh
 
 AXES = {"data": 4, "fsdp": 2, "rows": 3}
 
@@ -271,6 +276,40 @@ def test_large_images_are_planned_in_the_largest_strips_that_fit(
     assert "in strips of 256 rows" in out
     assert "0.50 at 50% of that bound (projected)" in out
     assert "pairs to read" not in out
+
+
+@pytest.mark.parametrize("strip", [0, 16])
+def test_restoring_is_planned_by_the_program_that_restores(strip):
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    function, arguments = programs.restoring(SMALL, mesh, 64, 48, strip)
+    assert function is compiled_for("cpu")
+    found = programs.compiled(function, arguments)
+    assert found.memory.parameters == 4 * parameters(SMALL)
+    assert found.memory.optimizer == 0
+    # 16 bits in and out, the size, and the largest value.
+    assert found.memory.images == 2 * (64 * 48 * 3 * 2) + 2 * 4 + 4
+
+
+def test_networks_of_float64_are_planned_in_float64(recipe, chips, monkeypatch, tmp_path):
+    recipe.write_text(
+        recipe.read_text()
+        .replace(
+            "PRESETS['tiny']", "replace(PRESETS['tiny'], dtype='float64', param_dtype='float64')"
+        )
+        .replace("from drsformer_jax", "from dataclasses import replace\nfrom drsformer_jax", 1)
+    )
+    wide = []
+
+    def compile_nothing(function, arguments):
+        wide.append(jax.numpy.zeros((), "float64").dtype)
+        return compiled(hbm_bytes=819e9)
+
+    monkeypatch.setattr(programs, "compiled", compile_nothing)
+    command.Plan(recipe, "v5e:1x2").run()
+    monkeypatch.setattr(programs, "restoring", lambda *arguments: (None, None))
+    command.Plan(recipe, "v5e:1x2", restore="64x64").run()
+    assert wide == ["float64", "float64"]
+    assert hlo.size("(f64[3,2]{1,0}, f32[5]{0})") == (6 * 8 + 5 * 4, 6 * 8 + 5 * 4)
 
 
 def test_global_batch_changes_the_stages_in_proportion(recipe, chips, tmp_path):

@@ -183,6 +183,30 @@ def test_files_beyond_memory_are_reported_and_the_rest_goes_on(
     assert re.search(r"^error: .*2\.bmp is no .*1,099,511,627,776 bytes exceed", printed, re.M)
 
 
+def test_images_that_wait_are_not_computed_after_the_run_was_stopped(
+    restorer, tmp_path, monkeypatch
+):
+    images(tmp_path / "in", *(f"{index}.png" for index in range(6)))
+    stop, stopped, computed = files._Files.stop, threading.Event(), []
+
+    def load(path: Path) -> LoadedImage:
+        assert stopped.wait(60)
+        return load_image(path)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files._Files, "stop", lambda self: (stop(self), stopped.set()))
+    monkeypatch.setattr(files, "load_image", load)
+    monkeypatch.setattr(files, "_report", interrupt)
+    monkeypatch.setattr(restorer, "batch", lambda *images: computed.append(images))
+    found = plan_jobs([tmp_path / "in"], tmp_path / "out")[0]
+    with pytest.raises(KeyboardInterrupt):
+        restore_files(found, restorer, workers=3)
+    assert not computed
+    assert not (tmp_path / "out").exists()
+
+
 def test_lines_about_files_whose_names_hold_line_breaks_are_single(restorer, tmp_path, capsys):
     images(tmp_path / "in", "1.png")
     (tmp_path / "in" / "a\nb.png").write_text("no image")

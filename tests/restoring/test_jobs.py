@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -12,8 +13,9 @@ import pytest
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.formats import FORMATS
 from drsformer_jax.images.pixels import write_image
+from drsformer_jax.restoring import jobs
 from drsformer_jax.restoring.command import Derain
-from drsformer_jax.restoring.jobs import Job, plan_jobs
+from drsformer_jax.restoring.jobs import Job, ignores_case, plan_jobs
 
 
 def images(folder: Path, *names: str) -> Path:
@@ -224,6 +226,40 @@ def test_impossible_places_are_reported_in_one_line(tmp_path, inputs, output, fl
     with pytest.raises(InputError, match=message) as error:
         plan_jobs([tmp_path / each for each in inputs], tmp_path / output, **flags)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "flags", "message"),
+    [
+        (["Photos"], "photos", {}, r"photos/a\.png is an input itself"),
+        (["Photos/a.png"], "photos/A.PNG", {}, r"A\.PNG is an input itself"),
+        (["two"], "out", {"extension": ".png"}, r"IMG\.jpg and .*img\.png would both be written"),
+        (["two"], "out", {"compare": "OUT"}, r"OUT/.* is result and comparison|is result and comp"),
+    ],
+)
+def test_names_that_differ_in_case_are_one_file_where_the_disk_says_so(
+    tmp_path, monkeypatch, inputs, output, flags, message
+):
+    images(tmp_path, "Photos/a.png", "two/IMG.jpg", "two/img.png")
+    flags = {name: tmp_path / flag if name == "compare" else flag for name, flag in flags.items()}
+    arguments = [tmp_path / each for each in inputs], tmp_path / output
+    assert plan_jobs(*arguments, **flags)
+    monkeypatch.setattr(jobs, "ignores_case", lambda folder: True)
+    with pytest.raises(InputError, match=message):
+        plan_jobs(*arguments, **flags)
+
+
+def test_a_folder_is_asked_whether_it_ignores_case(tmp_path, monkeypatch):
+    images(tmp_path, "in/a.png")
+    monkeypatch.setattr(
+        os.path, "samefile", lambda *paths: len({*map(str.lower, map(str, paths))}) == 1
+    )
+    assert ignores_case(tmp_path / "in")
+    assert ignores_case(tmp_path / "in" / "new" / "deeper")
+    monkeypatch.undo()
+    if sys.platform == "linux":
+        assert not ignores_case(tmp_path / "in")
+        assert not ignores_case(tmp_path / "in" / "new" / "deeper")
 
 
 def test_every_format_that_can_be_written_can_be_asked_for():

@@ -248,6 +248,16 @@ def test_a_built_dataset_says_which_benchmark_it_is(place, program, data, protoc
     assert found == protocol or found == ("did_ddn" if expected == "DID-Data" else "rain200_spa")
 
 
+def test_a_run_in_a_bucket_keeps_its_address_in_the_scores(place, program):
+    run, command = Path("gs://bucket/runs/a"), program.Command(target=Path("data/target"))
+    work = program.Work("checkpoint", run, 0, iter(()), ())
+    assert program.described(work, command)["checkpoint"] == "gs://bucket/runs/a"
+    assert program.default_output(work, "Rain100L") == Path("evaluation/a/Rain100L")
+    flags = {"target": Path("data/target"), "checkpoint": run, "data_dir": Path("gs://bucket/d")}
+    with pytest.raises(InputError, match="--data-dir is gs://bucket/d without a dataset"):
+        program.check_flags(program.Command(**flags))
+
+
 def test_the_dataset_decides_on_the_protocol(place, score):
     arguments = {"restored": Path("restored"), "target": Path("data/target"), "output": Path("out")}
     for asked in (None, "did_ddn"):

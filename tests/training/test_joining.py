@@ -134,6 +134,13 @@ def did_not_come(numbers, address, seconds):
     )
 
 
+def test_open_mpi_5_tells_each_process_its_share_and_no_more():
+    environment = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}
+    assert share(None, None, environment) == (1, 4)
+    assert share(None, None, {**environment, **SLURM}) == (1, 4)  # mpirun in a job of Slurm.
+    assert find_cluster(environment) is None
+
+
 def test_a_process_says_that_the_first_is_missing_and_ends_with_one_line():
     address = free_address()
     port = {"JAX_COORDINATOR_PORT": address.partition(":")[2]}

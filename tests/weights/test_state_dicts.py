@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from drsformer_jax import weights
 from drsformer_jax.errors import InputError
@@ -120,6 +121,18 @@ def test_network_is_found_under_any_top_key(top, module, network, tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"epoch": 3, top: module.state_dict()}, tmp_path / "net.pth")
     assert_loaded(tmp_path / "net.pth", network)
+
+
+def test_tensors_of_a_running_torch_are_arrays(module, network):
+    torch = pytest.importorskip("torch")
+    config, params = network
+    for state in (module.state_dict(), {"params": dict(module.named_parameters())}):
+        found = weights.from_torch(state)
+        assert found.config.architecture() == config.architecture()
+        jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(found)), params)
+    half = {key: value.to(torch.bfloat16) for key, value in module.state_dict().items()}
+    expected = {key: value.float().numpy() for key, value in half.items()}
+    jax.tree.map(np.testing.assert_array_equal, state_dict(half), expected)
 
 
 class Options(dict):

@@ -32,7 +32,13 @@ from drsformer_jax.config import TrainConfig
 from drsformer_jax.config.file import changes, changes_learning, load_config
 from drsformer_jax.data.pairs import Pairs
 from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
-from drsformer_jax.data.sources import Source, cached, find_training, open_validation
+from drsformer_jax.data.sources import (
+    Source,
+    cached,
+    find_training,
+    open_validation,
+    uncached,
+)
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import local, parse
 from drsformer_jax.metrics import cpu_device
@@ -137,7 +143,7 @@ def opened(command: Command) -> Iterator[tuple[Training, TrainState]]:
         What the run works with, and the train state that it starts from.
     """
     config = command.train
-    profile = Profile(command.profile)
+    profile = Profile(command.profile, enabled=processes.is_first())
     mesh = make_mesh(config.mesh)
     check_batches(config.data, mesh)
     cache = config.data.cache_dir
@@ -150,8 +156,14 @@ def opened(command: Command) -> Iterator[tuple[Training, TrainState]]:
         processes.check_shared(command.workdir, "--workdir")
     with Stop() as stop, Run(command.workdir, config.keep_checkpoints) as run:
         state = initial_state(command, run, mesh)
-        with stop.suspended():  # It may take hours, so it comes last, and a signal ends it.
-            sources = cached(found, config.data)
+        if stop.asked():
+            sources = uncached(found, config.data)  # Of which no step will read.
+        else:
+            with stop.suspended():  # It may take hours, so it comes last, and a signal ends it.
+                sources = cached(found, config.data)
+        # Machines have caches of their own, which take one longer than another.
+        waits_for("the caches of the other processes", limited=False)
+        processes.check_equal(repr([len(each.pairs) for each in sources]), "the number of pairs")
         start = int(state.step)
         announce(command, run, state, sources, validation)
         run.begin(config, start)
@@ -234,11 +246,12 @@ def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | Non
                 values = checked(config, *unchecked.popleft())
             if logging:
                 training.writer.scalars(step, progress.log(step, values))
-                # The file for TensorBoard, which has all images, goes with the scores.
+                # The file for TensorBoard, which has all images, goes with checkpoints.
                 run.push(without="tensorboard")
             if saving:
                 waits_for(f"the checkpoint of step {step}")
                 run.save(config, state)
+                run.push()
                 if evaluating and not stopping:
                     found = validate(training, state)
                     scored = found if step == config.steps else None

@@ -35,6 +35,11 @@ def reason(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is XLA's of a device whose memory is too small."""
+    return isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
 def check_device(devices: Callable[[], object]) -> None:
     """Rejects a JAX that finds none of the requested devices.
 

@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             # CIFS lets a locked file be written through nothing but what has locked it. Closing the
             # copy, as network file systems need, says what could not be written.
             copy = os.dup(descriptor) if locks.AVAILABLE else descriptor
-            with open(copy, "wb") as file:
+            with open(temporary, "wb", opener=lambda *_: copy) as file:
                 yield file
             os.replace(temporary, path)
     except OSError as error:

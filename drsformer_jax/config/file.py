@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -154,7 +155,7 @@ def changes_learning(name: str) -> bool:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Runs get_config() of a Python file.
+    """Runs get_config() of a Python file; `~/` at the start of a text is the home folder.
 
     Raises:
         InputError: if there is no such file, it fails (names its line), or gives something else.
@@ -177,7 +178,19 @@ def load_config(path: Path) -> TrainConfig:
         ) from error
     if not isinstance(config, TrainConfig):
         raise InputError(f"get_config() of {path} returns {config!r}; expected a TrainConfig")
-    return config
+    return _expanded(config)
+
+
+def _expanded(value: Any) -> Any:
+    """The value with the home folder in place of `~/`, as flags have it."""
+    if isinstance(value, str) and value.startswith("~/"):
+        return os.path.expanduser(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+        return dataclasses.replace(value, **{name: _expanded(each) for name, each in found.items()})
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    return value
 
 
 def _line(path: Path, error: Exception) -> str:

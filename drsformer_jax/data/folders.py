@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,19 +17,32 @@ _NAMED = 3
 """Left out files that a message names."""
 
 
-def find_images(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:
+def find_images(
+    folder: str | os.PathLike[str], *, nested: bool = False, telling: bool = False
+) -> list[Path]:
     """Lists a folder's image files, recognized by their extension, with 2.png before 10.png.
 
     Hidden files and folders are left out, and so are subfolders unless `nested` is set. Links to
     files are followed, links to folders are not.
 
+    Args:
+        folder: the folder.
+        nested: whether images of subfolders are among them.
+        telling: whether to warn of what is not hidden and left out all the same.
+
     Raises:
         InputError: if the folder is missing, is a file or has no image.
         OSError: if a folder cannot be read.
     """
-    images, left_out = scan_folder(folder, nested=nested)
+    images, left_out = scan_folder(folder, nested=nested or telling)
+    if telling and not nested:
+        below = [path for path in images if path.parent != Path(folder)]
+        images = [path for path in images if path.parent == Path(folder)]
+        left_out = natural_order([*left_out, *below])
     if not images:
         raise no_image_in(folder, left_out)
+    if telling and left_out:
+        warnings.warn(f"of {folder} {describe_left_out(left_out)}", stacklevel=2)
     return images
 
 
@@ -140,7 +154,7 @@ def find_pairs_in(
             inputs have one name, `match` is invalid or finds nothing in a name, or every image
             is its own partner: one folder is given as both, perhaps by a link.
     """
-    inputs, targets = find_images(input_dir), find_images(target_dir)
+    inputs, targets = (find_images(folder, telling=True) for folder in (input_dir, target_dir))
     if match is not None and os.path.samefile(input_dir, target_dir):
         inputs, targets = _rain_and_norain(inputs)
     names: dict[str, Path] = {}

@@ -82,6 +82,12 @@ def cached(found: Sequence[StoredPairs], config: DataConfig) -> list[Source]:
     return sources
 
 
+def uncached(found: Sequence[StoredPairs], config: DataConfig) -> list[Source]:
+    """The same without a cache."""
+    named = zip(found, config.named(), strict=True)
+    return [Source(pairs, weight) for pairs, (_, weight) in named]
+
+
 def open_validation(config: DataConfig, seed: int) -> Pairs:
     """Opens the pairs to validate on; raises as `open_pairs`."""
     pairs = open_pairs(config.validation, "validation", config, seed)

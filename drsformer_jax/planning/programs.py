@@ -23,7 +23,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from drsformer_jax.config import ModelConfig, TrainConfig
-from drsformer_jax.errors import InputError, reason
+from drsformer_jax.errors import InputError, is_out_of_memory, reason
 from drsformer_jax.nn.functional import abstract_params
 from drsformer_jax.nn.rows import AT_ONCE, Strips
 from drsformer_jax.planning import bundles, hlo_cost
@@ -221,7 +221,7 @@ def try_compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled | TooLarge:
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return TooLarge(wanted_bytes(str(error)))
 

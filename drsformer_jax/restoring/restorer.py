@@ -16,7 +16,7 @@ import numpy as np
 
 from drsformer_jax import weights
 from drsformer_jax.config import SIZE_MULTIPLE, DType, Kernels, ModelConfig
-from drsformer_jax.errors import InputError, check_device
+from drsformer_jax.errors import InputError, check_device, is_out_of_memory
 from drsformer_jax.images.pixels import to_8_bits
 from drsformer_jax.nn.functional import Params, wide_types
 from drsformer_jax.nn.rows import AT_ONCE, MAX_HALO, Rows, Shards, Strips
@@ -280,7 +280,7 @@ class Restorer:
             try:
                 restored += self._run(bucket, rows, images[len(restored) :][:group], group)
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
-                if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                if not isinstance(error, MemoryError) and not is_out_of_memory(error):
                     raise
                 if self._devices > jax.local_device_count():
                     raise  # The other processes do not try again, nor know of less memory.

@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from drsformer_jax import locks, remote
 from drsformer_jax.config import ModelConfig, TrainConfig
 from drsformer_jax.config.file import CONFIG_FILE, from_dict, read_config, to_dict, write_config
-from drsformer_jax.errors import InputError
+from drsformer_jax.errors import InputError, is_out_of_memory
 from drsformer_jax.files import remove_leftovers
 from drsformer_jax.nn.functional import Params, abstract_params, wide_types
 from drsformer_jax.training.orbax_quirks import (
@@ -266,6 +266,8 @@ class Run:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore let out errors of many kinds
+            if is_out_of_memory(error):
+                raise
             raise InputError(
                 f"checkpoint {step} of {self.name} cannot be read ({system_reason(error)}); "
                 "expected a whole one; another step may be"
@@ -279,6 +281,8 @@ class Run:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore let out errors of many kinds
+            if is_out_of_memory(error):
+                raise
             # Not `steps`: the manager lists the one that failed, and not those it was to replace.
             whole = _whole(self._checkpoints)
             raise InputError(

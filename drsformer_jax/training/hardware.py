@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import psutil
 
-from drsformer_jax.errors import InputError, reason
+from drsformer_jax.errors import InputError, is_out_of_memory, reason
 
 _PEAK_TERAFLOPS = {
     # Google Cloud's pages "TPU v2" to "TPU7x", for a chip. Halved for v2, v3 and 7x, where each of
@@ -94,10 +94,10 @@ def memory_in_one_line() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise InputError(
             f"the run does not fit into the memory of the devices ({reason(error)}); expected a "
-            "smaller --mesh.device-batch, --model.remat True, smaller crops or validation images, "
-            "or more devices (drsformer plan finds what fits)"
+            "smaller --mesh.device-batch, --model.remat, smaller crops or validation images, or "
+            "more devices (drsformer plan finds what fits)"
         ) from error

@@ -219,13 +219,10 @@ class Stop:
     """Turns SIGTERM and Ctrl-C into a request to stop, which all processes see at the same call.
 
     A second Ctrl-C interrupts at once.
-
-    Attributes:
-        stopped: whether `asked` has said so.
     """
 
     def __init__(self) -> None:
-        self.stopped = self._requested = self._interrupted = False
+        self._stopped = self._requested = self._interrupted = False
         self._calls = 0
         self._old: dict[int, Any] = {}
 
@@ -239,14 +236,17 @@ class Stop:
         if jax.process_count() > 1:
             # SIGTERM, which announces preemption too, reaches all of them through one: JAX tells
             # them at the first call that none of them has made yet.
-            self.stopped |= multihost.reached_preemption(self._calls)
+            self._stopped |= multihost.reached_preemption(self._calls)
         else:
-            self.stopped |= self._requested
-        return self.stopped
+            self._stopped |= self._requested
+        return self._stopped
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Lets signals end the program, as they would without a stop, while the block runs."""
+        """Lets signals end the program, as they would without a stop, while the block runs.
+
+        In a run of several processes SIGTERM stays with JAX, and acts after it.
+        """
         self.__exit__()
         try:
             yield

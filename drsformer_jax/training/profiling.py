@@ -16,16 +16,19 @@ class Profile:
 
     Args:
         steps: the first and the last step, as in 10:12; None for no trace.
+        enabled: whether to trace at all; only the first of a run's processes does, since those of
+            one machine would write one file.
 
     Raises:
         InputError: if `steps` is not a range.
     """
 
-    def __init__(self, steps: str | None) -> None:
+    def __init__(self, steps: str | None, enabled: bool = True) -> None:
         match = re.fullmatch(r"(\d+):(\d+)", steps or "0:0")
         self._first, self._last = map(int, match.groups()) if match else (0, -1)
         if self._first > self._last or (steps and not self._first):
             raise InputError(f"--profile is {steps}; expected FROM:TO, two steps such as 10:12")
+        self._enabled = enabled
         self._runs = False
 
     def misses(self, start: int, end: int) -> bool:
@@ -34,7 +37,7 @@ class Profile:
 
     def before(self, step: int, folder: Path) -> None:
         """Call it before a step begins, with the folder for the trace."""
-        if self._first <= step <= self._last and not self._runs:
+        if self._enabled and self._first <= step <= self._last and not self._runs:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # It hooks threads that end meanwhile: it can crash.
             jax.profiler.start_trace(str(folder), profiler_options=options)

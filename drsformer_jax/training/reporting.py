@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from drsformer_jax.errors import one_line
 from drsformer_jax.files import write_text
+from drsformer_jax.training import processes
 from drsformer_jax.training.hardware import memory_mib
 
 if TYPE_CHECKING:
@@ -131,13 +133,16 @@ class Progress:
             The metrics, and since the last call: throughput as `images_per_second` and
             `flops_per_second`, `mfu` (model FLOPs utilization, the fraction of the peak; only if
             the peak is known), and `data_wait`, the fraction of the time spent waiting for
-            batches. Also the figures of `memory_mib`, and `skipped_pairs` since the start.
+            batches, in the process that waited longest. Also the figures of `memory_mib`, and
+            `skipped_pairs` of all processes since the start. All processes call it together.
         """
         seconds = time.monotonic() - self._since
+        own = np.array([[self._data_wait / seconds, float(self._skipped)]])
+        waits, skipped = processes.in_order(own, jax.process_count()).T
         throughput = {
             "images_per_second": self._images / seconds,
             "flops_per_second": self._flops / seconds,
-            "data_wait": self._data_wait / seconds,
+            "data_wait": float(waits.max()),
         }
         if self._peak_flops is not None:
             throughput["mfu"] = throughput["flops_per_second"] / self._peak_flops
@@ -148,7 +153,7 @@ class Progress:
                 left = (self._total - step) * seconds / self._steps
                 print(f"step {step}/{self._total}: {text}, {left / 60:.0f} min left", flush=True)
         self.resume()
-        return {**values, **throughput, **memory_mib(), "skipped_pairs": self._skipped}
+        return {**values, **throughput, **memory_mib(), "skipped_pairs": int(skipped.sum())}
 
     def resume(self) -> None:
         """Restarts the measurement of throughput, after an evaluation or a checkpoint."""

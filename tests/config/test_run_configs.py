@@ -21,7 +21,7 @@ from programs import Programs, rejected
 from steps import OFFICIAL_RATES
 
 from drsformer_jax.config import PRESETS, OptimConfig, TrainConfig
-from drsformer_jax.config.file import read_config, to_dict
+from drsformer_jax.config.file import load_config, read_config, to_dict
 from drsformer_jax.data.layouts import DATASETS
 from drsformer_jax.nn.functional import abstract_params
 from drsformer_jax.scoring import published
@@ -309,6 +309,22 @@ def test_result_of_an_arm_is_read_from_what_train_py_leaves(trained):
     said = f"step {config.steps}: validation PSNR {found.psnr:.2f} dB, SSIM {found.ssim:.4f} "
     assert said in printed
     assert found.config == json.loads(json.dumps(to_dict(config)))
+
+
+def test_paths_of_a_configuration_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from drsformer_jax.config import DataConfig, TrainConfig\n"
+        "def get_config():\n"
+        "    data = DataConfig(cache_dir='~/cache', validation='~user', "
+        "sources=(('~/pairs', 1.0), ('rain200l', 0.5)))\n"
+        "    return TrainConfig(data=data, init_from='~/net.pth')\n"
+    )
+    config, home = load_config(path), tmp_path / "home"
+    assert config.data.cache_dir == str(home / "cache")
+    assert config.data.sources == ((str(home / "pairs"), 1.0), ("rain200l", 0.5))
+    assert (config.data.validation, config.init_from) == ("~user", str(home / "net.pth"))
 
 
 def test_figures_of_the_ablation_are_those_of_the_reference_material(shared):

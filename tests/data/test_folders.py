@@ -74,6 +74,19 @@ def test_what_is_left_out_is_described_in_one_line(tmp_path):
     assert [path.name for path in left_out] == ["2.heic", "10.svg", "broken.png"]
 
 
+def test_what_pairs_leave_out_is_told(tmp_path):
+    touch(tmp_path / "input", "1.png", "4.heic", ".hidden")
+    touch(tmp_path / "input" / "more", "2.png")
+    touch(tmp_path / "target", "1.png")
+    expected = rf"^of {tmp_path / 'input'} 2 files are left out: 4\.heic, 2\.png$"
+    with pytest.warns(UserWarning, match=expected) as told:
+        (pair,) = folders.find_pairs(tmp_path)
+    assert (pair[0], len(told)) == ("1.png", 1)
+    (tmp_path / "input" / "1.png").unlink()
+    with pytest.raises(InputError, match=r"input holds no image \(2 files are left out: 4\.heic"):
+        folders.find_pairs(tmp_path)
+
+
 def test_pairs_have_equal_names_in_natural_order(tmp_path):
     touch(tmp_path / "input", "10.png", "9.png")
     touch(tmp_path / "target", "9.png", "10.png")

@@ -9,7 +9,7 @@ import pytest
 
 from drsformer_jax.data.synthetic import PHOTOGRAPHS, photographs
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.pixels import read_image
+from drsformer_jax.images.pixels import read_image, write_image
 
 
 def touched(folder, *names):
@@ -59,10 +59,19 @@ def test_the_last_fifth_of_a_folder_is_for_validation(tmp_path, count, held_out)
     assert len(validation) == held_out
 
 
+def test_photographs_in_subfolders_are_left_out_and_told(tmp_path):
+    for name in ("a.png", "b.png", "city/c.png"):
+        write_image(tmp_path / name, np.zeros((4, 4, 3), np.uint8))
+    with pytest.warns(UserWarning, match=r"1 file is left out: c\.png$"):
+        train, validation = photographs(tmp_path)
+    assert [each.name for each in (*train, *validation)] == ["a", "b"]
+
+
 def test_a_folder_of_train_and_validation_is_split_by_those(tmp_path):
     touched(tmp_path, "train/10.png", "train/2.jpg", "validation/1.webp", "validation/3.png")
     touched(tmp_path, "outside.png", "train/notes.txt", "train/deeper/4.png")
-    train, validation = photographs(tmp_path)
+    with pytest.warns(UserWarning, match=r"train 2 files are left out: 4\.png, notes\.txt$"):
+        train, validation = photographs(tmp_path)
     assert names_of(train) == ["2.jpg", "10.png"]
     assert names_of(validation) == ["1.webp", "3.png"]
     assert train[0].path.parent == tmp_path / "train"
@@ -71,7 +80,8 @@ def test_a_folder_of_train_and_validation_is_split_by_those(tmp_path):
 @pytest.mark.parametrize("part", ["train", "validation"])
 def test_one_of_the_two_folders_alone_is_no_split(tmp_path, part):
     touched(tmp_path, f"{part}/9.png", "1.png", "2.png")
-    train, validation = photographs(tmp_path)
+    with pytest.warns(UserWarning, match=r"1 file is left out: 9\.png$"):
+        train, validation = photographs(tmp_path)
     assert names_of(train) + names_of(validation) == ["1.png", "2.png"]
 
 

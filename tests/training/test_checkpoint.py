@@ -190,6 +190,16 @@ def test_scores_that_are_not_finite_are_json_and_never_the_best(copy):
         assert run.best_step() == 2
 
 
+def test_memory_that_is_too_small_is_no_damaged_checkpoint(three, monkeypatch):
+    def restore(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    with Run(three, keep=None) as run:
+        monkeypatch.setattr(run._manager, "restore", restore)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+            run.restore(2, like(state_at(2)))
+
+
 def test_checkpoint_of_a_newer_version_is_named(copy):
     (path,) = (copy / "checkpoints" / "4").glob("run/*metadata*")
     content = json.loads(path.read_text())

@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from drsformer_jax.training import reporting
+from drsformer_jax.training import processes, reporting
+from drsformer_jax.training.profiling import Profile
 from drsformer_jax.training.reporting import MetricsWriter, Progress, read_metrics
 
 VALUES = {"loss": 0.25, "learning_rate": 3e-4}
@@ -157,6 +158,26 @@ def test_a_skipped_pair_is_named_once_and_counted_always(clock, capsys):
         clock.now += 1
         assert progress.log(2, VALUES)["skipped_pairs"] == 3
     assert capsys.readouterr().out.startswith("skipped: a.png\nskipped: b\\n.png\nstep 2/3")
+
+
+def test_all_processes_are_counted_and_the_longest_wait(clock, monkeypatch):
+    """Of three, in the order of their numbers."""
+    monkeypatch.setattr(
+        processes, "in_order", lambda own, total: np.array([[0.1, 2.0], *own, [0.75, 0.0]])
+    )
+    with Progress(0, 3) as progress:
+        progress.update(1, 1.0, 0.5, ["a.png"])
+        clock.now += 1
+        values = progress.log(1, VALUES)
+    assert (values["data_wait"], values["skipped_pairs"]) == (0.75, 3)
+
+
+def test_one_process_of_a_run_writes_the_trace(tmp_path):
+    profile = Profile("1:2", enabled=False)
+    with profile:
+        profile.before(1, tmp_path)
+        profile.after(2, None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_processes_show_what_they_skip_alone_and_write_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import signal
 import types
 from pathlib import Path
@@ -145,6 +146,15 @@ def test_memory_of_a_device_that_is_too_small_is_reported_in_one_line():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
+def test_the_flags_that_save_memory_are_taken(monkeypatch):
+    with pytest.raises(InputError) as error, memory_in_one_line():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    flags = re.findall(r"--[\w.-]+", str(error.value))
+    assert flags == ["--mesh.device-batch", "--model.remat"]
+    config = train.parse_command([flags[0], "2", flags[1]]).train
+    assert (config.mesh.device_batch, config.model.remat) == (2, True)
+
+
 @pytest.mark.parametrize("train_on", ["pairs", "sources", "synthetic"])
 def test_older_runs_go_on_unless_they_train_on_rain_that_has_changed(train_on):
     """Fields of rain that older versions did not have stop no run on other pairs."""
@@ -178,3 +188,19 @@ def test_signals_end_a_program_that_writes_its_cache_and_the_run_is_free_again(
     assert handlers == [signal.getsignal(signal.SIGTERM)]
     with Run(tmp_path, keep=1):
         pass
+
+
+def test_a_signal_before_the_cache_is_written_leaves_it_out(monkeypatch, tmp_path):
+    state = train.initial_state
+
+    def interrupted(*arguments: object) -> object:
+        signal.raise_signal(signal.SIGTERM)
+        return state(*arguments)
+
+    monkeypatch.setattr(train, "initial_state", interrupted)
+    monkeypatch.setattr(train, "cached", lambda *_: pytest.fail("the cache is written"))
+    config = dataclasses.replace(CONFIG, data=DataConfig(crop_size=16, rains=1))
+    asked = dataclasses.replace(command(config), workdir=tmp_path)
+    with train.opened(asked) as (training, _):
+        assert training.stop.asked()
+        assert len(training.sources) == 1

@@ -57,11 +57,11 @@ def photographs(source: str | os.PathLike[str]) -> tuple[list[Photograph], list[
         )
     elif all((Path(source) / part).is_dir() for part in ("train", "validation")):
         train, validation = (
-            [Photograph(path) for path in find_images(Path(source) / part)]
+            [Photograph(path) for path in find_images(Path(source) / part, telling=True)]
             for part in ("train", "validation")
         )
     else:
-        found = [Photograph(path) for path in find_images(source)]
+        found = [Photograph(path) for path in find_images(source, telling=True)]
         if len(found) < 2:
             raise InputError(
                 f"{source} holds 1 image; expected 2 or more, to train and to validate"

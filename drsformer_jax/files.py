@@ -116,8 +116,11 @@ def _new_file(path: Path) -> int:
 
 
 def _new_folder(path: Path) -> int:
-    path.mkdir()
-    return os.open(path, os.O_RDONLY) if locks.AVAILABLE else -1
+    while True:
+        path.mkdir()
+        # Another process may take it for a leftover at once.
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY) if locks.AVAILABLE else -1
 
 
 @contextlib.contextmanager

@@ -74,21 +74,24 @@ def test_what_a_killed_process_left_is_removed(writer, tmp_path):
     assert not (tmp_path / "result").exists()
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize(
+    ("kind", "before"),
+    [("file", (fcntl, "flock")), ("folder", (fcntl, "flock")), ("folder", (os, "open"))],
+)
 def test_what_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
-    tmp_path, monkeypatch, kind
+    tmp_path, monkeypatch, kind, before
 ):
     """Another process cleans up after a file or a folder is made, before it is locked."""
-    lock, cleaned = fcntl.flock, []
+    do, cleaned = getattr(*before), []
 
-    def clean_and_lock(descriptor, flags):
+    def clean_and_do(*arguments, **options):
         if not cleaned:
             cleaned.append(True)
             files.remove_leftovers(tmp_path)
             assert not hidden(tmp_path)
-        lock(descriptor, flags)
+        return do(*arguments, **options)
 
-    monkeypatch.setattr(fcntl, "flock", clean_and_lock)
+    monkeypatch.setattr(*before, clean_and_do)
     if kind == "file":
         files.write_text(tmp_path / "a", "whole")
     else:

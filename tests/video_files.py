@@ -54,6 +54,7 @@ def write(
     sound: Fraction | None = None,
     sound_codec: str = "aac",
     sound_rate: int = 44100,
+    channels: int = 2,
     silent: str | None = None,
     subtitle: str | None = None,
     options: dict[str, str] | None = None,
@@ -93,9 +94,12 @@ def write(
             packets += video.encode(frame)
         packets += video.encode(None) if images else []
         if sound is not None:
-            tone = np.sin(np.arange(18 * 1024) / 10).astype(np.float32)[None].repeat(2, 0) / 4
+            tone = np.sin(np.arange(18 * 1024) / 10).astype(np.float32)[None] / 4
+            layout = {2: "stereo", 16: "hexadecagonal"}[channels]
+            audio.layout = layout
             for index, samples in enumerate(np.split(tone, 18, 1)):
-                block = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", "stereo")
+                interleaved = samples.repeat(channels, 1)
+                block = av.AudioFrame.from_ndarray(interleaved, "flt", layout)
                 block.sample_rate, block.time_base = 44100, Fraction(1, 44100)
                 block.pts = index * 1024 + round(sound * 44100)
                 packets += audio.encode(block)

@@ -17,33 +17,46 @@ _NAMED = 3
 """Left out files that a message names."""
 
 
-def find_images(
-    folder: str | os.PathLike[str], *, nested: bool = False, telling: bool = False
-) -> list[Path]:
+def find_images(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:
     """Lists a folder's image files, recognized by their extension, with 2.png before 10.png.
 
     Hidden files and folders are left out, and so are subfolders unless `nested` is set. Links to
     files are followed, links to folders are not.
 
-    Args:
-        folder: the folder.
-        nested: whether images of subfolders are among them.
-        telling: whether to warn of what is not hidden and left out all the same.
-
     Raises:
         InputError: if the folder is missing, is a file or has no image.
         OSError: if a folder cannot be read.
     """
-    images, left_out = scan_folder(folder, nested=nested or telling)
-    if telling and not nested:
-        below = [path for path in images if path.parent != Path(folder)]
-        images = [path for path in images if path.parent == Path(folder)]
-        left_out = natural_order([*left_out, *below])
+    images, left_out = scan_folder(folder, nested=nested)
     if not images:
         raise no_image_in(folder, left_out)
-    if telling and left_out:
-        warnings.warn(f"of {folder} {describe_left_out(left_out)}", stacklevel=2)
     return images
+
+
+def tell_left_out(
+    folder: str | os.PathLike[str],
+    used: Iterable[Path],
+    apart: str | os.PathLike[str] | None = None,
+) -> None:
+    """Warns of files in a folder or below, not hidden, that are not among those that are used.
+
+    Args:
+        folder: the folder.
+        used: files in it, as `find_images` gives them.
+        apart: a folder that is not looked into, though it may be in that one.
+    """
+    used = {*used}
+    own = None if apart is None else os.path.realpath(apart)
+    left_out: list[Path] = []
+    for parent, subfolders, names in os.walk(folder):  # What cannot be read is passed over.
+        visible = [Path(parent, name) for name in subfolders if not name.startswith(".")]
+        links = [path for path in visible if path.is_symlink()]
+        entered = [path for path in visible if path not in links]
+        subfolders[:] = [path.name for path in entered if os.path.realpath(path) != own]
+        files = [Path(parent, name) for name in names if not name.startswith(".")]
+        left_out += [path for path in (*files, *links) if path not in used]
+    if left_out:
+        warnings.warn(f"of {folder} {describe_left_out(natural_order(left_out))}", stacklevel=2)
 
 
 def scan_folder(
@@ -154,8 +167,12 @@ def find_pairs_in(
             inputs have one name, `match` is invalid or finds nothing in a name, or every image
             is its own partner: one folder is given as both, perhaps by a link.
     """
-    inputs, targets = (find_images(folder, telling=True) for folder in (input_dir, target_dir))
-    if match is not None and os.path.samefile(input_dir, target_dir):
+    inputs, targets = find_images(input_dir), find_images(target_dir)
+    is_one = os.path.samefile(input_dir, target_dir)
+    tell_left_out(input_dir, inputs, None if is_one else target_dir)
+    if not is_one:
+        tell_left_out(target_dir, targets, input_dir)
+    elif match is not None:
         inputs, targets = _rain_and_norain(inputs)
     names: dict[str, Path] = {}
     for path in inputs:

@@ -119,9 +119,9 @@ async def _no_download(*_: Any, **__: Any) -> str:
 
 def _without_proxy(host: str) -> None:
     """Lets Gradio ask its own server for a sign of life without a proxy of the environment."""
-    for name in ("NO_PROXY", "no_proxy"):
-        given = [each for each in [os.environ.get(name)] if each]
-        os.environ[name] = ",".join([*given, host, "localhost", "127.0.0.1", "::1"])
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    names = ",".join([*([given] if given else []), host, "localhost", "127.0.0.1", "::1"])
+    os.environ.update(no_proxy=names, NO_PROXY=names)
 
 
 def _launch(blocks: Any, limits: Limits, host: str, port: int, share: bool) -> None:

@@ -262,7 +262,8 @@ class _Writer:
         # PyAV adds attachments to any file, and then fails to write it.
         matroska = self._output.format.name == "matroska"
         fits = stream.type in ("audio", "subtitle") or (matroska and stream.type == "attachment")
-        if stream.type == "audio" and not stream.rate:  # Nor could any container hold it.
+        audio = stream.type == "audio" and stream.codec_context is not None
+        if audio and not stream.rate:  # Nor could any container hold it.
             self.notes[f"the {name} of the source is left out: it begins too late, or never"] = 1
             return None
         try:
@@ -274,9 +275,12 @@ class _Writer:
                 raise _no_room(target, reader, name) from None
             self.notes[f"the {name} of the source is left out"] = 1
             return None
-        if stream.type == "audio" and stream.layout.name == f"{stream.channels} channels":
+        if audio and stream.layout.name == f"{stream.channels} channels":
             # AVI and Matroska do not say which, and MP4 finds that out at the very end.
-            copy.codec_context.layout = _LAYOUTS[min(stream.channels, len(_LAYOUTS)) - 1]
+            if stream.channels <= len(_LAYOUTS):
+                copy.codec_context.layout = _LAYOUTS[stream.channels - 1]
+            elif self._output.format.name == "mp4":
+                raise _no_room(target, reader, f"{name} of {stream.channels} channels")
         copy.metadata.update(stream.metadata)
         copy.disposition = stream.disposition
         return copy

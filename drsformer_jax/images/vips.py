@@ -8,17 +8,22 @@ import os
 os.environ.setdefault("VIPS_WARNING", "0")
 import pyvips
 
+_to_string = pyvips.error._to_string
 
-def _text(message: object) -> str:
-    """A message of libvips, which may quote letters of a damaged file.
+
+def _text(pointer: object) -> str:
+    """A text of libvips: a message may quote letters of a damaged file.
 
     pyvips fails at letters that are not UTF-8, and keeps the message: each later call of any
     operation would fail at it again.
     """
-    return pyvips.ffi.string(message).decode("utf-8", "replace")
+    try:
+        return _to_string(pointer)
+    except UnicodeDecodeError:
+        return pyvips.ffi.string(pointer).decode("utf-8", "replace")
 
 
-pyvips.error._to_string = _text  # Of its exceptions alone; all else has a name of its own for it.
+pyvips.error._to_string = _text  # Where exceptions look it up.
 # pyvips logs libvips' messages from libvips' own threads. Python's garbage collection, which may
 # run there, has aborted processes: JAX's objects cannot be freed in threads that are not Python's.
 pyvips._remove_log_handler()

@@ -165,7 +165,7 @@ class Derain:
         check_unused(self, flags, "for a video")
         if not self._own([source], "videos"):
             return
-        if target.resolve() == source.resolve():
+        if target.exists() and os.path.samefile(target, source):
             raise InputError(f"{target} is the input itself; expected another place")
         most = 63 if target.suffix.lower() == ".webm" else 51
         check(self.crf in (None, *range(most + 1)), "--crf", self.crf, f"0 to {most}")

@@ -15,6 +15,9 @@ from drsformer_jax.data.folders import is_image_file, natural_order, no_image_in
 from drsformer_jax.errors import InputError, reason
 from drsformer_jax.images.pixels import WRITABLE_EXTENSIONS, check_extension
 
+_ASKED = 10
+"""Names that may be tried before one shows whether a folder ignores case."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -59,11 +62,12 @@ def plan_jobs(
             extension is unknown.
         OSError: if a folder cannot be read.
     """
-    earlier = [_real(folder) for folder in (output, compare) if folder is not None]
+    files = _Files()
+    earlier = [folder for folder in (output, compare) if folder is not None]
     found: list[tuple[Path, Path]] = []
     left_out: list[Path] = []
     for path in inputs:
-        images, others = _find(path, earlier)
+        images, others = _find(path, earlier, files)
         found += images
         left_out += others
     if not found:
@@ -87,16 +91,19 @@ def plan_jobs(
         target = output if is_file else output / name
         jobs.append(Job(source, target, None if compare is None else compare / name))
     jobs = list(dict.fromkeys(jobs))
-    _check_outputs(jobs)
+    _check_outputs(jobs, files)
     return jobs, left_out
 
 
-def _find(path: Path, earlier: Sequence[Path]) -> tuple[list[tuple[Path, Path]], list[Path]]:
+def _find(
+    path: Path, earlier: Sequence[Path], files: _Files
+) -> tuple[list[tuple[Path, Path]], list[Path]]:
     """Lists the images that an input stands for.
 
     Args:
         path: an image, a folder or a pattern.
-        earlier: resolved folders that hold the results of earlier runs.
+        earlier: folders that hold the results of earlier runs.
+        files: tells which of them are one.
 
     Returns:
         ((image, its name below the output folder) of each, what is no image).
@@ -105,11 +112,10 @@ def _find(path: Path, earlier: Sequence[Path]) -> tuple[list[tuple[Path, Path]],
         return [(path, Path(path.name))], []
     root, images, others = _scan(path) if path.is_dir() else _match(path)
     # Results may also go into the input's folder itself, or into one above it.
-    above = (_real(root), *_real(root).parents)
-    apart = [folder for folder in earlier if folder not in above]
+    apart = [folder for folder in earlier if not files.within(root, folder)]
 
     def is_input(file: Path) -> bool:
-        return not any(_real(file).is_relative_to(folder) for folder in apart)
+        return not any(files.within(file, folder) for folder in apart)
 
     return (
         [(image, image.relative_to(root)) for image in images if is_input(image)],
@@ -167,9 +173,8 @@ def _check_file(output: Path, extension: str | None) -> None:
         raise InputError(f"{output} ends in {output.suffix!r}; expected {extension} as the format")
 
 
-def _check_outputs(jobs: Sequence[Job]) -> None:
+def _check_outputs(jobs: Sequence[Job], files: _Files) -> None:
     """Rejects jobs of which one would replace a source or what another one writes."""
-    files = _Files()
     sources = {files.of(job.source) for job in jobs}
     owners: dict[str, Path] = {}
     for job in jobs:
@@ -187,30 +192,33 @@ def _check_outputs(jobs: Sequence[Job]) -> None:
 
 
 class _Files:
-    """Tells whether two paths are one file, which need not exist."""
+    """Tells whether two paths are one file or folder, which need not exist."""
 
     def __init__(self) -> None:
         self.ignores_case = functools.cache(ignores_case)
 
     def of(self, path: Path) -> str:
         """The same text for all paths of one file."""
-        real = _real(path)
-        return str(real).casefold() if self.ignores_case(real.parent) else str(real)
+        # Unlike `Path.resolve` this works for a link that leads to itself, too.
+        real = os.path.realpath(path)
+        return real.casefold() if self.ignores_case(Path(real).parent) else real
+
+    def within(self, path: Path, folder: Path) -> bool:
+        """Whether a path is the folder, or in it at any depth."""
+        return Path(self.of(path)).is_relative_to(self.of(folder))
 
 
 def ignores_case(folder: Path) -> bool:
     """Whether names in a folder are one whatever the case of their letters, as on macOS."""
     there = next((each for each in (folder, *folder.parents) if each.is_dir()), folder)
-    with contextlib.suppress(OSError):  # A folder that cannot be listed, a name that is not there.
-        with os.scandir(there) as entries:
-            inside = [Path(entry.path) for entry in itertools.islice(entries, 1)]
-        for path in (*inside, there):
-            changed = path.with_name(path.name.swapcase())
-            if changed != path:
-                return os.path.samefile(path, changed)
+    inside: list[str] = []
+    with contextlib.suppress(OSError), os.scandir(there) as entries:
+        inside += (entry.path for entry in itertools.islice(entries, _ASKED))
+    for path in (*inside, str(there)):
+        parent, name = os.path.split(path)
+        if name.isascii() and name.swapcase() != name:
+            with contextlib.suppress(OSError):  # As where there is no file of that name.
+                return os.path.samefile(path, os.path.join(parent, name.swapcase()))
+            if os.path.exists(path):
+                return False
     return False
-
-
-def _real(path: Path) -> Path:
-    """The path without links; unlike `Path.resolve` also of a link that leads to itself."""
-    return Path(os.path.realpath(path))

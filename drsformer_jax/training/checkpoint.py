@@ -294,7 +294,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        with contextlib.suppress(InputError) if kind else contextlib.nullcontext(), self._writing():
+        failures = (InputError, jax.errors.JaxRuntimeError) if kind else ()
+        with contextlib.suppress(*failures), self._writing():
             try:
                 self._manager.close()
                 self.push()

@@ -26,7 +26,7 @@ from drsformer_jax.clusters import detected, find_cluster
 from drsformer_jax.config.fields import check
 from drsformer_jax.errors import InputError, end_program, reason
 from drsformer_jax.training.peers import Peers
-from drsformer_jax.training.watchdog import watch
+from drsformer_jax.training.watchdog import waits_for, watch
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHUTDOWN_TIMEOUT = 3600
@@ -134,6 +134,32 @@ def check_equal(text: str, what: str) -> None:
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
     if (multihost_utils.process_allgather(digest) != digest).any():
         raise InputError(f"{what} differs between the processes; expected the same in all")
+
+
+def wait_for_all(what: str) -> None:
+    """Waits until all processes have come here, however long one takes; Ctrl-C ends it.
+
+    A collective would not do: on CPUs it gives up after half an hour.
+
+    Args:
+        what: the processes wait for, for lines about one that is missing; for one wait alone.
+    """
+    if jax.process_count() == 1:
+        return
+    waits_for(what, limited=False)
+    # JAX has no public name for it; Orbax takes this one, too.
+    from jax._src.distributed import global_state
+
+    client: Any = global_state.client
+    client.key_value_set(f"{what}/{jax.process_index()}", "here")
+    for index in range(jax.process_count()):
+        while True:
+            try:
+                client.blocking_key_value_get(f"{what}/{index}", 1000)
+                break
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
 
 
 def check_shared(folder: Path, what: str) -> None:

@@ -45,6 +45,15 @@ def test_taken_port_and_foreign_host_are_one_line_each():
             Demo(host="no.such.host.invalid", port=port).check_address()
 
 
+def has_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no address of IPv6")
 @pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
 def test_addresses_of_ipv6_may_have_brackets(host):
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:

@@ -297,8 +297,11 @@ def test_files_are_deleted_when_the_visitor_leaves(visit, served, tmp_path):
 
 def test_page_is_served_at_ipv6_and_beside_a_proxy(run, model, tmp_path):
     """The proxy is none: whatever is sent there fails."""
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as free:
-        port = free.getsockname()[1]
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as free:
+            port = free.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no address of IPv6")
     proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
     server = run.start(
         *("drsformer", "demo", "--checkpoint", model, "--host", "::1", "--port", port),
@@ -310,6 +313,22 @@ def test_page_is_served_at_ipv6_and_beside_a_proxy(run, model, tmp_path):
         assert b"drsformer" in direct.open(f"http://[::1]:{port}/", timeout=60).read()
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 143
+
+
+@pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
+def test_hosts_without_a_proxy_stay_so(monkeypatch, name):
+    pytest.importorskip("gradio", reason="the extra demo is not installed")
+    from drsformer_jax.demo.page import _without_proxy
+
+    for each in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(each, "")
+    monkeypatch.setenv(name, "*")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    _without_proxy("192.168.0.7")
+    assert urllib.request.proxy_bypass_environment("example.org")
+    monkeypatch.setenv(name, "")
+    _without_proxy("192.168.0.7")
+    assert urllib.request.proxy_bypass_environment("192.168.0.7")
 
 
 def test_taken_port_is_one_line(run, served):

@@ -203,6 +203,24 @@ def test_sound_without_a_layout_of_its_channels_is_kept(tmp_path, source, suffix
     assert b"".join(packets(target, "audio")) == b"".join(packets(clip, "audio"))
 
 
+def test_sound_of_more_channels_than_have_a_name_is_kept_whole_or_rejected_at_once(tmp_path):
+    many = {"sound": Fraction(0), "sound_codec": "pcm_s16le", "channels": 16}
+    clip = video_files.write(tmp_path / "a.mkv", gray(), **many)
+    assert video.restore_video(clip, tmp_path / "b.mkv", same, batch=5) == (12, [])
+    assert b"".join(packets(tmp_path / "b.mkv", "audio")) == b"".join(packets(clip, "audio"))
+    with video_files.av.open(tmp_path / "b.mkv") as written:
+        assert written.streams.audio[0].channels == 16
+    with pytest.raises(InputError, match=r"b\.mp4 cannot hold the sound .* of 16 channels\)"):
+        video.restore_video(clip, tmp_path / "b.mp4", not_called, batch=5)
+
+
+def test_sound_of_a_codec_that_nobody_knows_is_reported_in_one_line(tmp_path):
+    clip = video_files.write(tmp_path / "a.mkv", gray(), sound=Fraction(0), sound_codec="pcm_s16le")
+    clip.write_bytes(clip.read_bytes().replace(b"A_PCM/INT/LIT", b"A_XYZ/INT/LIT"))
+    with pytest.raises(InputError, match=r"b\.mkv cannot hold the sound of .*a\.mkv \(audio\)"):
+        video.restore_video(clip, tmp_path / "b.mkv", not_called, batch=5)
+
+
 def test_a_track_that_is_announced_and_never_comes_is_left_out_with_a_note(tmp_path):
     sound = {"sound": Fraction(0), "sound_codec": "mp2", "silent": "ac3"}
     clip = video_files.write(tmp_path / "a.ts", gray(), **sound)

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from programs import ROOT
+from programs import ROOT, UNOPTIMIZED, Program, read_until
 
 from drsformer_jax.clusters import find_cluster, share
 from drsformer_jax.errors import InputError
@@ -168,6 +168,56 @@ def test_processes_that_have_come_say_which_ones_are_missing():
             "error: " + did_not_come("processes 1, 2, 4 of 5", address, 3),
         ]
         assert process.returncode == 1
+
+
+WAITING = """
+import sys
+from drsformer_jax.errors import one_line_errors
+from drsformer_jax.training import processes
+
+with processes.ended_together(), one_line_errors():
+    processes.join(sys.argv[1], 2, int(sys.argv[2]))
+    processes.check_equal("a", "a word")
+    if sys.argv[2] == "1":
+        print("joined", flush=True)
+        sys.stdin.readline()
+    processes.wait_for_all("what takes long")
+    print("together", flush=True)
+    processes.check_equal("a", "a word")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_processes_wait_for_the_one_that_takes_long_and_ctrl_c_ends_that(interrupted):
+    address = free_address()
+    # Of a collective's patience nothing is left meanwhile.
+    flags = f"{UNOPTIMIZED} --xla_cpu_collective_timeout_seconds=2"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    first, late = (
+        Program(
+            [sys.executable, "-c", WAITING, address, str(index)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
+            text=True,
+            **pipes,
+        )
+        for index in range(2)
+    )
+    with first, late:
+        assert read_until(late, "joined")
+        time.sleep(4)
+        assert first.poll() is None
+        if interrupted:
+            first.send_signal(signal.SIGINT)
+            assert first.wait(30) == 130
+            assert late.wait(60) == 1
+            assert "process 0 of 2 (on " in late.stderr.read()
+            return
+        late.stdin.write("\n")
+        late.stdin.close()
+        assert read_until(first, "together")
+        assert read_until(late, "together")
+        assert [each.wait(60) for each in (first, late)] == [0, 0]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from drsformer_jax.data.folders import find_images
+from drsformer_jax.data.folders import find_images, tell_left_out
 from drsformer_jax.errors import InputError
 
 PHOTOGRAPHS = {
@@ -57,11 +57,11 @@ def photographs(source: str | os.PathLike[str]) -> tuple[list[Photograph], list[
         )
     elif all((Path(source) / part).is_dir() for part in ("train", "validation")):
         train, validation = (
-            [Photograph(path) for path in find_images(Path(source) / part, telling=True)]
+            [Photograph(path) for path in _images_of(Path(source) / part)]
             for part in ("train", "validation")
         )
     else:
-        found = [Photograph(path) for path in find_images(source, telling=True)]
+        found = [Photograph(path) for path in _images_of(source)]
         if len(found) < 2:
             raise InputError(
                 f"{source} holds 1 image; expected 2 or more, to train and to validate"
@@ -70,6 +70,12 @@ def photographs(source: str | os.PathLike[str]) -> tuple[list[Photograph], list[
         train, validation = found[:-held_out], found[-held_out:]
     _check_names([*train, *validation])
     return train, validation
+
+
+def _images_of(folder: str | os.PathLike[str]) -> list[Path]:
+    found = find_images(folder)
+    tell_left_out(folder, found)
+    return found
 
 
 def _check_names(found: list[Photograph]) -> None:

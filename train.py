@@ -161,8 +161,8 @@ def opened(command: Command) -> Iterator[tuple[Training, TrainState]]:
         else:
             with stop.suspended():  # It may take hours, so it comes last, and a signal ends it.
                 sources = cached(found, config.data)
-        # Machines have caches of their own, which take one longer than another.
-        processes.wait_for_all("the caches of all processes")
+                # Machines have caches of their own, which take one longer than another.
+                processes.wait_for_all("the caches of all processes")
         processes.check_equal(repr([len(each.pairs) for each in sources]), "the number of pairs")
         start = int(state.step)
         announce(command, run, state, sources, validation)

@@ -119,9 +119,10 @@ async def _no_download(*_: Any, **__: Any) -> str:
 
 def _without_proxy(host: str) -> None:
     """Lets Gradio ask its own server for a sign of life without a proxy of the environment."""
-    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    names = ",".join([*([given] if given else []), host, "localhost", "127.0.0.1", "::1"])
-    os.environ.update(no_proxy=names, NO_PROXY=names)
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if given.strip() != "*":  # Of all hosts, where it stands alone.
+        names = ",".join(filter(None, [given, host, "localhost", "127.0.0.1", "::1"]))
+        os.environ.update(no_proxy=names, NO_PROXY=names)
 
 
 def _launch(blocks: Any, limits: Limits, host: str, port: int, share: bool) -> None:

@@ -321,14 +321,16 @@ def test_hosts_without_a_proxy_stay_so(monkeypatch, name):
     from drsformer_jax.demo.page import _without_proxy
 
     for each in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(each, "")
+        monkeypatch.delenv(each, raising=False)
     monkeypatch.setenv(name, "*")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     _without_proxy("192.168.0.7")
     assert urllib.request.proxy_bypass_environment("example.org")
-    monkeypatch.setenv(name, "")
+    monkeypatch.setenv(name, "example.org")
     _without_proxy("192.168.0.7")
-    assert urllib.request.proxy_bypass_environment("192.168.0.7")
+    for host in ("192.168.0.7", "example.org"):
+        assert urllib.request.proxy_bypass_environment(host)
+    assert not urllib.request.proxy_bypass_environment("example.com")
 
 
 def test_taken_port_is_one_line(run, served):

@@ -47,8 +47,8 @@ def test_killed_processes_are_named_and_other_numbers_go_on_with_the_same_batche
             assert status == 1
             assert re.search(
                 rf"^error: process {killed} of {count} \(on \S+\) has ended while process {number} "
-                rf"of {count} waited for .* step \d+.*: it was killed, or cannot be reached; rerun "
-                "the command in all processes to resume$",
+                rf"of {count} waited for (.* )?step \d+.*: it was killed, or cannot be reached; "
+                "rerun the command in all processes to resume$",
                 errors,
                 re.MULTILINE,
             )

@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
 import contextlib
 import functools
-import math
 import sys
 import time
 from collections import deque
@@ -25,13 +24,12 @@ import jax
 import tyro
 from clu.parameter_overview import get_parameter_overview
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from drsformer_jax import remote, weights
 from drsformer_jax.config import TrainConfig
 from drsformer_jax.config.file import changes, changes_learning, load_config
 from drsformer_jax.data.pairs import Pairs
-from drsformer_jax.data.pipeline import Batch, batches, describe, on_device
+from drsformer_jax.data.pipeline import Batch, batches, on_device
 from drsformer_jax.data.sources import (
     Source,
     cached,
@@ -61,7 +59,7 @@ from drsformer_jax.training.hardware import memory_in_one_line, peak_flops
 from drsformer_jax.training.optim import schedule_warning
 from drsformer_jax.training.processes import Stop, say
 from drsformer_jax.training.profiling import Profile
-from drsformer_jax.training.reporting import MetricsWriter, Progress
+from drsformer_jax.training.reporting import MetricsWriter, Progress, checked
 from drsformer_jax.training.watchdog import waits_for
 
 _RESUME = "rerun the command to resume"
@@ -280,26 +278,6 @@ def sharded_batches(
         processes=jax.process_count(),
     )
     return on_device(own, batch_sharding(training.mesh))
-
-
-def checked(
-    config: TrainConfig, step: int, metrics: Mapping[str, jax.Array], names: list[str]
-) -> dict[str, float]:
-    """The metrics of a step.
-
-    Raises:
-        InputError: if loss or gradient is not finite and no more such steps may be skipped.
-    """
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(values[name]):
-            found = f"the {name} of step {step} is {values[name]}; the batch was {describe(names)}"
-            if values["nonfinite_steps"] > config.optim.nonfinite_steps:
-                raise InputError(f"{found}; expected a finite number")
-            # In every process: each knows only the images that it read.
-            tqdm.write(f"warning: {found}; the step is skipped")
-            break
-    return values
 
 
 def validate(training: Training, state: TrainState) -> Scored | None:

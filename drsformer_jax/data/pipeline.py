@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, TypedDict
@@ -238,10 +238,3 @@ def _stack(pairs: Sequence[Pair]) -> Batch:
         "clean": np.stack([pair["clean"] for pair in pairs]),
         "skipped": [line for pair in pairs for line in pair.get("skipped", [])],
     }
-
-
-def describe(names: Sequence[str]) -> str:
-    """Names of a batch in one line, each with its number of crops."""
-    return ", ".join(
-        name if count == 1 else f"{name} ({count} crops)" for name, count in Counter(names).items()
-    )

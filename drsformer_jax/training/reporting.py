@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from drsformer_jax.errors import one_line
+from drsformer_jax.config import TrainConfig
+from drsformer_jax.errors import InputError, one_line
 from drsformer_jax.files import write_text
 from drsformer_jax.training import processes
 from drsformer_jax.training.hardware import memory_mib
@@ -80,6 +82,33 @@ class MetricsWriter:
     def __exit__(self, *error: object) -> None:
         if self._board is not None:
             self._board.close()
+
+
+def checked(
+    config: TrainConfig, step: int, metrics: Mapping[str, jax.Array], names: list[str]
+) -> dict[str, float]:
+    """The metrics of a step.
+
+    Raises:
+        InputError: if loss or gradient is not finite and no more such steps may be skipped.
+    """
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values[name]):
+            found = f"the {name} of step {step} is {values[name]}; the batch was {describe(names)}"
+            if values["nonfinite_steps"] > config.optim.nonfinite_steps:
+                raise InputError(f"{found}; expected a finite number")
+            # In every process: each knows only the images that it read.
+            tqdm.write(f"warning: {found}; the step is skipped")
+            break
+    return values
+
+
+def describe(names: Sequence[str]) -> str:
+    """Names of a batch in one line, each with its number of crops."""
+    return ", ".join(
+        name if count == 1 else f"{name} ({count} crops)" for name, count in Counter(names).items()
+    )
 
 
 class Progress:

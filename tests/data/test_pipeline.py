@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from drsformer_jax.config import DataConfig, MeshConfig
-from drsformer_jax.data.pipeline import RandomCrop, batches, describe, flip_and_rotate, on_device
+from drsformer_jax.data.pipeline import RandomCrop, batches, flip_and_rotate, on_device
 from drsformer_jax.data.sources import Source
 from drsformer_jax.errors import InputError
 from drsformer_jax.sharding import batch_sharding, make_mesh
@@ -231,7 +231,3 @@ def test_a_small_image_is_padded_right_and_below_by_half_sample_reflection():
     crop = RandomCrop(CROP, augment=False)(pair, np.random.default_rng(0))
     assert crop["rainy"][:, 0, 0].tolist() == [0, 1, 2, 3, 4, 4, 3, 2]
     assert crop["rainy"][0, :, 1].tolist() == [0, 1, 2, 3, 4, 5, 5, 4]
-
-
-def test_batch_is_described_by_its_names_in_one_line():
-    assert describe(["a.png", "b.png", "a.png"]) == "a.png (2 crops), b.png"

@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from drsformer_jax.training import processes, reporting
 from drsformer_jax.training.profiling import Profile
-from drsformer_jax.training.reporting import MetricsWriter, Progress, read_metrics
+from drsformer_jax.training.reporting import MetricsWriter, Progress, describe, read_metrics
 
 VALUES = {"loss": 0.25, "learning_rate": 3e-4}
 
@@ -306,3 +306,7 @@ def test_programs_and_tensorboard_files_need_no_pytorch_even_where_it_is_install
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_batch_is_described_by_its_names_in_one_line():
+    assert describe(["a.png", "b.png", "a.png"]) == "a.png (2 crops), b.png"

@@ -47,7 +47,7 @@ def compare(arguments: argparse.Namespace) -> None:
     variants = {
         "whole": Restorer(config, params, tile=0),
         "whole, bfloat16": Restorer(halved, params, tile=0),
-        "buckets of the ladder": Restorer(config, params, tile=0),
+        "default bucket sizes": Restorer(config, params, tile=0),
     }
     for variant in ("whole", "whole, bfloat16"):
         variants[variant].plan(sizes)
@@ -85,7 +85,7 @@ def compare(arguments: argparse.Namespace) -> None:
             equal=len(near) - len(finite),
         )
     added = [np.prod(bucket_on_ladder(size)) / np.prod(padded(size)) - 1 for size in sizes]
-    print(f"buckets of the ladder add {statistics.mean(added):.0%} to the pixels")
+    print(f"default bucket sizes add {statistics.mean(added):.0%} to the pixels")
     table.write(arguments.json)
 
 

@@ -55,8 +55,8 @@ _ON_SHEET = 2
 """Pairs of each set."""
 _REAL_ON_SHEET = 8
 _LEGEND = (
-    f"Luma PSNR in dB and SSIM by {PROTOCOL}: of the rainy images, and what each system adds to "
-    "them. Clean: PSNR of photographs without rain after restoration."
+    f"Luma PSNR in dB and SSIM by {PROTOCOL}: of the rainy images, and the gain of each "
+    "method. Clean: PSNR of photographs without rain after restoration."
 )
 
 

@@ -4,15 +4,14 @@
 
 trains five networks one after another with `train.py` and prints what each reached after its last
 step, beside what the paper has for the whole network on Rain200H. They differ in
-`--model.feed-forward` or `--model.attention` alone, and share seed, batches and schedule. Hidden
+`--model.feed-forward` or `--model.attention` only, and share seed, batches and schedule. Hidden
 channels are `--model.expansion` times the channels in all of them, so their sizes differ. The same
 command continues where it was stopped. `--data.train DIR --data.validation DIR` takes other pairs,
 `--config configs/rain200h.py` all of the paper's recipe, which was not tried.
 
-For a CPU: 30 minutes on 2 cores of an AMD EPYC that other work kept busy, on an earlier edition of
-the synthetic rain. So short a training of so
-small a network says little about the paper's, and chance moves it: GDFN was 1.13 dB above FN with
-one seed and 0.49 dB with another.
+For a CPU: 30 minutes on 2 busy cores of an AMD EPYC, with an earlier
+version of the synthetic rain. So short a training of so small a network says little about the
+paper's, and depends on the seed: GDFN was 1.13 dB above FN with one seed and 0.49 dB with another.
 """
 
 from __future__ import annotations

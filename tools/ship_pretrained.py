@@ -33,14 +33,14 @@ _NAMES = {"README.md", "config.json", "params.safetensors"}
 _DTYPE = "float16"
 _CARD = """# The built-in network
 
-{parameters:,} parameters, trained by `configs/pretrained.py` for {steps:,} steps,
-{crops:,} crops in all, {hours:.1f} hours{after}. {decay}No image
-of a benchmark was trained on: the rain is synthetic, rendered on {train} photographs, and
-{validation} others are for validation. But benchmarks had a say in that rain. The ranges of light
-and heavy rain were set near the statistics of the pairs of Rain100L and Rain200H that are scored
-below, and the form of ragged rain beside rain of Rain100L and of the pairs of Rain200L that are
-scored below; 40 training pairs of Rain100L, which no column below has, decided to keep it.
-Weights are stored in {dtype}, and were scored so.
+{parameters:,} parameters, trained by `configs/pretrained.py`{runs} for {steps:,} steps,
+{crops:,} crops in all, {hours:.1f} hours. {decay}No image of a benchmark was trained on: the rain
+is synthetic, rendered on {train} photographs, and {validation} others are for validation. But
+benchmark images were used to tune the synthetic rain: the ranges of light and heavy rain to the
+statistics of the pairs of Rain100L and Rain200H that are scored below, and the form of ragged rain
+to rain of Rain100L and of the pairs of Rain200L that are scored below. 40 training pairs of
+Rain100L, which are not scored here, were used to select it. Weights are stored and scored in
+{dtype}.
 
 ## Scores
 
@@ -49,11 +49,11 @@ Weights are stored in {dtype}, and were scored so.
 
 ![heavy rain on a façade, restored](../../docs/limits.jpg)
 
-*Main entrance of the Palais des Papes (Tognopop, CC0) under heavy synthetic rain, and what the
-network makes of it.*
+*Main entrance of the Palais des Papes (Tognopop, CC0) under heavy synthetic rain, and the
+restored image.*
 
-Under heavy rain it guesses: masonry becomes smooth, stripes remain in the sky. Drops on the lens
-are no part of its training, and fog stays, because the targets of fine rain have it too.
+Under heavy rain details are lost: masonry becomes smooth, and streaks remain in the sky. The
+training data has no drops on the lens. Fog stays, because the targets of fine rain have it too.
 Photographs without rain change little: the two columns "clean" above.
 
 How the network is trained: `docs/pretrained.md`.
@@ -172,13 +172,14 @@ def card(run: Path, step: int, config: TrainConfig, scores: str, listed: list[Ph
         batch * max(0, min(step, end) - begin)
         for (begin, _, batch), end in zip(stages, ends, strict=True)
     )
+    begun = " in several runs (see `docs/pretrained.md`), the last one" if config.init_from else ""
     return _CARD.format(
         parameters=parameters(config.model),
         steps=step,
         crops=crops,
         decay=f"The learning rate decays in the last {decay:,} steps. " if decay > 0 else "",
         hours=hours(run, step, config),
-        after=" after those of the weights that it began with" if config.init_from else "",
+        runs=begun,
         train=splits.count("train"),
         validation=splits.count("validation"),
         dtype=_DTYPE,

@@ -69,9 +69,9 @@ class ModelConfig:
     """Compile every block by itself instead of one for each stage: a CPU trains networks of few
     blocks a sixth faster, and compiling takes longer."""
     kernels: Kernels = "xla"
-    """`pallas` computes depthwise convolutions on TPUs and NVIDIA GPUs by kernels of our own, where
-    the images are not too wide for them. They were compiled for a v5e and an H100 and counted, but
-    no such hardware has run them yet. On others there is no difference."""
+    """`pallas` computes depthwise convolutions on TPUs and NVIDIA GPUs by custom Pallas kernels,
+    where the images are not too wide for them. They were compiled for a v5e and an H100 and
+    counted, but have not run on such hardware yet. On others there is no difference."""
 
     def __post_init__(self) -> None:
         check_types(self, "model.")

@@ -144,8 +144,8 @@ class RainConfig:
     veil_share: float = 0.4
     """Share of light rain with a veil, which is not in the target."""
     veil: float = 0.12
-    """Strongest veil: the share of each pixel's light that is replaced by light of the air (Li et
-    al., CVPR 2019). Most images have less: this times the square of a number sampled from 0 to
+    """Strongest veil: the share of each pixel's light that is replaced by airlight (Li et al., CVPR
+    2019). Most images have less: this times the square of a number sampled from 0 to
     1."""
 
     fine_layers: tuple[int, int] = (1, 3)

@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """Estimates what training needs on TPUs or GPUs, without having them: memory and time."""
+    """Estimates memory and time of training or restoring on TPUs or GPUs that you do not have."""
 
     config: Path
     """Python file whose get_config() returns the TrainConfig."""
@@ -134,7 +134,7 @@ class Plan:
                 row = self._step(candidate, chips)
                 fits = "error" not in row
                 said = (
-                    f"{_gib(row['memory']['total'])}, {1e3 * row['bound']:.1f} ms a step"
+                    f"{_gib(row['memory']['total'])}, {1e3 * row['bound']:.1f} ms per step"
                     if fits
                     else "does not fit"
                 )
@@ -209,7 +209,7 @@ class Plan:
         if isinstance(found, TooLarge) or found.memory.total > memory:
             needs = found.needs if isinstance(found, TooLarge) else found.memory.total
             needed = _gib(needs) if needs else "more"
-            line = f"{row['what']} does not fit {chips.name}: it needs {needed} a chip of "
+            line = f"{row['what']} does not fit {chips.name}: it needs {needed} per chip of "
             return {"error": line + _gib(memory), "needs": needs}
         limits = bounds(found, chips.chip, mesh.shape)
         return {
@@ -258,34 +258,35 @@ def _lines(row: Row) -> Iterator[tuple[str, str]]:
     parts = ("parameters", "optimizer", "images", "temporaries", "code")
     listed = ", ".join(f"{part} {memory[part] / 2**30:.2f}" for part in parts)
     free = (memory["available"] - memory["total"]) / 2**30
-    yield "memory a chip", f"{_gib(memory['total'])} of {_gib(memory['available'])}"
+    yield "memory per chip", f"{_gib(memory['total'])} of {_gib(memory['available'])}"
     yield "", f"{listed}; free {free:.2f}"
     yield (
-        "computed a chip",
-        (f"{row['flops'] / 1e9:.1f} GFLOP, {row['matrix_flops'] / 1e9:.1f} of them in products"),
+        "compute per chip",
+        f"{row['flops'] / 1e9:.1f} GFLOP, "
+        f"{row['matrix_flops'] / 1e9:.1f} of them in matrix products",
     )
-    yield "moved a chip", f"{row['bytes'] / 1e9:.2f} GB"
+    yield "memory traffic", f"{row['bytes'] / 1e9:.2f} GB per chip"
     for one in row["exchanged"]:
         yield (
             f"along {one['axes']}",
             f"{_count(one['times'], one['kind'])}, {one['bytes'] / 1e6:.1f} MB",
         )
     if row["unclear"]:
-        yield "unclear", f"{hlo_cost.unclear_line(row['unclear'])}: the schedule is too short"
+        yield "not counted", f"{hlo_cost.unclear_line(row['unclear'])}: the schedule is too short"
     ranked = sorted(row["bounds"].items(), key=lambda item: -item[1])
     yield "takes at least", ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in ranked)
     at = f"at {row['efficiency']:.0%} of that bound (projected)"
     if "images_per_s" in row:
-        yield "images a second", f"{row['images_per_s']:.2f} {at}"
+        yield "images per second", f"{row['images_per_s']:.2f} {at}"
         return
-    yield "steps a second", f"{row['steps_per_s']:.2f} {at}"
+    yield "steps per second", f"{row['steps_per_s']:.2f} {at}"
     yield (
         f"{row['steps']:,} steps",
         (f"{row['hours']:.1f} hours, {row['chip_hours']:.0f} chip-hours {at}"),
     )
     yield (
-        "pairs to read",
-        f"{row['pairs_per_s']:.0f} a second, {row['pairs_per_s_of_host']:.0f} by each host",
+        "input pairs",
+        f"{row['pairs_per_s']:.0f} per second, {row['pairs_per_s_of_host']:.0f} per host",
     )
 
 

@@ -63,8 +63,8 @@ class Derain:
     """What the network computes in; default: as it was trained. bfloat16 is faster on accelerators
     and changes images by a little."""
     kernels: Kernels | None = None
-    """pallas: kernels of our own for depthwise convolutions on TPUs and NVIDIA GPUs, which no such
-    hardware has confirmed yet; default: as it was trained."""
+    """pallas: custom kernels for depthwise convolutions on TPUs and NVIDIA GPUs, which have not run
+    on such hardware yet; default: as it was trained."""
     batch: int | None = None
     """Images of like sizes that are computed together, as far as memory goes; default: 8, on CPUs
     1."""
@@ -202,7 +202,7 @@ class Derain:
 
     def _restorer(self) -> Restorer:
         if self.checkpoint is None or weights.is_builtin(self.checkpoint):
-            print("the built-in network restores; --checkpoint takes another one")
+            print("using the built-in network; --checkpoint selects another")
         return Restorer.load(
             self.checkpoint,
             self.step,

@@ -114,9 +114,7 @@ def table(dataset: Dataset, systems: Sequence[System], pairs: int) -> str:
         ]
     if pairs != dataset.test_pairs:
         of = f"{pairs} of the" if pairs < dataset.test_pairs else f"{pairs} pairs instead of the"
-        lines.append(
-            f"{of} {dataset.test_pairs} pairs: averages do not compare with published ones"
-        )
+        lines.append(f"{of} {dataset.test_pairs} pairs: not comparable with published averages")
     return "\n".join(lines)
 
 

@@ -158,12 +158,12 @@ def test_plan_says_what_a_step_and_the_recipe_need(chips, recipe, tmp_path, caps
     text = {line[:20].strip(): line[21:] for line in out if line[:20].strip()}
     assert text["where"] == "v5e:1x2: 2 chips, 1 host"
     assert text["step"] == "8 crops of 64x64"
-    assert text["memory a chip"] == "4.01 GiB of 15.75 GiB"
+    assert text["memory per chip"] == "4.01 GiB of 15.75 GiB"
     assert text["along data"] == "10 all-gathers, 10000.0 MB"
     assert text["takes at least"] == "memory 1000.0 ms, network 25.0 ms, matrix 0.0 ms"
-    assert text["steps a second"] == "0.50 at 50% of that bound (projected)"
+    assert text["steps per second"] == "0.50 at 50% of that bound (projected)"
     assert text["7,200 steps"] == "4.0 hours, 8 chip-hours at 50% of that bound (projected)"
-    assert text["pairs to read"] == "4 a second, 4 by each host"
+    assert text["input pairs"] == "4 per second, 4 per host"
     row = json.loads((tmp_path / "plan.json").read_text())
     assert (row["hours"], row["chip_hours"], row["global_batch"]) == (4.0, 8.0, 8)
     assert row["memory"]["temporaries"] == 4 << 30
@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_one_line_with_what_would(chips, recipe):
     with pytest.raises(InputError) as error:
         command.Plan(recipe, "v5e:1x2").run()
     assert str(error.value) == (
-        f"the training step of {recipe}, float32 does not fit v5e:1x2: it needs 40.00 GiB a chip "
+        f"the training step of {recipe}, float32 does not fit v5e:1x2: it needs 40.00 GiB per chip "
         "of 15.75 GiB; expected less, such as --fsdp 1 --remat True --device-batch 1, which needs "
         "4.01 GiB"
     )
@@ -209,8 +209,8 @@ def test_search_prints_each_try_and_plans_the_fastest_that_fits(chips, recipe, c
     command.Plan(recipe, "v5e:1x2", search=True).run()
     out = capsys.readouterr().out
     assert "--fsdp 1 --remat False --device-batch 0: does not fit\n" in out
-    assert "--fsdp 1 --remat False --device-batch 2: 4.01 GiB, 1000.0 ms a step\n" in out
-    assert "--fsdp 2 --remat False --device-batch 1: 4.01 GiB, 1000.0 ms a step\n" in out
+    assert "--fsdp 1 --remat False --device-batch 2: 4.01 GiB, 1000.0 ms per step\n" in out
+    assert "--fsdp 2 --remat False --device-batch 1: 4.01 GiB, 1000.0 ms per step\n" in out
     assert "--fsdp 1 --remat False --device-batch 1:" not in out  # It fitted before.
 
 
@@ -275,7 +275,7 @@ def test_large_images_are_planned_in_the_largest_strips_that_fit(
     assert "v5e:1x2: 1 chip, 1 host" in out
     assert "in strips of 256 rows" in out
     assert "0.50 at 50% of that bound (projected)" in out
-    assert "pairs to read" not in out
+    assert "input pairs" not in out
 
 
 @pytest.mark.parametrize("strip", [0, 16])

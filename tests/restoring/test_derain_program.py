@@ -73,7 +73,7 @@ def test_derain_without_a_checkpoint_restores_with_the_built_in_network(run, pla
     result = run("drsformer", "derain", "small.png", "built-in.png")
     assert result.returncode == 0, result.stderr
     line, _ = result.stdout.splitlines()
-    assert line == "the built-in network restores; --checkpoint takes another one"
+    assert line == "using the built-in network; --checkpoint selects another"
     difference = read_image(place / "built-in.png").astype(int) - drsformer_jax.load()(rainy)
     assert abs(difference).max() <= 1  # Of programs that are optimized less here.
 

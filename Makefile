@@ -27,7 +27,7 @@ test-slow: .venv/installed-dev
 
 # Plans by the compilers for TPUs and GPUs, which need neither (1.3 GB to install). SELECT chooses some.
 test-compilers: .venv/compilers
-	PYTHONPATH=$(CURDIR)/.venv/compilers $(BIN)/python -m pytest -m slow -k '$(SELECT)' \
+	PYTHONPATH="$(CURDIR)/.venv/compilers" $(BIN)/python -m pytest -m slow -k '$(SELECT)' \
 	    tests/planning/test_compilers.py
 
 # Full-size networks against the official programs' numbers, where they are at hand.

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ import tyro
 from drsformer_jax import remote, weights
 from drsformer_jax.config import ModelConfig, Protocol
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, name_of, open_dataset
-from drsformer_jax.data.folders import find_pairs_in, read_pair
+from drsformer_jax.data.folders import find_pairs_in, find_partners, read_pair
 from drsformer_jax.data.pairs import PairedFiles, Pairs, sizes_of
 from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import parse
@@ -139,13 +140,17 @@ def score(command: Command) -> None:
     scores, average = run(work, command.save)
     document["mean"] = figures(average, work.columns)
     if work.network is not None:
-        document["complexity"] = network = size_of(work.network)
+        document["complexity"] = network = {
+            "parameters": complexity.parameters(work.network),
+            "multiply_accumulates": complexity.macs(work.network),
+        }
         print(
             f"{network['parameters']:,} parameters, {network['multiply_accumulates'] / 1e9:.2f} G "
             "MACs for an image of 256x256"
         )
     if dataset is not None:
-        systems = published.compare(dataset, measured(work, average), len(scores))
+        row = measured(work.path, average, document.get("complexity"))
+        systems = published.compare(dataset, row, len(scores))
         document["dataset"] = {**dataclasses.asdict(dataset), "scored_pairs": len(scores)}
         document["systems"] = [finite(dataclasses.asdict(system)) for system in systems]
         print("\n" + published.table(dataset, systems, len(scores)) + "\n")
@@ -186,16 +191,20 @@ def check_flags(command: Command) -> None:
 
 def benchmark_of(command: Command) -> Dataset | None:
     """The benchmark that is named, or whose test split --data names, if any."""
-    if command.dataset is not None:
-        return published.dataset(command.dataset)
-    found = None if command.protocol else command.built
-    if found is None:
-        return None
-    folder, split = found
+    named = None if command.dataset is None else published.dataset(command.dataset)
+    folder, split = command.built or (None, "+")
     part = split.partition("[")[0]
-    if "+" in split:
-        return None
-    return published.find(name_of(folder) if part in ("", "test") else part)
+    found = None
+    if folder is not None and "+" not in split:
+        found = published.find(name_of(folder) if part in ("", "test") else part)
+    if named is None:
+        return None if command.protocol else found
+    if found not in (None, named):
+        raise InputError(
+            f"--dataset is {named.name} beside --data {command.data}, which is {found.name}; "
+            "expected --data without --dataset, or with --protocol"
+        )
+    return named
 
 
 def described(work: Work, command: Command) -> dict[str, Any]:
@@ -204,8 +213,9 @@ def described(work: Work, command: Command) -> dict[str, Any]:
     if command.built is None:
         paths["input"], paths["target"] = folders_of(command)
     else:
-        paths["data"] = command.data
+        paths["data"], paths["data_folder"] = command.data, command.built[0]
     found = {name: remote.shown(path) for name, path in paths.items() if path is not None}
+    found["current_folder"] = os.getcwd()  # That relative paths are relative to.
     return found if work.step is None else {**found, "step": work.step}
 
 
@@ -226,20 +236,22 @@ def check_same(folder: Path, document: Mapping[str, Any]) -> None:
         names.append("checkpoint")
     if before.keys() & {"data", "target"}:
         names += ["step", "data", "target"]
-    if "input" in before and "input" in document:  # Rainy images may be added to the others.
-        names.append("input")
+    # Rainy images may be added to the others, and older versions did not say where a dataset was.
+    names += [name for name in ("input", "data_folder") if name in before and name in document]
     for name in names:
         found, new = before.get(name), document.get(name)
-        same_file = isinstance(found, str) and isinstance(new, str) and _same(found, new)
-        if found != new and not same_file:
+        if _named(found, before) != _named(new, document):
             raise InputError(
                 f"{path} holds scores with {name} {found}, not {new}; expected that one, or "
                 "another --output"
             )
 
 
-def _same(first: str, second: str) -> bool:
-    return Path(first).resolve() == Path(second).resolve()
+def _named(value: Any, document: Mapping[str, Any]) -> Any:
+    """What a value of scores names, wherever they were made."""
+    if not isinstance(value, str) or remote.address(value) or weights.is_builtin(Path(value)):
+        return value
+    return Path(document.get("current_folder", ""), value).resolve()
 
 
 def protocol_of(command: Command, dataset: Dataset | None) -> Protocol:
@@ -298,8 +310,10 @@ def prepare_restored(command: Command, folder: Path, protocol: Protocol) -> Work
             f"--data is {command.data}, a dataset, beside --restored; expected folders"
         )
     input_dir, target_dir = folders_of(command)
-    pairs = find_pairs_in(folder, target_dir, command.match)
-    rainy_pairs = [] if input_dir is None else find_pairs_in(folder, input_dir, command.match)
+    pairs = find_partners(folder, target_dir, "norain", command.match)
+    rainy_pairs = (
+        [] if input_dir is None else find_partners(folder, input_dir, "rain", command.match)
+    )
     for each in (pairs, rainy_pairs):
         sizes_of(PairedFiles(each))
     rainy_paths = {name: path for name, _, path in rainy_pairs}
@@ -361,19 +375,10 @@ def run(work: Work, save: Path | None) -> tuple[list[tuple[str, Scores]], Scores
     return scores, average
 
 
-def size_of(network: ModelConfig) -> dict[str, int]:
-    """Parameters, and MACs for an image of 256x256."""
-    return {
-        "parameters": complexity.parameters(network),
-        "multiply_accumulates": complexity.macs(network),
-    }
-
-
-def measured(work: Work, average: Scores) -> System:
+def measured(path: Path, average: Scores, size: Mapping[str, int] | None) -> System:
     """The row of these scores beside published ones."""
-    size = {} if work.network is None else size_of(work.network)
     return System(
-        work.path.resolve().name,
+        path.resolve().name,
         average.restored_psnr,
         average.restored_ssim,
         size["parameters"] / 1e6 if size else None,

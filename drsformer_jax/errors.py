@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import io
 import os
@@ -72,9 +73,10 @@ def before_imports() -> None:
 def one_line_errors() -> Iterator[None]:
     """Ends a program with one line and exit status 1 on wrong input or a failing file system.
 
-    Ctrl-C ends it with one line and status 130, SIGTERM with status 143; both leave nothing half
-    written. A warning is one line too. Characters that the terminal cannot show, such as the bytes
-    of a file name that is not UTF-8, are printed as backslash escapes.
+    Ctrl-C ends it with one line and status 130, SIGTERM with status 143, and a terminal that is
+    closed with status 129; all leave nothing half written. A warning is one line too. Characters
+    that the terminal cannot show, such as the bytes of a file name that is not UTF-8, are printed
+    as backslash escapes.
     With DRSFORMER_DEBUG=1 in the environment the traceback of an error, with all that caused it,
     is printed above its line.
     """
@@ -84,7 +86,7 @@ def one_line_errors() -> Iterator[None]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # As stderr has it.
     warnings.formatwarning = lambda message, *_: one_line(f"warning: {message}") + "\n"
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending_signals():
         signal.signal(number, end_program)
     try:
         yield
@@ -103,6 +105,26 @@ def one_line_errors() -> Iterator[None]:
 def _print_traceback() -> None:
     if os.environ.get("DRSFORMER_DEBUG", "0") not in ("", "0"):
         traceback.print_exc()
+
+
+def ending_signals() -> tuple[int, ...]:
+    """Signals that end a program: SIGINT, SIGTERM, and SIGHUP unless it is ignored (`nohup`)."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none.
+    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
+        return signal.SIGINT, signal.SIGTERM
+    return signal.SIGINT, signal.SIGTERM, hangup
+
+
+def leave_terminal() -> None:
+    """After SIGHUP: output to a terminal that is closed is lost, and raises no error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        try:
+            os.ttyname(descriptor)
+        except OSError as error:
+            if error.errno != errno.ENOTTY:  # A file or a pipe goes on.
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def end_program(number: int, frame: FrameType | None) -> None:
@@ -126,4 +148,6 @@ def end_program(number: int, frame: FrameType | None) -> None:
         frame = frame.f_back
     if number == signal.SIGINT:
         raise KeyboardInterrupt
+    if number != signal.SIGTERM:
+        leave_terminal()
     sys.exit(128 + number)

@@ -1,4 +1,5 @@
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -73,6 +74,45 @@ def test_a_signal_during_garbage_collection_is_not_lost(number, status):
     assert ended.returncode == status, ended.stderr
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
+
+
+IN_A_TERMINAL = """
+import fcntl, signal, sys, termios, time
+from pathlib import Path
+from drsformer_jax.errors import one_line_errors
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2:] else signal.SIG_DFL)
+with one_line_errors():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("nobody reads this", flush=True)
+        Path(sys.argv[1]).write_text("cleaned")
+"""
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["closed", "nohup"])
+def test_a_closed_terminal_ends_a_program_which_cleans_up(tmp_path, ignored):
+    ours, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, tmp_path / "a", *["nohup"] * ignored],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+        start_new_session=True,
+    ) as process:
+        os.close(terminal)
+        try:
+            assert os.read(ours, 5) == b"ready"
+            os.close(ours)  # The kernel sends SIGHUP.
+            if ignored:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(2)
+            else:
+                assert process.wait(60) == 129
+                assert (tmp_path / "a").read_text() == "cleaned"
+        finally:
+            process.kill()
 
 
 PROGRAM = """

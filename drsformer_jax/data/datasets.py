@@ -59,7 +59,8 @@ def find_dataset(source: str, data_dir: str = "", cache_dir: str = "") -> tuple[
         The dataset's folder and the split, "" if none is named; None if there is no such dataset.
 
     Raises:
-        InputError: if the dataset exists but not in that version.
+        InputError: if the dataset exists but not in that version, or a folder of pairs has its
+            name.
     """
     folder, _, split = source.partition(":")
     if (Path(folder) / INFO).is_file():
@@ -84,6 +85,11 @@ def find_dataset(source: str, data_dir: str = "", cache_dir: str = "") -> tuple[
     if version not in (None, *versions):
         found_there = " or ".join(versions)
         raise InputError(f"{where or place} has no version {version}; expected {found_there}")
+    if all((Path(source) / part).is_dir() for part in ("input", "target")):
+        raise InputError(
+            f"{source} is a folder of pairs here and a dataset in {where or place}; expected "
+            f"rain/{source}, or the folder's absolute path"
+        )
     chosen = version or versions[-1]
     return remote.copied(f"{where}/{chosen}", cache_dir) if where else place / chosen, split
 

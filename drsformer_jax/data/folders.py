@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -174,6 +175,37 @@ def find_pairs_in(
         tell_left_out(target_dir, targets, input_dir)
     elif match is not None:
         inputs, targets = _rain_and_norain(inputs)
+    return _paired(input_dir, inputs, target_dir, targets, match)
+
+
+def find_partners(
+    restored_dir: str | os.PathLike[str],
+    other_dir: str | os.PathLike[str],
+    kind: Literal["rain", "norain"],
+    match: str | None,
+) -> list[tuple[str, Path, Path]]:
+    """Lists restored images with their rainy or clean ones, as `find_pairs_in` does.
+
+    With `match`, of a folder in the layout of RainTrainL only the images of this kind are taken.
+    """
+    restored, others = find_images(restored_dir), find_images(other_dir)
+    if os.path.samefile(restored_dir, other_dir):
+        return find_pairs_in(restored_dir, other_dir, match)
+    tell_left_out(restored_dir, restored, other_dir)
+    tell_left_out(other_dir, others, restored_dir)
+    if match is not None and {"rain", "norain"} <= set(map(_kind, others)):
+        others = dict(zip(_KINDS[:2], _rain_and_norain(others), strict=True))[kind]
+    return _paired(restored_dir, restored, other_dir, others, match)
+
+
+def _paired(
+    input_dir: str | os.PathLike[str],
+    inputs: Sequence[Path],
+    target_dir: str | os.PathLike[str],
+    targets: Sequence[Path],
+    match: str | None,
+) -> list[tuple[str, Path, Path]]:
+    """Pairs images of two folders by their names."""
     names: dict[str, Path] = {}
     for path in inputs:
         other = names.setdefault(path.stem, path)
@@ -205,18 +237,26 @@ def find_pairs_in(
     return pairs
 
 
+_KINDS = ("rain", "norain", "rainstreak", "rainregion")
+"""Of images in the layout of RainTrainL, as their names begin."""
+
+
+def _kind(path: Path) -> str:
+    """The kind of an image in that layout; "" of any other."""
+    kind, dash, _ = path.name.lower().partition("-")
+    return kind if dash and kind in _KINDS else ""
+
+
 def _rain_and_norain(images: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """The rainy and the clean images of a folder in the layout of RainTrainL."""
-    kinds: dict[str, list[Path]] = {"rain": [], "norain": [], "rainstreak": [], "rainregion": []}
     for path in images:
-        kind, dash, _ = path.name.lower().partition("-")
-        if not dash or kind not in kinds:
+        if not _kind(path):
             raise InputError(
                 f"{path} is in a folder of rainy and clean images; expected names such as "
                 "rain-1.png and norain-1.png, or two folders"
             )
-        kinds[kind].append(path)
-    return kinds["rain"], kinds["norain"]
+    rain, norain = ([path for path in images if _kind(path) == kind] for kind in _KINDS[:2])
+    return rain, norain
 
 
 def _keys(paths: Sequence[Path], match: str | None) -> dict[Path, str]:

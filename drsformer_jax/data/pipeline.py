@@ -19,7 +19,7 @@ import numpy as np
 from drsformer_jax.config import DataConfig
 from drsformer_jax.data.pairs import Pair
 from drsformer_jax.data.sources import Source
-from drsformer_jax.errors import InputError
+from drsformer_jax.errors import InputError, ending_signals
 from drsformer_jax.sharding import global_arrays
 
 if TYPE_CHECKING:
@@ -135,13 +135,13 @@ def _stream(dataset: grain.MapDataset, config: DataConfig) -> Generator[Batch]:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Starts worker processes such that Ctrl-C and SIGTERM do not end them before their parent.
+    """Starts worker processes such that signals do not end them before their parent.
 
     A terminal and a cluster send signals to workers too. Workers inherit the signals that this
     thread blocks; in this process other threads receive them meanwhile.
     """
     resource_tracker.ensure_running()  # Else the first worker starts it, which unblocks signals.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,16 +51,23 @@ class Demo:
         check(1 <= self.max_pixels <= MAX_PIXELS, "--max-pixels", self.max_pixels, within)
         check(self.max_waiting >= 1, "--max-waiting", self.max_waiting, "at least 1")
         check(len(self.checkpoint) >= 1, "--checkpoint", "empty", "at least one network")
-        try:
-            from drsformer_jax.demo.page import Limits, serve
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"the Python package {error.name} is missing; expected it for the page: "
-                "pip install 'drsformer_jax[demo]'"
-            ) from error
-        self.check_address()
-        limits = Limits(self.max_megabytes, self.max_pixels, self.max_waiting)
-        serve(self._networks(), limits, self._address, self.port, share=self.share)
+        with tempfile.TemporaryDirectory(prefix="drsformer-demo-") as temporary:
+            folder = Path(temporary).resolve()
+            files = folder / "files"
+            files.mkdir()
+            # Gradio has no other way to say where files go, and reads it when it is imported.
+            os.environ["GRADIO_TEMP_DIR"] = str(files)
+            try:
+                from drsformer_jax.demo.page import Limits, serve
+            except ModuleNotFoundError as error:
+                raise InputError(
+                    f"the Python package {error.name} is missing; expected it for the page: "
+                    "pip install 'drsformer_jax[demo]'"
+                ) from error
+            self.check_address()
+            limits = Limits(self.max_megabytes, self.max_pixels, self.max_waiting)
+            networks = self._networks()
+            serve(networks, limits, folder, self._address, self.port, share=self.share)
 
     @property
     def _address(self) -> str:

@@ -6,7 +6,6 @@ import html
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -42,6 +41,8 @@ _SWEEP = 60
 _FORMATS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
 _PROGRAMS = 16
 """Compiled programs that are kept in memory, of about 50 MB each; all are on disk, too."""
+_POSTS = {f"/gradio_api/{name}" for name in ("upload", "queue/join", "cancel", "reset")}
+"""Routes that the page sends something to."""
 _DOWNLOAD = "Download at full resolution"
 _PLACEHOLDER = "The image before and after appears here, under a slider."
 _RAINS: tuple[Kind, ...] = ("light", "heavy")
@@ -62,15 +63,21 @@ class Limits:
 
 
 def serve(
-    networks: Mapping[str, Restorer], limits: Limits, host: str, port: int, *, share: bool
+    networks: Mapping[str, Restorer],
+    limits: Limits,
+    folder: Path,
+    host: str,
+    port: int,
+    *,
+    share: bool,
 ) -> None:
     """Serves the page until an exception, such as that of a signal, ends it.
-
-    Uploads and results are in a temporary folder, which is deleted then.
 
     Args:
         networks: by the names that visitors see; at least one.
         limits: what a visitor may ask for.
+        folder: a temporary folder, in which GRADIO_TEMP_DIR is an empty one for uploads and
+            results. It is deleted if the process has to end here.
         host: address or name of this machine.
         port: a free one.
         share: whether Gradio's servers lead others to it.
@@ -80,23 +87,20 @@ def serve(
     """
     page = _Page(networks, limits)
     try:
-        with tempfile.TemporaryDirectory(prefix="drsformer-demo-") as folder:
-            _serve(page, Path(folder).resolve(), limits, host, port, share)
+        _serve(page, folder, limits, host, port, share)
     except (KeyboardInterrupt, SystemExit) as end:
         if page.computing.locked():
             # Python would end the thread inside of XLA, which aborts then.
             print("interrupted; one image was not finished", file=sys.stderr, flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
             os._exit(130 if isinstance(end, KeyboardInterrupt) else int(end.code or 0))
         raise
 
 
 def _serve(page: _Page, folder: Path, limits: Limits, host: str, port: int, share: bool) -> None:
-    files = folder / "files"
-    files.mkdir()
-    # Gradio has no other way to say where uploads go.
-    os.environ["GRADIO_TEMP_DIR"] = str(files)
     blocks = page.blocks(_examples(folder / "examples"))
-    page.visits = Visits(files)  # Gradio has put there what the page shows.
+    # Gradio has put there what the page shows.
+    page.visits = Visits(Path(os.environ["GRADIO_TEMP_DIR"]))
     try:
         _launch(blocks, limits, host, port, share)
         while True:
@@ -107,8 +111,12 @@ def _serve(page: _Page, folder: Path, limits: Limits, host: str, port: int, shar
 
 
 def _check_route(request: Request) -> None:
-    """Rejects requests for a file of another server, which Gradio would pass on."""
-    if "://" in request.path_params.get("path_or_url", ""):
+    """Rejects requests for files of other servers, which Gradio would fetch, and what takes data.
+
+    Of all that Gradio has for the latter, such as a recording of the screen, the page needs four.
+    """
+    named = any("://" in str(value) for value in request.path_params.values())
+    if named or (request.method == "POST" and request.scope["route"].path not in _POSTS):
         raise HTTPException(404)
 
 
@@ -238,6 +246,7 @@ class _Page:
             samples.select(pick, None, upload, **now)
             upload.change(_nothing, None, [shown, download], **now)
             upload.change(self.accept, upload, None, **now)
+            button.click(self.ask, None, None, **now)
             button.click(
                 self.restore,
                 [upload, network, way],
@@ -256,6 +265,10 @@ class _Page:
             self.visits.hold(str(request.session_hash), Path(upload).parent)
             self._size(Path(upload))
 
+    def ask(self, request: gr.Request) -> None:
+        """Keeps the files of a visit, however long its image waits for others."""
+        self.visits.keep(str(request.session_hash))
+
     def leave(self, request: gr.Request) -> None:
         """Deletes the files of a visit."""
         self.visits.end(str(request.session_hash))
@@ -272,17 +285,13 @@ class _Page:
         folder = self.visits.new(visit)
         try:
             (job,), _ = plan_jobs([source], folder, is_folder=True)
-            lines = yield from self._run(job, size, self._networks[network, way])
+            lines = yield from self._run(visit, job, size, self._networks[network, way])
             shown = comparison(source, job.target, [f"{network}, {way.lower()}", *lines])
-            label = f"Download {job.target.name} at full resolution"
-            yield shown, gr.DownloadButton(label, value=str(job.target), interactive=True)
         except InputError as error:
             yield _nothing()
-            raise _error(str(error), source, folder) from None
-        except GeneratorExit:  # The visitor has left, perhaps before this file was there.
-            self.visits.end(visit)
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+            raise _error(str(error), source, folder / source.name) from None
+        label = f"Download {job.target.name} at full resolution"
+        yield shown, gr.DownloadButton(label, value=str(job.target), interactive=True)
 
     def _size(self, source: Path) -> Size:
         """(height, width) by the file's head."""
@@ -297,25 +306,38 @@ class _Page:
             )
         return height, width
 
-    def _run(self, job: Job, size: Size, restorer: Restorer) -> Generator[Update, None, list[str]]:
-        """Restores an image; gives HTML of how far that is, and returns what is said of it."""
+    def _run(
+        self, visit: str, job: Job, size: Size, restorer: Restorer
+    ) -> Generator[Update, None, list[str]]:
+        """Restores an image; gives HTML of how far that is, and returns what is said of it.
+
+        It may end at any `yield`, in the thread that serves all visitors: their image is computed
+        to its end in the background.
+        """
         text = f"Removing rain from {size[1]}x{size[0]} pixels; a new size takes longer."
         tiling = restorer.tiling(size)
         total = None if tiling is None else tiling.tiles(padded(size))[1]
-        started, before, shown = time.monotonic(), restorer.programs.total(), -1
-        with self.computing:
-            future = _in_background(lambda: restore_file(job, restorer))
-            try:
-                while not wait([future], 0.2).done:
-                    done = restorer.programs.total() - before
-                    if done != shown:
-                        shown = done
-                        yield progress(text, done, total), gr.skip()
-            finally:  # Of a visitor who leaves, too, one image is computed at a time.
-                wait([future])
-                self._remember(restorer, size)
-        seconds = f"{size[1]}x{size[0]} pixels, {time.monotonic() - started:.1f} s"
-        return [seconds, *future.result()]
+        before: list[int] = []
+
+        def compute() -> list[str]:
+            with self.computing:
+                started = time.monotonic()
+                before.append(restorer.programs.total())
+                try:
+                    said = restore_file(job, restorer)
+                finally:
+                    self._remember(restorer, size)
+                    self.visits.done(visit, job.target.parent)
+                seconds = time.monotonic() - started
+                return [f"{size[1]}x{size[0]} pixels, {seconds:.1f} s", *said]
+
+        future, shown = _in_background(compute), -1
+        while not wait([future], 0.2).done:
+            done = restorer.programs.total() - before[0] if before else 0
+            if done != shown:
+                shown = done
+                yield progress(text, done, total), gr.skip()
+        return future.result()
 
     def _remember(self, restorer: Restorer, size: Size) -> None:
         """Frees all compiled programs, of which each size of images has one, once they add up."""

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
 
 
@@ -24,6 +25,7 @@ class Visits:
         self._lock = threading.Lock()
         self._kept = set(root.iterdir())
         self._held: dict[str, set[Path]] = {}
+        self._waiting = Counter[str]()
 
     def hold(self, visit: str, folder: Path) -> None:
         """Keeps a folder until the visit ends.
@@ -43,17 +45,35 @@ class Visits:
         self.hold(visit, folder)
         return folder
 
+    def keep(self, visit: str) -> None:
+        """Keeps a visit's folders from `sweep` until one more image of it is done, or it ends."""
+        with self._lock:
+            if visit in self._held:
+                self._waiting[visit] += 1
+
+    def done(self, visit: str, folder: Path) -> None:
+        """Says that an image of a visit is done, with its result in a folder that `new` made.
+
+        If the visit has ended meanwhile, the folder is deleted.
+        """
+        with self._lock:
+            self._waiting -= Counter([visit])
+            if folder not in self._held.get(visit, ()):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def end(self, visit: str) -> None:
         """Deletes what this visit alone held."""
         with self._lock:
+            del self._waiting[visit]
             folders = self._held.pop(visit, set())
             for folder in folders.difference(self._kept, *self._held.values()):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self, age: float) -> None:
-        """Deletes what nothing was added to for `age` seconds, whoever holds it."""
+        """Deletes what nothing was added to for `age` seconds, but for visits that `keep` names."""
         with self._lock:
-            for path in set(self.root.iterdir()) - self._kept:
+            needed = {path for visit in self._waiting for path in self._held[visit]}
+            for path in set(self.root.iterdir()) - self._kept - needed:
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > age:
                         if path.is_dir():

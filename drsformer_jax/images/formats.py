@@ -258,7 +258,10 @@ def open_image(file: BinaryIO) -> OpenedImage:
         return _open_bmp(file, format)
     chunks: tuple[tuple[bytes, bytes], ...] = ()
     if format.name == "PNG":
-        content, chunks = read_png(file)
+        try:
+            content, chunks = read_png(file)
+        except ValueError as error:
+            raise UnreadableError(str(error)) from error
         file = io.BytesIO(content)
     options: dict[str, Any] = {"fail_on": "error"}
     if isinstance(file, io.BytesIO):

@@ -10,6 +10,8 @@ from typing import BinaryIO
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 XMP_KEY, EXIF_KEY = b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"
 _EMPTY = b"\0\0\0\0IDAT\x35\xaf\x06\x1e"
+_MOST_CHUNKS, _LEAST_CHUNK = 10_000, 1024
+"""More chunks than the first are read of a file if each has so many bytes on the mean."""
 
 
 def png_chunk(name: bytes, data: bytes) -> bytes:
@@ -22,11 +24,17 @@ def read_png(file: BinaryIO) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
 
     Of a file that is not in memory the pixels are left out. libvips reads no chunk behind the
     pixels, where ExifTool writes XMP. Texts are kept from it since it changes their letters.
+
+    Raises:
+        ValueError: if the file is made of tiny chunks, which would take minutes and gigabytes.
     """
-    chunks, pixels, at, odd = [], [], 8, False
+    chunks, pixels, at, odd, count = [], [], 8, False, 0
     while len(head := read_at(file, at, 8)) == 8:
         length, name = struct.unpack(">I4s", head)
         end = at + 12 + length
+        count += 1
+        if count > _MOST_CHUNKS + at // _LEAST_CHUNK:
+            raise ValueError(f"it has {count:,} chunks in {at:,} bytes")
         if name == b"IDAT":
             pixels += [at, end]
         else:

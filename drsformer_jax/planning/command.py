@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from drsformer_jax.config import DType, Kernels, MeshConfig, TrainConfig
 from drsformer_jax.config.file import load_config
 from drsformer_jax.errors import InputError
-from drsformer_jax.files import write_text
+from drsformer_jax.files import check_writable, write_text
 from drsformer_jax.flags import check_unused, image_size
 from drsformer_jax.nn.functional import wide_types
 from drsformer_jax.planning import hlo_cost, programs
@@ -80,11 +80,14 @@ class Plan:
         if self.search:
             check_unused(self, ("fsdp", "device_batch", "remat"), "beside --search")
         config = self._configured(load_config(self.config))
+        if self.json:
+            check_writable(self.json.parent)  # Compiling takes minutes.
         programs.prepare()
         chips = programs.find_slice(self.topology)
         with wide_types(config.model):
             row = self._restoring(config, chips) if self.restore else self._training(config, chips)
-        print(text(row))
+        if "error" not in row:
+            print(text(row))
         if self.json:
             write_text(self.json, json.dumps(row, indent=2) + "\n")
         if "error" in row:
@@ -234,9 +237,7 @@ class Plan:
 
 
 def text(row: Row) -> str:
-    """A plan as a table of two columns; empty where nothing fits."""
-    if "error" in row:
-        return ""
+    """A plan as a table of two columns."""
     return "\n".join(f"{name:20} {value}" for name, value in _lines(row))
 
 
@@ -271,7 +272,7 @@ def _lines(row: Row) -> Iterator[tuple[str, str]]:
             f"along {one['axes']}",
             f"{_count(one['times'], one['kind'])}, {one['bytes'] / 1e6:.1f} MB",
         )
-    if row["unclear"]:
+    if row["unclear"] and "schedule" in row["bounds"]:
         yield "not counted", f"{hlo_cost.unclear_line(row['unclear'])}: the schedule is too short"
     ranked = sorted(row["bounds"].items(), key=lambda item: -item[1])
     yield "takes at least", ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in ranked)

@@ -186,9 +186,9 @@ def train_step(
 
 
 def restoring(
-    config: ModelConfig, mesh: Mesh, height: int, width: int, strip: int = 0
+    config: ModelConfig, mesh: Mesh, height: int, width: int, strip: int = 0, batch: int = 1
 ) -> tuple[Function, tuple[Any, ...]]:
-    """The program that `Restorer` runs for one image on one chip, and its abstract arguments.
+    """The program that `Restorer` runs for images on one chip, and its abstract arguments.
 
     Args:
         config: the network.
@@ -196,12 +196,13 @@ def restoring(
         height: of the image, in pixels.
         width: likewise.
         strip: rows of the strips that it is computed in; 0 for all at once.
+        batch: images of one size that are computed together.
     """
     arrays = (
         abstract_params(config),
-        jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint16),
-        jax.ShapeDtypeStruct((1, 1, 1, 1), jnp.float32),
-        jax.ShapeDtypeStruct((1, 2), jnp.int32),
+        jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint16),
+        jax.ShapeDtypeStruct((batch, 1, 1, 1), jnp.float32),
+        jax.ShapeDtypeStruct((batch, 2), jnp.int32),
     )
     rows = Strips(height=strip) if strip else AT_ONCE
     function = compiled_for(mesh.devices.flat[0].platform)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from drsformer_jax.clusters import detected, find_cluster
 from drsformer_jax.config.fields import check
-from drsformer_jax.errors import InputError, end_program, reason
+from drsformer_jax.errors import InputError, end_program, ending_signals, leave_terminal, reason
 from drsformer_jax.training.peers import Peers
 from drsformer_jax.training.watchdog import waits_for, watch
 
@@ -242,7 +242,7 @@ def interleaved(gathered: np.ndarray, total: int) -> np.ndarray:
 
 
 class Stop:
-    """Turns SIGTERM and Ctrl-C into a request to stop, which all processes see at the same call.
+    """Turns SIGTERM, SIGHUP and Ctrl-C into a request to stop, which all see at the same call.
 
     A second Ctrl-C interrupts at once.
     """
@@ -285,12 +285,15 @@ class Stop:
             return
         self._requested = True
         self._interrupted |= number == signal.SIGINT
+        if number not in _SIGNALS:
+            leave_terminal()
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def __enter__(self) -> Stop:
         # In a run of several processes SIGTERM belongs to JAX's preemption service.
-        numbers = (signal.SIGINT,) if jax.process_count() > 1 else _SIGNALS
+        kept = (signal.SIGTERM,) if jax.process_count() > 1 else ()
+        numbers = (number for number in ending_signals() if number not in kept)
         self._old = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 

@@ -73,6 +73,6 @@ async def _serve(listener: socket.socket, port: int) -> None:
 
 
 if __name__ == "__main__":
-    for _number in (signal.SIGINT, signal.SIGTERM):  # A terminal sends them to all processes.
+    for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # As a terminal sends to all.
         signal.signal(_number, signal.SIG_IGN)
     asyncio.run(_serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])))

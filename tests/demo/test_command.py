@@ -107,3 +107,27 @@ def test_sweep_deletes_what_is_old_but_what_the_page_shows(visits):
     assert names(visits) == {new.name, "example"}
     visits.end("a")
     assert names(visits) == {"example"}
+
+
+def test_sweep_leaves_what_an_image_that_waits_or_is_computed_needs(visits):
+    upload = visits.new("a")
+    for _ in range(2):
+        visits.keep("a")
+    result = visits.new("a")
+    for path in (upload, result):
+        os.utime(path, (0, 0))
+    for _ in range(2):
+        visits.sweep(3600)
+        assert names(visits) == {upload.name, result.name, "example"}
+        visits.done("a", result)
+    visits.sweep(3600)
+    assert names(visits) == {"example"}
+
+
+def test_result_of_a_visit_that_has_ended_is_deleted_when_it_is_done(visits):
+    result = visits.new("a")
+    visits.keep("a")
+    visits.end("a")
+    result.mkdir()  # As writing it does.
+    visits.done("a", result)
+    assert names(visits) == {"example"}

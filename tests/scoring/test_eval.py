@@ -169,6 +169,22 @@ def test_scores_of_something_else_are_not_overwritten(place, score, model):
         score(checkpoint=model, data=Path("other"), output=file.parent)
 
 
+def test_relative_paths_are_those_of_the_folder_that_they_were_given_in(
+    place, score, model, monkeypatch
+):
+    shutil.copytree("data", "other/test")
+    Path("data").rename("test")
+    out = (place / "out").absolute()
+    score(checkpoint=model, data=Path("test"), output=out)
+    monkeypatch.chdir("other")
+    with pytest.raises(InputError, match="holds scores with target test/target, not test/target;"):
+        score(checkpoint=model, data=Path("test"), output=out)
+    score(checkpoint=model, data=Path("../test"), output=out)
+    score(checkpoint=Path("builtin"), data=Path("test"), output=Path("own").absolute())
+    monkeypatch.chdir("..")
+    score(checkpoint=Path("builtin"), data=Path("other/test"), output=Path("other/own"))
+
+
 def test_a_run_that_was_moved_is_scored_again_in_its_own_folder(place, score, model):
     shutil.copytree(model, "first")
     score(checkpoint=Path("first"), data=Path("data"))
@@ -208,6 +224,25 @@ def test_a_built_dataset_says_which_benchmark_it_is(place, program, data, protoc
     assert found == protocol or found == ("did_ddn" if expected == "DID-Data" else "rain200_spa")
 
 
+def test_benchmark_of_another_dataset_is_rejected(place, program):
+    built(Path("data_dir/rain/rain200l/1.0.0"), "rain200l")
+    data = {"data": Path("rain200l"), "data_dir": Path("data_dir")}
+    with pytest.raises(InputError, match="Rain200H beside --data rain200l, which is Rain200L; exp"):
+        program.benchmark_of(program.Command(**data, dataset="Rain200H"))
+    assert program.benchmark_of(program.Command(**data, dataset="Rain200L")).name == "Rain200L"
+
+
+def test_name_of_a_dataset_and_of_a_folder_of_pairs_is_rejected(place, program):
+    built(Path("data_dir/rain/data/1.0.0"), "data")
+    command = program.Command(data=Path("data"), data_dir=Path("data_dir"))
+    line = "^data is a folder of pairs here and a dataset in data_dir/rain/data; expected rain/data"
+    with pytest.raises(InputError, match=line):
+        command.built  # noqa: B018
+    command = program.Command(data=Path("rain/data"), data_dir=Path("data_dir"))
+    assert command.built == (Path("data_dir/rain/data/1.0.0"), "")
+    assert program.Command(data=place / "data", data_dir=Path("data_dir")).built is None
+
+
 def test_a_run_in_a_bucket_keeps_its_address_in_the_scores(place, program):
     run, command = Path("gs://bucket/runs/a"), program.Command(target=Path("data/target"))
     work = program.Work("checkpoint", run, 0, iter(()), ())
@@ -242,6 +277,15 @@ def test_rainy_and_clean_images_may_share_a_folder_as_rain_train_l_comes(place, 
     (one, _), (two, _) = read_scores(Path("one")), read_scores(Path("two"))
     assert [each["image"] for each in one["images"]] == ["rain-1.png", "rain-2.png"]
     assert one["mean"] == two["mean"]
+    for index in (1, 2):
+        write_image(Path(f"method/{index}.png"), read_image(f"restored/{index}.png"))
+    flags = {"restored": Path("method"), "target": folder, "match": r"\d+"}
+    score(**flags, input=folder, output=Path("three"))
+    score(restored=Path("restored"), data=Path("data"), output=Path("four"))
+    (three, _), (four, _) = read_scores(Path("three")), read_scores(Path("four"))
+    assert three["mean"] == four["mean"]
+    score(**flags, output=Path("five"))
+    assert read_scores(Path("five"))[0]["mean"].items() <= four["mean"].items()
     (folder / "norain-2.png").unlink()
     with pytest.raises(InputError, match=r"^RainTrainL/rain-2\.png has no partner in RainTrainL "):
         score(checkpoint=model, input=folder, target=folder, match=r"\d+")

@@ -16,7 +16,7 @@ from programs import ROOT, UNOPTIMIZED, Program, read_until
 
 from drsformer_jax.clusters import find_cluster, share
 from drsformer_jax.errors import InputError
-from drsformer_jax.training import peers
+from drsformer_jax.training import peers, processes
 from drsformer_jax.training.processes import Stop, join
 
 SLURM = {
@@ -350,15 +350,16 @@ def test_time_in_which_a_process_is_paused_is_no_wait():
     assert process.returncode == 0, errors
 
 
-def test_first_signal_asks_to_stop_and_a_second_ctrl_c_interrupts():
+def test_first_signal_asks_to_stop_and_a_second_ctrl_c_interrupts(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    for first in (signal.SIGINT, signal.SIGTERM):
+    monkeypatch.setattr(processes, "ending_signals", lambda: (*processes._SIGNALS, signal.SIGHUP))
+    for first in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         with Stop() as stop:
             assert not stop.asked()
             os.kill(os.getpid(), first)
             assert stop.asked()
-            if first == signal.SIGTERM:
-                os.kill(os.getpid(), signal.SIGTERM)  # A scheduler may repeat it.
+            if first != signal.SIGINT:
+                os.kill(os.getpid(), first)  # A scheduler may repeat it.
                 os.kill(os.getpid(), signal.SIGINT)  # The first Ctrl-C.
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)

@@ -31,7 +31,7 @@ COMMANDS = {
     "plan": (
         "planning",
         "Plan",
-        "Estimates what training needs on TPUs or GPUs, without having them: memory and time.",
+        "Estimates memory and time of training or restoring on TPUs or GPUs that you do not have.",
     ),
     "export": (
         "exporting",
@@ -69,7 +69,3 @@ def _listed(description: str) -> Any:
 
     command.__doc__ = description
     return command
-
-
-if __name__ == "__main__":
-    main()

@@ -51,7 +51,13 @@ _CLUSTERS = (
 
 
 _OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
-_COUNTING = (Cluster("Open MPI", _OPEN_MPI, *_OPEN_MPI), *_CLUSTERS)
+_STEP_COUNT = "SLURM_STEP_NUM_TASKS"
+_COUNTING = (
+    Cluster("Open MPI", _OPEN_MPI, *_OPEN_MPI),
+    # A shell of `salloc -n4` is a step of one task, where SLURM_NTASKS is still the job's 4.
+    Cluster("Slurm", (*_SLURM, _STEP_COUNT), _STEP_COUNT, "SLURM_PROCID"),
+    *_CLUSTERS,
+)
 """Clusters that tell each process its number: Open MPI 5 says no more."""
 
 

@@ -83,12 +83,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         InputError: if something is at `path`.
         OSError: if the file system fails.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise InputError(f"{path} is there already; expected the name of a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path, _new_folder) as (temporary, _):
         yield temporary
-        os.rename(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except OSError as error:  # The name that the user knows.
+            error.filename, error.filename2 = str(path), None
+            raise
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from drsformer_jax import files
+from drsformer_jax.errors import InputError
 from drsformer_jax.training.checkpoint import Run
 
 WRITER = """
@@ -72,6 +73,21 @@ def test_what_a_killed_process_left_is_removed(writer, tmp_path):
     files.remove_leftovers(tmp_path)
     assert hidden(tmp_path) == [tmp_path / ".other"]
     assert not (tmp_path / "result").exists()
+
+
+def test_new_folder_where_a_link_leads_nowhere_is_rejected(tmp_path):
+    (tmp_path / "link").symlink_to("missing")
+    expected = "link is there already; expected the name of a new folder"
+    with pytest.raises(InputError, match=expected), files.new_folder(tmp_path / "link"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_new_folder_that_cannot_be_renamed_is_reported_by_the_name_it_was_to_have(tmp_path):
+    with pytest.raises(NotADirectoryError) as caught, files.new_folder(tmp_path / "result"):
+        (tmp_path / "result").write_text("of another process")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "result"), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
 
 
 @pytest.mark.parametrize(

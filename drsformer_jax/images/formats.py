@@ -18,7 +18,8 @@ import numpy as np
 from PIL import BmpImagePlugin
 
 from drsformer_jax.errors import InputError
-from drsformer_jax.images.png import read_at, read_png
+from drsformer_jax.images.png import read_png
+from drsformer_jax.images.tiff import ASSOCIATED, EXTRA, Tags, check_covered, check_kind, tiff_tags
 from drsformer_jax.images.vips import pyvips
 
 MAX_PIXELS = 2**27
@@ -164,12 +165,12 @@ class OpenedImage(NamedTuple):
             dtype = np.uint8 if self.source.format == "uchar" else np.uint16
             values = np.frombuffer(buffer, dtype).reshape(self.height, self.width, -1)
         else:
-            with _pillow():
+            with _unreadable():
                 self.source.load()
             mode = {1: "L", 3: "RGB", 4: "RGBA"}[self.channels]
             values = np.asarray(self.source.convert(mode)).reshape(self.height, self.width, -1)
         values = values[..., : self.channels]
-        if self.channels > self.colors and self.tags.get(_EXTRA) == (1, _ASSOCIATED):
+        if self.channels > self.colors and self.tags.get(EXTRA) == (1, ASSOCIATED):
             values = _round_unpremultiplied(values)
         if self.format.name == "AVIF" and values.dtype == np.uint16:
             values = values | values >> self.source.get("bits-per-sample")  # else white is less
@@ -253,15 +254,15 @@ def open_image(file: BinaryIO) -> OpenedImage:
         raise UnreadableError("its content is of another format" if head else "the file is empty")
     if head[8:11] in (b"hei", b"hev"):
         raise UnreadableError("it is HEIC, which libvips has no codec for")
+    if head[4:11] == b"\x10\0\0\0CR\2":  # CR2, a TIFF otherwise
+        raise UnreadableError("it is a camera raw file; use a developed image")
     file.seek(0)
     if not format.codec:
         return _open_bmp(file, format)
     chunks: tuple[tuple[bytes, bytes], ...] = ()
     if format.name == "PNG":
-        try:
+        with _unreadable():
             content, chunks = read_png(file)
-        except ValueError as error:
-            raise UnreadableError(str(error)) from error
         file = io.BytesIO(content)
     options: dict[str, Any] = {"fail_on": "error"}
     if isinstance(file, io.BytesIO):
@@ -269,7 +270,12 @@ def open_image(file: BinaryIO) -> OpenedImage:
     else:
         source = pyvips.Source.new_from_descriptor(file.fileno())
         image = getattr(pyvips.Image, f"{format.codec}load_source")(source, **options)
-    return _checked(image, format, tiff_tags(file) if format.name == "TIFF" else {}, chunks)
+    tags: Tags = {}
+    if format.name == "TIFF":
+        with _unreadable():
+            tags = tiff_tags(file)
+            check_kind(image, tags)
+    return _checked(image, format, tags, chunks)
 
 
 def _checked(
@@ -289,10 +295,11 @@ def _checked(
     if colors is None or not colors <= image.bands <= 16:
         raise UnreadableError(f"it has {image.bands} channels of {image.interpretation}")
     if tags:
-        _check_covered(image, tags)
-    if colors == 4 and bits == 16 and tags.get(_EXTRA, (0, 0))[1] == _ASSOCIATED:
+        with _unreadable():
+            check_covered(image, tags)
+    if colors == 4 and bits == 16 and tags.get(EXTRA, (0, 0))[1] == ASSOCIATED:
         raise UnreadableError("its 16-bit CMYK is multiplied by alpha")  # libvips divides wrongly
-    has_alpha = image.bands > colors and tags.get(_EXTRA, (1, 2))[1] in (1, 2)
+    has_alpha = image.bands > colors and tags.get(EXTRA, (1, 2))[1] in (1, 2)
     orientation = image.get("orientation") if "orientation" in fields else 0
     if orientation not in range(1, 9) and "xmp-data" in fields and format.name != "AVIF":
         found = XMP_ORIENTATION.search(image.get("xmp-data"))
@@ -312,67 +319,21 @@ def _check_size(width: int, height: int) -> None:
 
 
 @contextlib.contextmanager
-def _pillow() -> Iterator[None]:
+def _unreadable() -> Iterator[None]:
     try:
         yield
-    except (SyntaxError, ValueError, EOFError, struct.error) as error:  # of damaged files
+    except (SyntaxError, ValueError, EOFError, struct.error) as error:  # Pillow's, too
         raise UnreadableError(str(error)) from error
 
 
 def _open_bmp(file: BinaryIO, format: Format) -> OpenedImage:
-    with _pillow():
+    with _unreadable():
         # Not by `Image.open`, whose limit on the size is one for the whole process.
         image = BmpImagePlugin.BmpImageFile(file)
     _check_size(image.width, image.height)
     colors = 1 if image.mode in ("1", "L") else 3
     channels = 4 if image.mode == "RGBA" else colors
     return OpenedImage(format, image, image.width, image.height, colors, channels, 1)
-
-
-_PLANAR, _EXTRA, _STRIPS, _TILES = 284, 338, 273, 324
-_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
-_ASSOCIATED = 1
-"""Of `_EXTRA`: alpha that colors are multiplied by."""
-_KINDS = range(1, 19)
-"""Types of values, those of BigTIFF included."""
-_LETTERS = {3: "H", 4: "L", 16: "Q"}
-Tags = dict[int, tuple[int, int]]
-"""Of a TIFF file: how many values each tag has, and the first if it is in the directory."""
-
-
-def tiff_tags(file: BinaryIO) -> Tags:
-    """Reads the first directory of a TIFF file, or of an EXIF block, which has its structure."""
-    head = read_at(file, 0, 16)
-    order, wide = ("<" if head[:2] == b"II" else ">"), head[2:4] in (b"+\0", b"\0+")
-    count, number = ("Q", "Q") if wide else ("H", "L")
-    row = struct.Struct(f"{order}HH{number}8s" if wide else f"{order}HH{number}4s")
-    tags = {}
-    try:
-        (at,) = struct.unpack_from(order + number, head, 8 if wide else 4)
-        start = struct.calcsize(count)
-        (rows,) = struct.unpack(order + count, read_at(file, at, start))
-        directory = read_at(file, at + start, min(rows, 2**16) * row.size)
-        for tag, kind, values, cell in row.iter_unpack(directory):
-            if kind not in _KINDS:  # Readers skip what they do not know (TIFF 6.0, section 2).
-                continue
-            tags[tag] = values, struct.unpack_from(order + _LETTERS.get(kind, "B"), cell)[0]
-    except struct.error:
-        raise UnreadableError("its directory of tags is damaged") from None
-    return tags
-
-
-def _check_covered(image: pyvips.Image, tags: Tags) -> None:
-    """Rejects strips or tiles that leave a part of the image out, which would become black."""
-    height = tags.get(_TILE_HEIGHT, tags.get(_ROWS, (1, image.height)))[1]
-    width = tags.get(_TILE_WIDTH, (1, image.width))[1]
-    parts = -(-image.height // max(height, 1)) * -(-image.width // max(width, 1))
-    if tags.get(_PLANAR, (1, 1))[1] == 2:
-        parts *= image.bands
-        if image.bands == 2:  # libvips 8.18 mixes them up
-            raise UnreadableError("its gray and alpha are in separate planes")
-    found = tags.get(_TILES if _TILE_WIDTH in tags else _STRIPS, (0, 0))[0]
-    if found < parts:
-        raise UnreadableError(f"it has {found} of its {parts} strips or tiles")
 
 
 def check_extension(path: Path) -> Format:

@@ -19,17 +19,16 @@ from drsformer_jax.images.formats import (
     XMP_ORIENTATION,
     Format,
     OpenedImage,
-    Tags,
-    UnreadableError,
     check_extension,
     image_file,
     in_one_line,
     open_image,
     read_content,
-    tiff_tags,
 )
+from drsformer_jax.images.jpeg import lost_of_jpeg
 from drsformer_jax.images.pixels import composite, encode, to_8_bits, to_rgb
 from drsformer_jax.images.png import EXIF_KEY, TEXTS, XMP_KEY, png_chunk
+from drsformer_jax.images.tiff import Tags, tiff_tags
 from drsformer_jax.images.vips import pyvips
 
 _MOST_EXIF = 65_533
@@ -209,6 +208,8 @@ _COLOR = {b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"mDCv", b"cLLi"
 _USUAL_GAMMA = (45455).to_bytes(4)
 _NCLX = re.compile(rb"colrnclx\0(.)\0(.)", re.DOTALL)
 """Color primaries and transfer of an AVIF file, by the numbers of ITU-T H.273."""
+_SAMPLES = re.compile(rb"stsz\0{4}.{4}(.{4})", re.DOTALL)
+"""The box of an AVIF file with the number of frames of an animation (ISO/IEC 14496-12, 8.7.3)."""
 _STRUCTURE = {
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 269, 270, 273, 274, 277, 278, 279),
     *(280, 281, 282, 283, 284, 285, 288, 289, 290, 291, 292, 293, 296, 297, 305, 317, 320, 321),
@@ -221,6 +222,9 @@ _OF_ANY_EXIF = {
     *("ExifVersion", "FlashpixVersion", "ColorSpace"),
 }
 """What libvips reports of every EXIF block, even of one that it cannot parse."""
+_CAMERA_DATA = 34665
+_OF_ANY_DIRECTORY, _OF_ANY_CAMERA = {282, 283, 296, _CAMERA_DATA}, {36864, 40960, 40961}
+"""The same by its numbers, in an EXIF block's first directory and in that of camera data."""
 _IPTC = 33723
 _GEO = {33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113}
 _CAMERA = {271, 272, 306, 315, 33432, 34665, 34853, 18246, 18249, *range(40091, 40096)}
@@ -229,8 +233,11 @@ _CAMERA = {271, 272, 306, 315, 33432, 34665, 34853, 18246, 18249, *range(40091, 
 def _read_metadata(opened: OpenedImage, content: bytes) -> tuple[dict[str, Any], list[str]]:
     """What is kept of a file beside its pixels, and lines about what is not."""
     lost = []
-    if opened.frames > 1:
-        lost.append(f"only the first of {opened.frames} images is kept")
+    frames = opened.frames
+    if opened.format.name == "AVIF":  # libvips does not count those of an animation
+        frames = max([frames, *(int.from_bytes(each[1]) for each in _SAMPLES.finditer(content))])
+    if frames > 1:
+        lost.append(f"only the first of {frames} images is kept")
     if not opened.format.codec:
         dpi = opened.source.info.get("dpi", (72, 72))
         return _resolution(dpi[0] / 25.4, dpi[1] / 25.4, lost), lost
@@ -240,7 +247,7 @@ def _read_metadata(opened: OpenedImage, content: bytes) -> tuple[dict[str, Any],
     if (block := metadata.pop("exif-data", None)) is not None:
         if parsed and _exif_tags(block) is not None:
             metadata["exif-data"] = _without_thumbnail(block)
-        else:
+        elif not _says_nothing(block):
             lost.append("EXIF that cannot be understood is dropped")
     profile = metadata.get("icc-profile-data", dict(opened.chunks).get(b"iCCP"))
     if profile is not None and not _profile_fits(profile, opened.colors == 1):
@@ -252,8 +259,10 @@ def _read_metadata(opened: OpenedImage, content: bytes) -> tuple[dict[str, Any],
     if opened.format.exif_resolution:
         resolution = _exif_resolution(image, "x"), _exif_resolution(image, "y")
     metadata |= _resolution(*resolution, lost)
+    if opened.tags and image.bands > opened.channels:
+        lost.append("channels that are not said to be alpha are dropped")
     if opened.format.name == "JPEG":
-        lost += _lost_of_jpeg(content)
+        lost += lost_of_jpeg(content)
     tags = opened.tags.keys() - _STRUCTURE
     lost += ["EXIF is dropped"] * bool(tags & _CAMERA)
     lost += ["GeoTIFF tags are dropped"] * bool(tags & _GEO)
@@ -283,12 +292,21 @@ def _chunks(opened: OpenedImage, content: bytes, lost: list[str]) -> list[tuple[
     return chunks
 
 
-def _exif_tags(block: bytes) -> Tags | None:
-    """Tags of the first directory of an EXIF block; None if it is damaged."""
+def _exif_tags(block: bytes, place: int | None = None) -> Tags | None:
+    """Tags of the first directory of an EXIF block, or of that at a place; None if damaged."""
     try:
-        return tiff_tags(io.BytesIO(block.removeprefix(b"Exif\0\0")))
-    except UnreadableError:
+        return tiff_tags(io.BytesIO(block.removeprefix(b"Exif\0\0")), place)
+    except ValueError:
         return None
+
+
+def _says_nothing(block: bytes) -> bool:
+    """Whether an EXIF block is sound, but has only what every such block has."""
+    first = _exif_tags(block)
+    if first is None or not first.keys() <= _OF_ANY_DIRECTORY:
+        return False
+    camera = _exif_tags(block, first[_CAMERA_DATA][1]) if _CAMERA_DATA in first else {}
+    return camera is not None and camera.keys() <= _OF_ANY_CAMERA
 
 
 def _without_thumbnail(block: bytes) -> bytes:
@@ -327,17 +345,6 @@ def _exif_resolution(image: Any, axis: str) -> float:
         return int(numerator) / int(denominator) / (10 if unit == "3" else 25.4)
     except (pyvips.Error, ValueError, ZeroDivisionError):
         return float(image.get(f"{axis}res"))
-
-
-def _lost_of_jpeg(content: bytes) -> list[str]:
-    lost, at = [], 2
-    while (segment := content[at : at + 8])[:1] == b"\xff" and segment[1:2] != b"\xda":  # pixels
-        if segment.startswith(b"\xff\xfe"):
-            lost.append("the JPEG comment is dropped")
-        if segment.startswith(b"\xff\xe2") and segment[4:] == b"MPF\0":
-            lost.append("images beside the main one, such as an HDR gain map, are dropped")
-        at += 2 + int.from_bytes(segment[2:4])
-    return lost
 
 
 def _not_kept(source: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

@@ -53,8 +53,8 @@ VIDEO_EXTENSIONS = (
     *(".264", ".h264", ".265", ".h265", ".hevc", ".m2v", ".mjpg", ".mjpeg"),
 )
 """What the names of videos end in; a video of another name is known by its content."""
-_RAW_STREAMS = {"h264", "hevc", "m4v", "mjpeg", "mpegvideo"}
-"""What libav calls files of nothing but frames, which have no duration either."""
+_WITHOUT_DURATION = {"h264", "hevc", "m4v", "mjpeg", "mpegvideo", "obu", "matroska,webm"}
+"""What libav calls files of nothing but frames, and those that may be of a live stream."""
 _LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1", "6.1", "7.1")
 """Of sound with 1 to 8 channels."""
 
@@ -77,7 +77,7 @@ def is_video(path: Path) -> bool:
             return False
     with contextlib.suppress(InputError), opened(path) as container:
         # libav reads images too, even broken ones, but gives no duration of them.
-        lasts = container.duration is not None or container.format.name in _RAW_STREAMS
+        lasts = container.duration is not None or container.format.name in _WITHOUT_DURATION
         if lasts and videos_of(container):
             return True
     return named

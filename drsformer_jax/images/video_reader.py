@@ -199,7 +199,8 @@ class Reader:
         width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
         aspect = self.video.sample_aspect_ratio or Fraction(0)
         matrix = int(frame.colorspace)
-        if matrix == _UNSPECIFIED or frame.format.is_rgb:
+        chroma = any(component.is_chroma for component in frame.format.components)
+        if matrix == _UNSPECIFIED or frame.format.is_rgb or not chroma:
             matrix = _BT709 if width >= 1280 or height > 576 else _SMPTE170M
         if matrix not in MATRICES:
             raise InputError(

@@ -80,7 +80,7 @@ class Derain:
     overwrite: bool = False
     """Overwrite results and comparisons that exist."""
     resume: bool = False
-    """Skip images whose results exist."""
+    """Keep results and comparisons that exist, and skip images that have all of theirs."""
     num_processes: int | None = None
     """Number of processes that share the images, each started with the same command; default: found
     on Cloud TPU pods and under Slurm and Open MPI. With 1 this one restores all."""

@@ -6,11 +6,14 @@ import contextlib
 import os
 from pathlib import Path
 
+import filelock
 import jax
 import platformdirs
 
 MAX_BYTES = 2**31
 """What the compiled programs in the user's cache folder take at most: 2 GiB."""
+_LOCK = ".lockfile"
+"""What JAX locks while it reads or writes there, if there is a limit."""
 
 
 def use_compile_cache() -> None:
@@ -31,16 +34,22 @@ def use_compile_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         limit = getattr(jax.config, "jax_compilation_cache_max_size", None)
         if limit == -1 and "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
-            jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
-        _add_times_of_use(folder)
+            limit = MAX_BYTES
+            jax.config.update("jax_compilation_cache_max_size", limit)
+        if limit not in (None, -1):
+            _delete_unfinished(folder)
 
 
-def _add_times_of_use(folder: Path) -> None:
-    """Lets JAX delete entries that it wrote without a limit, or whose writing was interrupted.
+def _delete_unfinished(folder: Path) -> None:
+    """Deletes entries whose writing was interrupted, which JAX would not write again.
 
-    It keeps an entry's time of use in a second file, and fails at entries without one.
+    An entry's time of use, in a second file, is written after it. JAX fails at entries without one,
+    also at whole ones, which were written without a limit. While another process writes, nothing is
+    deleted.
     """
-    for entry in folder.glob("*-cache"):
-        used = entry.with_name(entry.name.removesuffix("-cache") + "-atime")
-        if not used.exists():
-            used.write_bytes(entry.stat().st_mtime_ns.to_bytes(8, "little"))
+    none = (filelock.Timeout, NotImplementedError)  # The latter where there are no locks.
+    with contextlib.suppress(*none), filelock.FileLock(folder / _LOCK, timeout=0):
+        for entry in folder.glob("*-cache"):
+            used = entry.with_name(entry.name.removesuffix("-cache") + "-atime")
+            if not used.exists():
+                entry.unlink()

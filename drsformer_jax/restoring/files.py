@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import math
 import os
+import signal
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import FrameType
 
 import numpy as np
 from PIL import Image
@@ -20,7 +23,7 @@ from tqdm import tqdm
 
 from drsformer_jax.data.pairs import map_in_threads
 from drsformer_jax.data.sheets import contact_sheet
-from drsformer_jax.errors import InputError, one_line
+from drsformer_jax.errors import InputError, end_program, ending_signals, one_line
 from drsformer_jax.images.image import LoadedImage, load_image, save_image
 from drsformer_jax.images.pixels import check_extension, image_size, to_8_bits, write_image
 from drsformer_jax.restoring import Restorer
@@ -65,6 +68,12 @@ class _Outcome:
     """What the result's format could not keep; one line each."""
     error: InputError | None = None
 
+    def without_cause(self) -> _Outcome:
+        """The same without the traceback of its error, which holds the file and its pixels."""
+        if self.error is None:
+            return self
+        return dataclasses.replace(self, error=InputError(str(self.error)))
+
 
 def restore_files(
     jobs: Sequence[Job],
@@ -85,7 +94,7 @@ def restore_files(
             write.
         batch: images of a bucket that are computed together, as far as there are as many and
             memory goes.
-        resume: skip images whose result exists, and keep comparisons that exist.
+        resume: keep results and comparisons that exist, and skip images that have all of theirs.
         quality: of JPEG, AVIF and lossy WebP, 1 to 100.
         background: color under transparent images where the format has no transparency.
 
@@ -95,8 +104,9 @@ def restore_files(
     """
     started = time.monotonic()
     before = Counter(restorer.programs)
-    todo = [job for job in jobs if not (resume and os.path.exists(job.target))]
-    files = _Files(restorer, resume, quality, background)
+    alone = len(jobs) == 1
+    todo = [job for job in jobs if not (resume and all(map(os.path.exists, job.outputs())))]
+    files = _Files(restorer, resume, quality, background, keep_causes=alone)
     sizes = _read_sizes(jobs if todo else [])
     restorer.plan(sizes.values())
     batches = _batches(todo, sizes, restorer, batch)
@@ -104,10 +114,11 @@ def restore_files(
         try:
             running = [pool.submit(files.restore, each) for each in batches]
             results = (outcome for future in running for outcome in future.result())
-            outcomes = _report(results, len(todo), alone=len(jobs) == 1)
+            outcomes = _report(results, len(todo), alone=alone)
         finally:
-            files.stop()
-            pool.shutdown(cancel_futures=True)
+            with _ending_at_once():
+                files.stop()
+                pool.shutdown(cancel_futures=True)
     programs = restorer.programs - before
     failed = sum(outcome.error is not None for outcome in outcomes)
     return Summary(
@@ -142,9 +153,10 @@ class _Files:
 
     Args:
         restorer: the network; one thread at a time computes.
-        resume: whether to keep comparisons that exist.
+        resume: whether to keep results and comparisons that exist.
         quality: of JPEG, AVIF and lossy WebP.
         background: color under transparent images.
+        keep_causes: whether errors keep what caused them, and with it the file and its pixels.
     """
 
     def __init__(
@@ -153,7 +165,10 @@ class _Files:
         resume: bool = False,
         quality: int | None = None,
         background: tuple[int, int, int] = (255, 255, 255),
+        *,
+        keep_causes: bool = True,
     ) -> None:
+        self._keep_causes = keep_causes
         self._restorer = restorer
         self._resume = resume
         self._quality = quality
@@ -162,8 +177,15 @@ class _Files:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Lets no further batch be computed: threads that wait for their turn give it up."""
+        """Lets no further batch be computed: threads that wait for their turn give it up.
+
+        A line says so if one is being computed, which cannot be stopped.
+        """
         self._stopped.set()
+        if self._computing.locked():
+            again = " again" if isinstance(sys.exception(), KeyboardInterrupt) else ""
+            line = f"waiting for the image that is computed; Ctrl-C{again} ends at once"
+            print(line, file=sys.stderr, flush=True)
 
     def restore(self, batch: _Batch) -> list[_Outcome]:
         """Restores the images of a batch together; one that fails spoils no other."""
@@ -175,8 +197,7 @@ class _Files:
             except InputError as error:
                 outcomes[job] = _Outcome(job, error=error)
             except MemoryError:
-                line = f"{job.source} does not fit into memory; expected a smaller image"
-                outcomes[job] = _Outcome(job, error=InputError(line))
+                outcomes[job] = _Outcome(job, error=_too_large(job))
         try:
             with self._computing:
                 if self._stopped.is_set():
@@ -187,32 +208,68 @@ class _Files:
         except InputError as error:
             for job in images:
                 outcomes[job] = _Outcome(job, error=InputError(f"{job.source}: {error}"))
+        except MemoryError:
+            outcomes |= {job: _Outcome(job, error=_too_large(job)) for job in images}
         else:
             for (job, image), rgb in zip(images.items(), restored, strict=True):
                 outcomes[job] = self._write(job, image, rgb)
-        return list(outcomes.values())
+        found = list(outcomes.values())
+        return found if self._keep_causes else [outcome.without_cause() for outcome in found]
 
     def _write(self, job: Job, image: LoadedImage, restored: np.ndarray) -> _Outcome:
         pixels = math.prod(restored.shape[:2])
+        kept = {path for path in job.outputs() if self._resume and os.path.exists(path)}
+        notes: Sequence[str] = ()
         try:
-            # First, because a job whose result exists is skipped by a resumed run.
-            if job.comparison and not (self._resume and os.path.exists(job.comparison)):
+            if job.comparison and job.comparison not in kept:
                 most = check_extension(job.comparison).largest_side
                 write_image(job.comparison, _side_by_side(image.rgb, restored, most))
-            notes = save_image(
-                job.target,
-                dataclasses.replace(image, rgb=restored),
-                quality=self._quality,
-                background=self._background,
-            )
+            if job.target not in kept:
+                notes = save_image(
+                    job.target,
+                    dataclasses.replace(image, rgb=restored),
+                    quality=self._quality,
+                    background=self._background,
+                )
         except InputError as error:
             return _Outcome(job, pixels, error=error)
+        except MemoryError:
+            return _Outcome(job, pixels, error=_too_large(job))
         except OSError as error:
             if error.errno not in _NAME_ERRORS:
                 raise
             found = f"{error.filename} cannot be written ({error.strerror})"
             return _Outcome(job, pixels, error=InputError(f"{found}; expected another name"))
         return _Outcome(job, pixels, notes)
+
+
+def _too_large(job: Job) -> InputError:
+    return InputError(f"{job.source} does not fit into memory; expected a smaller image")
+
+
+@contextlib.contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Lets a signal that ends the program do so at once, not by an exception.
+
+    Python would crash at its end, as long as another thread computes.
+    """
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [each for each in ending_signals() if signal.getsignal(each) is end_program]
+    for number in ours:
+        signal.signal(number, _end_at_once)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, end_program)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # Closed, or amid a line.
+            stream.flush()
+    os._exit(128 + number)
 
 
 def _read_sizes(jobs: Sequence[Job]) -> dict[Job, Size]:
@@ -225,7 +282,7 @@ def _read_sizes(jobs: Sequence[Job]) -> dict[Job, Size]:
     def read(job: Job) -> Size | None:
         try:
             return image_size(job.source)
-        except InputError:
+        except (InputError, MemoryError):
             return None
 
     sizes = zip(jobs, map_in_threads(read, jobs, "image sizes"), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from drsformer_jax import remote, weights
 from drsformer_jax.errors import InputError
 from drsformer_jax.weights.convert import describe, notes, params_to_torch
 from drsformer_jax.weights.tensor_files import write_pth, write_safetensors
+
+_FILES = (".pt", ".ckpt")
+"""What names of files of PyTorch end in, too."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,13 @@ class Convert:
         writers: dict[str, Callable[..., None]]
         writers = {".pth": write_pth, ".safetensors": write_safetensors}
         is_file = self.output.suffix in writers
-        if is_file != self.to_torch:
+        named_as_file = self.output.suffix.lower() in (*writers, *_FILES)
+        if is_file != self.to_torch or named_as_file != is_file:
             expected = "--to-torch for a file" if is_file else f"one of {' '.join(writers)}"
+            if not self.to_torch and not is_file:
+                expected = f"--to-torch and {expected} for a file, or a folder's name"
             raise InputError(f"{self.output} ends in {self.output.suffix!r}; expected {expected}")
-        if self.output.exists():
+        if os.path.lexists(self.output):
             raise InputError(f"{self.output} is there already; expected a new name")
         config, params = weights.load(self.input, self.step)
         if self.dtype is not None:

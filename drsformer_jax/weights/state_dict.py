@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from drsformer_jax.errors import InputError
+from drsformer_jax.weights.torch_pickle import shown
 
 _FIRST = "patch_embed.proj.weight"
 """A key of every network of this family. What is before it, is before all of its keys."""
@@ -19,7 +20,8 @@ _COUNTERS |= {"n_averaged", "num_batches_tracked", "_extra_state"}  # PyTorch
 _PARAMETER = re.compile(r"(.*\.)?(weight|bias|temperature|attn\d+)")
 _AVERAGE = re.compile(r"(^|[^a-z])(ema|average|averaged|avg)([^a-z]|$)", re.IGNORECASE)
 _MAX_DEPTH = 4
-_SAVE = "save it alone with `torch.save({'params': model.state_dict()}, 'net.pth')`"
+SAVE = "save it alone with `torch.save({'params': model.state_dict()}, 'net.pth')`"
+"""How to make a file that is read of one that is not."""
 
 
 class _Place(NamedTuple):
@@ -56,13 +58,13 @@ def state_dict(content: Mapping[str, Any]) -> dict[str, Any]:
             if arrays
             else f"the checkpoint holds {_described(content)}"
         )
-        raise InputError(f"{found}; expected a state dict of DRSformer or Restormer; {_SAVE}")
+        raise InputError(f"{found}; expected a state dict of DRSformer or Restormer; {SAVE}")
     averages = [place for place in places if _AVERAGE.search(str(place))]
     chosen, *others = averages or places
     if others:
         raise InputError(
             f"the checkpoint holds networks under {_listed(map(str, (averages or places)))}; "
-            f"expected one, or one average; {_SAVE}"
+            f"expected one, or one average; {SAVE}"
         )
     return _cleaned(chosen)
 
@@ -101,11 +103,11 @@ def _cleaned(place: _Place) -> dict[str, Any]:
         if foreign or not (is_array or _PARAMETER.fullmatch(official)):
             ignored.append(key)
         elif not is_array:
-            raise InputError(f"{key} is {_kind(value)}; expected a tensor; {_SAVE}")
+            raise InputError(f"{key} is {kind(value)}; expected a tensor; {SAVE}")
         elif official in state:
             raise InputError(
                 f"the checkpoint has {official} with and without {' or '.join(sorted(_WRAPPERS))}; "
-                f"expected it once; {_SAVE}"
+                f"expected it once; {SAVE}"
             )
         else:
             state[official] = _array(value)
@@ -139,12 +141,13 @@ def _described(content: object) -> str:
         return f"a {type(content).__name__}"
     if not content:
         return "nothing"
-    return _listed(content, (f" ({_kind(value)})" for value in content.values()))
+    return _listed(content, (f" ({kind(value)})" for value in content.values()))
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
     """Type of a value; of a placeholder the class that it stands for."""
-    return getattr(value, "name", None) or f"a {type(value).__name__}"
+    name = getattr(value, "name", None)
+    return shown(name) if isinstance(name, str) else f"a {type(value).__name__}"
 
 
 def _listed(keys: Iterable[Any], notes: Iterable[str] = itertools.repeat("")) -> str:

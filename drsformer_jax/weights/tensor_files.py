@@ -20,6 +20,7 @@ import safetensors.numpy
 from drsformer_jax.errors import InputError
 from drsformer_jax.files import replacing
 from drsformer_jax.weights import torch_pickle
+from drsformer_jax.weights.state_dict import SAVE, kind
 from drsformer_jax.weights.torch_pickle import Storage, shown
 
 _SAFETENSORS = {
@@ -51,9 +52,10 @@ def read_tensors(path: Path) -> dict[Any, Any]:
     Returns:
         What was saved: of a `.safetensors` names to arrays, of a `.pth` any nesting of containers,
         plain values and arrays. A parameter is its array there; a type or a device of torch is its
-        name, an object of any other class a `torch_pickle.Inert` placeholder. Arrays are read-only,
-        and tensors that shared memory share it. A `.safetensors` with notes of `write_safetensors`
-        is as a `.pth` with them: tensors under `params`, each note beside.
+        name, an object of any other class, or a tensor of other numbers, a `torch_pickle.Inert`
+        placeholder. Arrays are read-only, and tensors that shared memory share it. A `.safetensors`
+        with notes of `write_safetensors` is as a `.pth` with them: tensors under `params`, each
+        note beside.
 
     Raises:
         InputError: if the file cannot be read, is of another kind or is damaged.
@@ -183,7 +185,7 @@ def _read_pth(file: _CappedFile) -> dict[Any, Any]:
         pickle = _read_entry(archive, f"{root}/data.pkl", torch_pickle.MAX_LENGTH)
         value = torch_pickle.loads(pickle, storages.get)
     if not isinstance(value, dict):
-        raise InputError(f"holds a {type(value).__name__}; expected a dict of tensors")
+        raise InputError(f"holds {kind(value)}; expected a dict of tensors; {SAVE}")
     return value
 
 

@@ -160,15 +160,17 @@ class Inert:
 
 
 def _tensor(
-    storage: Storage,
+    storage: Storage | Inert,
     offset: int,
     size: tuple[int, ...],
     stride: tuple[int, ...],
     requires_grad: bool,
     hooks: object,
     metadata: object = None,
-) -> np.ndarray:
+) -> np.ndarray | Inert:
     """A tensor as torch saves it; offset and strides count numbers."""
+    if isinstance(storage, Inert):
+        return Inert(storage.name)
     if (type(storage), type(size), type(stride)) != (Storage, tuple, tuple) or metadata:
         raise InputError("has a tensor that is not storage, offset, size and stride alone")
     if not all(type(count) is int and count >= 0 for count in (offset, *size, *stride)):
@@ -331,11 +333,13 @@ class _Machine:
         else:
             raise InputError(f"fills a {type(target).__name__}; expected a container")
 
-    def _persistent(self, identity: object) -> Storage:
+    def _persistent(self, identity: object) -> Storage | Inert:
         match identity:
             # The type before the value: of a tensor, == would make another as large.
             case [str("storage"), Inert(name), str(key), str(), int(count)]:
-                dtype = _STORAGES[name.removeprefix("torch.")]
+                dtype = _STORAGES.get(name.removeprefix("torch."))
+                if dtype is None:  # Such as complex ones, which no network here has.
+                    return Inert(name)
                 return self._storage(checked_key(key), dtype, count)
         raise InputError("refers to something outside its pickle that is no storage of numbers")
 
@@ -369,7 +373,7 @@ class _Machine:
 
 _CONTAINERS = {dict, list, tuple, set}
 _SIZED = _CONTAINERS | {str, bytes}
-_LEAVES = {str, bytes, int, float, bool, type(None), np.ndarray, Inert}
+_LEAVES = {str, bytes, int, float, bool, type(None), np.ndarray, Inert, Storage}
 
 
 def _check_values(value: object) -> None:

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from image_files import GRAY, KINDS, SRGB, chunk, encoded, noise, phone, rejected
+from image_files import GRAY, KINDS, SRGB, chunk, encoded, noise, phone, rejected, smooth
 from PIL import Image
 
 from drsformer_jax.errors import InputError
@@ -140,11 +140,68 @@ def test_tiff_of_16_bits_cmyk_multiplied_by_alpha_is_rejected(tmp_path):
         load_image(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("read", [image_size, load_image])
+@pytest.mark.parametrize("extra", [None, "unspecified"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_tiff_whose_colors_are_said_to_be_gray_is_rejected(tmp_path, channels, extra, read):
+    """As GDAL writes RGB unless it is told."""
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        noise((5, 7, channels)),
+        photometric="minisblack",
+        planarconfig="contig",
+        extrasamples=None if extra is None else [extra] * (channels - 1),
+    )
+    reason = rf"\(its {channels} channels are said to be gray; use RGB\)"
+    with pytest.raises(InputError, match=rejected(tmp_path / "a.tif")):
+        read(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=reason):
+        read(tmp_path / "a.tif")
+
+
+def test_a_tiff_of_ycbcr_is_read_from_jpeg_alone(tmp_path):
+    pixels = smooth(16, 24)
+    tifffile.imwrite(tmp_path / "jpeg.tif", pixels, photometric="rgb", compression="jpeg")
+    with tifffile.TiffFile(tmp_path / "jpeg.tif") as file:
+        assert file.pages[0].photometric == 6
+    assert np.abs(load_image(tmp_path / "jpeg.tif").rgb.astype(int) - pixels).mean() < 5
+    for compression in (None, "zlib"):
+        tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=6, compression=compression)
+        with pytest.raises(InputError, match=r"its colors are YCbCr without JPEG; use RGB"):
+            load_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"subfiletype": 1}, "its first image is a thumbnail, as in camera raw files; use a dev"),
+        ({"subfiletype": 3}, "its first image is a thumbnail, as in camera raw files; use a dev"),
+        (
+            {"extratags": [(50706, 1, 4, b"\1\4\0\0", True)]},
+            "it is a camera raw file; use a developed image",
+        ),
+    ],
+)
+def test_a_camera_raw_file_is_rejected_not_its_thumbnail_restored(tmp_path, options, reason):
+    tifffile.imwrite(tmp_path / "a.nef", noise((5, 7, 3)), photometric="rgb", **options)
+    with pytest.raises(InputError, match=reason):
+        load_image(tmp_path / "a.nef")
+    tifffile.imwrite(tmp_path / "a.tif", noise((5, 7, 3)), photometric="rgb", subfiletype=2)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.tif").rgb, noise((5, 7, 3)))
+
+
+def test_a_cr2_file_is_rejected_by_its_signature(tmp_path):
+    (tmp_path / "a.cr2").write_bytes(b"II*\0\x10\0\0\0CR\2\0" + bytes(99))
+    with pytest.raises(InputError, match="it is a camera raw file; use a developed image"):
+        load_image(tmp_path / "a.cr2")
+
+
 def test_a_tiff_channel_that_is_not_said_to_be_alpha_is_left_out(tmp_path):
     pixels = noise((5, 7, 4), True)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
     loaded = load_image(tmp_path / "a.tif")
     assert loaded.alpha is None
+    assert loaded.lost == ("channels that are not said to be alpha are dropped",)
     np.testing.assert_array_equal(loaded.rgb, pixels[..., :3])
 
 
@@ -175,10 +232,13 @@ def test_values_without_a_known_white_are_rejected(tmp_path, pixels, reason):
 
 def test_of_an_animation_the_first_image_is_read(tmp_path):
     frames = [Image.fromarray(noise((6, 6, 3), seed=seed)) for seed in (1, 2)]
-    for name, options in (("a.png", {}), ("a.webp", {"lossless": True}), ("a.tif", {})):
+    exact = {"quality": 100, "subsampling": "4:4:4"}
+    several = {"a.png": {}, "a.webp": {"lossless": True}, "a.tif": {}, "a.avif": exact}
+    for name, options in several.items():
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
         loaded = load_image(tmp_path / name)
-        np.testing.assert_array_equal(loaded.rgb, frames[0])
+        difference = np.abs(loaded.rgb.astype(int) - frames[0]).max()
+        assert difference <= (2 if name == "a.avif" else 0)
         assert loaded.lost == ("only the first of 2 images is kept",)
     deep = noise((2, 6, 6, 3), True)
     tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb")

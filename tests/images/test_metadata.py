@@ -97,41 +97,6 @@ def test_camera_data_that_imagemagick_wrote_as_text_is_kept(tmp_path):
     assert camera(metadata(tmp_path / "b.png")[1])[:2] == ("Maker", 1)
 
 
-@pytest.mark.parametrize(
-    "block", [b"Exif\0\0nonsense", phone(1)[:20], b"Exif\0\0II*\0\xff\xff\xff\xff"]
-)
-def test_broken_camera_data_is_left_out(tmp_path, block):
-    (tmp_path / "a.jpg").write_bytes(encoded(noise((8, 8, 3)), ".jpg", block=block))
-    loaded = load_image(tmp_path / "a.jpg")
-    assert "exif-data" not in loaded.metadata
-    assert save_image(tmp_path / "b.jpg", loaded) == ["EXIF that cannot be understood is dropped"]
-
-
-@pytest.mark.parametrize("extension", [".jpg", ".png", ".webp"])
-@pytest.mark.parametrize("rows", [4, 20, 2000])
-def test_a_directory_of_camera_data_that_ends_too_early_is_left_out(tmp_path, extension, rows):
-    """Of 4 tags and more that it claims to hold; libexif reads what there is."""
-    tags = [(0x010F, b"Make"), (0x0110, b"Mode"), (0x0131, b"Soft"), (0x013B, b"Name")]
-    entries = b"".join(struct.pack(">HHL4s", tag, 2, 4, text) for tag, text in tags)
-    block = b"Exif\0\0MM\0*" + struct.pack(">LH", 8, rows) + entries + bytes(4)
-    (tmp_path / f"a{extension}").write_bytes(encoded(noise((8, 8, 3)), extension, block=block))
-    loaded = load_image(tmp_path / f"a{extension}")
-    expected = [] if rows == 4 else ["EXIF that cannot be understood is dropped"]
-    assert save_image(tmp_path / f"b{extension}", loaded) == expected
-    assert load_image(tmp_path / f"b{extension}").rgb.shape == (8, 8, 3)
-
-
-@pytest.mark.parametrize("target", [".jpg", ".png", ".webp"])
-def test_exif_of_64_kilobytes_is_kept_and_more_is_dropped_with_a_note(tmp_path, target):
-    exif = Image.Exif()
-    for size, notes in ((64_000, []), (70_000, ["EXIF is dropped"])):
-        exif[0x8769] = {0x927C: bytes(size)}
-        loaded = LoadedImage(noise((4, 4, 3)), metadata={"exif-data": exif.tobytes()})
-        assert save_image(tmp_path / f"a{target}", loaded) == notes
-        found = metadata(tmp_path / f"a{target}")[1].get_ifd(0x8769)
-        assert found == {} if notes else found[0x927C] == bytes(size)
-
-
 @pytest.mark.parametrize("extension", [".jpg", ".tif"])
 def test_a_cmyk_image_becomes_rgb_without_its_profile(tmp_path, extension):
     stream = io.BytesIO()
@@ -372,18 +337,6 @@ def test_colors_of_an_avif_file_for_bright_screens_are_kept_in_png(tmp_path):
     assert save_image(tmp_path / "c.png", loaded) == []
     assert chunks_of(tmp_path / "c.png")[b"cICP"] == [bytes([9, 16, 0, 1])]
     assert save_image(tmp_path / "c.avif", loaded) == ["the PNG chunks cICP are dropped"]
-
-
-def test_what_else_a_jpeg_file_holds_is_reported(tmp_path):
-    content = encoded(noise((20, 30, 3)), ".jpg", comment=b"rain")
-    further = b"MPF\0more"
-    segment = b"\xff\xe2" + struct.pack(">H", 2 + len(further)) + further
-    (tmp_path / "a.jpg").write_bytes(content[:20] + segment + content[20:])
-    notes = save_image(tmp_path / "b.jpg", load_image(tmp_path / "a.jpg"))
-    assert sorted(notes) == [
-        "images beside the main one, such as an HDR gain map, are dropped",
-        "the JPEG comment is dropped",
-    ]
 
 
 def test_tags_of_geotiff_and_others_that_tiff_holds_are_reported(tmp_path):

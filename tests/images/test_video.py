@@ -52,6 +52,14 @@ def test_frames_their_order_size_and_exact_rate_are_kept(tmp_path, suffix):
     assert [path.name for path in target.parent.iterdir()] == [target.name]
 
 
+def test_gray_frames_which_have_no_color_matrix_are_restored(tmp_path):
+    source = video_files.write(tmp_path / "a.mov", gray(), codec="png", kind="gray")
+    assert first(source)["tags"][0] == 0, "which says RGB"
+    assert video.restore_video(source, tmp_path / "b.mov", same, batch=5) == (12, [])
+    frames = read(tmp_path / "b.mov", full=True)
+    np.testing.assert_allclose(frames.mean((1, 2, 3)), LEVELS, atol=2)
+
+
 def test_each_frame_is_restored_once_in_batches_of_one_size(tmp_path, clip):
     seen, done = [], []
 

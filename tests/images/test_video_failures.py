@@ -59,6 +59,7 @@ def test_a_video_is_known_by_its_content(tmp_path, muxer):
         ("libx265", "hevc", "a.bin"),
         ("mpeg2video", "mpeg2video", "a.bin"),
         ("mjpeg", "mjpeg", "a.mjpeg"),  # Which is an image by its content.
+        ("libsvtav1", "obu", "a.bin"),
     ],
 )
 def test_a_stream_of_nothing_but_frames_is_a_video_too(tmp_path, codec, muxer, name):
@@ -66,6 +67,14 @@ def test_a_stream_of_nothing_but_frames_is_a_video_too(tmp_path, codec, muxer, n
     video_files.write(tmp_path / name, gray(), codec=codec, muxer=muxer, kind=kind)
     assert video.is_video(tmp_path / name)
     assert video.restore_video(tmp_path / name, tmp_path / "b.mp4", same, batch=5)[0] == 12
+
+
+@pytest.mark.parametrize(("codec", "muxer"), [("libx264", "matroska"), ("libvpx", "webm")])
+def test_a_recorded_live_stream_is_a_video_though_it_has_no_duration(tmp_path, codec, muxer):
+    live = {"live": "1"}
+    video_files.write(tmp_path / "a.bin", gray(), codec=codec, muxer=muxer, options=live)
+    assert video_files.first(tmp_path / "a.bin")["duration"] is None
+    assert video.is_video(tmp_path / "a.bin")
 
 
 def test_what_is_no_video(tmp_path, clip):

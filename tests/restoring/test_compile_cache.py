@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filelock
 import jax
 import jax.numpy as jnp
 import platformdirs
@@ -35,6 +36,14 @@ def folder(tmp_path, monkeypatch):
     compilation_cache.reset_cache()
 
 
+def restart() -> None:
+    """What the next process does."""
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    jax.clear_caches()
+    compile_cache.use_compile_cache()
+
+
 def compile_some(*numbers: int) -> None:
     for number in numbers:
         jax.jit(lambda x, number=number: x + number)(jnp.zeros(number))
@@ -50,6 +59,41 @@ def test_cache_is_kept_below_its_limit_also_with_entries_of_no_known_use(folder,
     assert kept
     assert 20_000 < sum(path.stat().st_size for path in kept) <= 40_000
     assert not (folder / "jit_old-1234-cache").exists()
+
+
+def test_entry_whose_writing_was_interrupted_is_written_anew(folder):
+    compile_cache.use_compile_cache()
+    compile_some(1)
+    (entry,) = folder.glob("jit__lambda*-cache")
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[: len(whole) // 2])
+    entry.with_name(entry.name.replace("-cache", "-atime")).unlink()
+    restart()
+    compile_some(1)
+    assert len(entry.read_bytes()) == len(whole)
+
+
+def test_entry_that_another_process_writes_is_left_alone(folder):
+    entry = folder / "jit_new-1234-cache"
+    entry.write_bytes(b"half")
+    with filelock.FileLock(folder / ".lockfile", thread_local=False):
+        compile_cache.use_compile_cache()
+    assert entry.exists()
+
+
+def test_whole_entries_stay_and_where_the_user_sets_no_limit_all_do(folder, monkeypatch):
+    compile_cache.use_compile_cache()
+    compile_some(1, 2)
+    before = sorted(folder.iterdir())
+    restart()
+    assert sorted(folder.iterdir()) == before
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
+    entries = sorted(folder.glob("*-cache"))
+    for used in folder.glob("*-atime"):
+        used.unlink()
+    jax.config.update("jax_compilation_cache_max_size", -1)
+    restart()
+    assert sorted(folder.glob("*-cache")) == entries
 
 
 def test_folder_that_cannot_be_written_is_not_used(folder, monkeypatch):

@@ -254,6 +254,18 @@ def test_resumed_run_leaves_a_comparison_that_is_there(restorer, tmp_path):
     assert (tmp_path / "both" / "1.png").read_bytes() == before
 
 
+def test_resumed_run_makes_comparisons_that_are_missing_and_leaves_the_results(restorer, tmp_path):
+    images(tmp_path, "in/1.png", "in/2.png", "out/1.png", "both/2.png")
+    found = [tmp_path / "out" / "1.png", tmp_path / "both" / "2.png"]
+    before = [path.read_bytes() for path in found]
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out", compare=tmp_path / "both")[0]
+    summary = restore_files(jobs, restorer, workers=1, resume=True)
+    assert (summary.restored, summary.skipped) == (2, 0)
+    assert [path.read_bytes() for path in found] == before
+    assert all(path.exists() for job in jobs for path in job.outputs())
+    assert restore_files(jobs, restorer, workers=1, resume=True).skipped == 2
+
+
 def test_what_a_format_cannot_keep_is_reported(restorer, tmp_path, capsys):
     rgba = np.dstack([noise(8, 8), np.full((8, 8), 100, np.uint8)])
     Image.fromarray(rgba).save(tmp_path / "a.png")

@@ -178,6 +178,30 @@ def test_objects_of_any_class_beside_the_network_are_neither_imported_nor_in_the
     assert "multiarray.scalar" in repr(found["best_psnr"])
 
 
+@pytest.mark.filterwarnings("ignore:.*[Qq]uantiz", "ignore:TypedStorage")
+@pytest.mark.filterwarnings("default:the checkpoint holds")
+def test_tensors_of_other_numbers_are_in_the_way_of_the_network_alone(module, network, tmp_path):
+    torch = pytest.importorskip("torch")
+    beside = {
+        "complex": torch.zeros(3, dtype=torch.complex64),
+        "counts": torch.zeros(3, dtype=torch.uint16),
+        "quantized": torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+        "typed": torch.zeros(3).storage(),
+        "untyped": torch.zeros(3).untyped_storage(),
+    }
+    torch.save({"params": module.state_dict(), **beside}, tmp_path / "net.pth")
+    assert_loaded(tmp_path / "net.pth", network)
+    state = module.state_dict()
+    for name, kind in (
+        ("complex", "torch.ComplexFloatStorage"),
+        ("counts", "torch._utils._rebuild_tensor_v3"),
+    ):
+        state["output.weight"] = beside[name]
+        torch.save({"params": state}, tmp_path / "wrong.pth")
+        with pytest.raises(InputError, match=f"output.weight is {kind}; expected a tensor; save"):
+            weights.load(tmp_path / "wrong.pth")
+
+
 def test_average_is_taken_of_several_networks(state):
     other = {key: value + 1 for key, value in state.items()}
     for content in (
@@ -234,6 +258,17 @@ def test_module_saved_whole_is_read_once_saved_as_the_error_says(
     monkeypatch.chdir(tmp_path)
     exec(command[1], {"torch": torch, "model": module})
     assert_loaded(tmp_path / "net.pth", network)
+
+
+def test_module_that_is_the_whole_file_is_named_and_how_to_save_it(module, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(module, tmp_path / "whole.pth")
+    expected = (
+        r"whole\.pth holds torch\.nn\.modules\.module\.Module; expected a dict of tensors; "
+        r"save it alone with `torch\.save\({'params': model\.state_dict\(\)}, 'net\.pth'\)`$"
+    )
+    with pytest.raises(InputError, match=expected):
+        weights.load(tmp_path / "whole.pth")
 
 
 def test_keys_of_another_network_are_named():

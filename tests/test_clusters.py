@@ -1,0 +1,28 @@
+"""Which share of the images is a process's own, as launchers tell it."""
+
+from __future__ import annotations
+
+import pytest
+
+from drsformer_jax.clusters import share
+
+JOB = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "host",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ({}, (0, 4)),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, (0, 4)),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, (1, 2)),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, (0, 1)),  # The shell of `salloc -n4`.
+    ],
+)
+def test_a_step_of_slurm_counts_its_own_tasks_not_those_of_the_job(step, expected):
+    assert share(None, None, {**JOB, **step}) == expected

@@ -58,7 +58,7 @@ class Work:
     what: str
     """forward, train, a stage's name or an op's."""
     batch: int
-    """Images a chip."""
+    """Images per chip."""
     height: int
     width: int
     preset: str = "drsformer"
@@ -259,7 +259,7 @@ def command_line(description: str, topology: str) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", help="stages or operations, such as dilated7")
     parser.add_argument("--suite", action="store_true", help="all rows that have targets")
     parser.add_argument("--preset", choices=PRESETS, default="drsformer")
-    parser.add_argument("--batch", type=int, default=1, help="images a chip")
+    parser.add_argument("--batch", type=int, default=1, help="images per chip")
     parser.add_argument("--height", type=int, default=256)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
@@ -295,9 +295,11 @@ def programs(arguments: argparse.Namespace, suite: Iterable[Work]) -> Iterator[t
             work = replace(asked, what=f"{name}{suffix} of {arguments.channels}")
             yield work, operation(name, arguments.channels, arguments.gradients)
     else:
-        for name in arguments.names or STAGES:
-            if name not in STAGES:
-                raise InputError(f"the stage is {name!r}; expected one of {', '.join(STAGES)}")
+        config = PRESETS[arguments.preset]
+        stages = [name for name in STAGES if getattr(config, name, "") != "none"]
+        for name in arguments.names or stages:
+            if name not in stages:
+                raise InputError(f"the stage is {name!r}; expected one of {', '.join(stages)}")
             work = replace(asked, what=f"{name}{suffix}")
             yield work, stage(name, arguments.gradients)
 

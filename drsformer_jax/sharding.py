@@ -206,7 +206,7 @@ def averaged_over_shards(
 
 
 def rows_mesh(count: int) -> Mesh:
-    """A mesh for the rows of images: devices of this process, of all if it has too few."""
+    """A mesh for images or their rows: devices of this process, of all if it has too few."""
     local = jax.local_devices()
     devices = _by_process(local if count <= len(local) else jax.devices())[:count]
     return Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
@@ -220,16 +220,30 @@ def over_rows(network: Callable[..., jax.Array], count: int) -> Callable[..., ja
             chunks; it computes with `nn.rows.Shards`.
         count: the number of devices.
     """
-    images, everywhere = PartitionSpec(None, "rows"), PartitionSpec()
+    return _over(count, network, PartitionSpec(None, "rows"), PartitionSpec())
 
-    def shared(params: Any, rainy: jax.Array, *others: jax.Array) -> jax.Array:
+
+def over_images(network: Callable[..., jax.Array], count: int) -> Callable[..., jax.Array]:
+    """Shards images (b, h, w, 3) over the devices of `rows_mesh`, which divide b.
+
+    Args:
+        network: maps parameters, images, and further arrays with an axis b to images.
+        count: the number of devices.
+    """
+    return _over(count, network, PartitionSpec("rows"), PartitionSpec("rows"))
+
+
+def _over(
+    count: int, network: Callable[..., jax.Array], images: PartitionSpec, others: PartitionSpec
+) -> Callable[..., jax.Array]:
+    def shared(params: Any, rainy: jax.Array, *further: jax.Array) -> jax.Array:
         return jax.shard_map(
             network,
             mesh=rows_mesh(count),
-            in_specs=(everywhere, images, *[everywhere for _ in others]),
+            in_specs=(PartitionSpec(), images, *[others for _ in further]),
             out_specs=images,
             check_vma=False,
-        )(params, rainy, *others)
+        )(params, rainy, *further)
 
     return shared
 

@@ -86,7 +86,8 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2:] else signal.SIG_DFL)
 with one_line_errors():
     try:
         print("ready", flush=True)
-        time.sleep(60)
+        for _ in range(600):  # A signal just before a long sleep would wait for its end.
+            time.sleep(0.1)
     finally:
         print("nobody reads this", flush=True)
         Path(sys.argv[1]).write_text("cleaned")
@@ -95,16 +96,17 @@ with one_line_errors():
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["closed", "nohup"])
 def test_a_closed_terminal_ends_a_program_which_cleans_up(tmp_path, ignored):
-    ours, terminal = pty.openpty()
+    ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-c", IN_A_TERMINAL, tmp_path / "a", *["nohup"] * ignored],
-        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
         start_new_session=True,
     ) as process:
-        os.close(terminal)
+        os.close(theirs)
         try:
-            assert os.read(ours, 5) == b"ready"
-            os.close(ours)  # The kernel sends SIGHUP.
+            with open(ours, "rb", buffering=0) as terminal:
+                assert terminal.readline() == b"ready\r\n"
+            # That was closed, and the kernel sends SIGHUP.
             if ignored:
                 with pytest.raises(subprocess.TimeoutExpired):
                     process.wait(2)

@@ -71,6 +71,15 @@ class Rows:
 AT_ONCE = Rows()
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["size"], meta_fields=["count"])
+@dataclasses.dataclass(frozen=True)
+class Spread(Rows):
+    """All rows at once, and each of several devices has some of the images."""
+
+    count: int = 1
+    """Devices; they divide the number of images."""
+
+
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["size"], meta_fields=["height"])
 @dataclasses.dataclass(frozen=True)
 class Strips(Rows):

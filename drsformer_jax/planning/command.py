@@ -211,9 +211,10 @@ class Plan:
         memory = chips.chip.memory * chips.chip.usable
         if isinstance(found, TooLarge) or found.memory.total > memory:
             needs = found.needs if isinstance(found, TooLarge) else found.memory.total
-            needed = _gib(needs) if needs else "more"
-            line = f"{row['what']} does not fit {chips.name}: it needs {needed} per chip of "
-            return {"error": line + _gib(memory), "needs": needs}
+            most = _gib(memory)
+            needed = f"{_gib(needs)} of {most}" if needs else f"more than {most}"
+            line = f"{row['what']} does not fit {chips.name}: it needs {needed} per chip"
+            return {"error": line, "needs": needs}
         limits = bounds(found, chips.chip, mesh.shape)
         return {
             "compile_s": found.seconds,

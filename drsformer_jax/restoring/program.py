@@ -10,9 +10,9 @@ import numpy as np
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.functional import Params, apply
-from drsformer_jax.nn.rows import Rows, Shards
+from drsformer_jax.nn.rows import Rows, Shards, Spread
 from drsformer_jax.ops.implementations import jit_for
-from drsformer_jax.sharding import over_rows
+from drsformer_jax.sharding import over_images, over_rows
 from drsformer_jax.types import Array
 
 
@@ -58,6 +58,8 @@ def compiled_for(platform: str) -> jax.stages.Wrapped:
 
         if isinstance(rows, Shards):
             network = over_rows(network, rows.count)
+        elif isinstance(rows, Spread):
+            network = over_images(network, rows.count)
         return network(params, rainy, white, size)
 
     return jit_for(platform, restore_batch, static_argnums=(0, 1))

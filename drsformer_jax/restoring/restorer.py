@@ -19,7 +19,7 @@ from drsformer_jax.config import SIZE_MULTIPLE, DType, Kernels, ModelConfig
 from drsformer_jax.errors import InputError, check_device, is_out_of_memory
 from drsformer_jax.images.pixels import to_8_bits
 from drsformer_jax.nn.functional import Params, wide_types
-from drsformer_jax.nn.rows import AT_ONCE, MAX_HALO, Rows, Shards, Strips
+from drsformer_jax.nn.rows import AT_ONCE, MAX_HALO, Rows, Shards, Spread, Strips
 from drsformer_jax.restoring.buckets import Size, bucket_on_ladder, padded, plan_buckets
 from drsformer_jax.restoring.compile_cache import use_compile_cache
 from drsformer_jax.restoring.memory import budget, forward_bytes, strips_bytes
@@ -54,12 +54,13 @@ class Restorer:
         overlap: pixels that neighboring tiles share at least; default: 64, or half of a smaller
             tile.
         memory: bytes of a device that may be used; default: as measured once in this process.
-        devices: number of those that may share an image; default: all accelerators of this process.
-            More than it has are those of all processes, which then call the restorer together, with
-            the same images, from one thread each.
+        devices: number of those that may share an image, or images of one bucket; default: all
+            accelerators of this process. More than it has are those of all processes, which then
+            call the restorer together, with the same images, from one thread each.
 
     Attributes:
         config: the network.
+        together: images that `batch` takes best at a time: one for each device.
         memory: bytes of a device that may be used; lowered to less than what did not fit.
         programs: how often each (number of images, bucket) was computed.
 
@@ -95,6 +96,7 @@ class Restorer:
                 expected = f"at most {local}, those of this process, or all {jax.device_count()}"
                 raise InputError(f"the devices are {devices}; expected {expected}")
             self.memory = least(self.memory)
+        self.together = self._devices if self._devices <= local else 1
         self._planned: list[Size] = []
         self.programs: Counter[tuple[int, Size]] = Counter()
         self._lock = threading.Lock()
@@ -266,10 +268,8 @@ class Restorer:
         restored: list[np.ndarray] = []
         retrying = False
         while len(restored) < len(images):
-            group = max(len(images), count)
-            while group > 1 and not self._holds(bucket, group):
-                group //= 2
-            rows = self.rows(bucket)
+            group = self._group(bucket, max(len(images), count))
+            rows = self.rows(bucket) if group == 1 else self._spread
             if rows is None:
                 image = "a smaller image, or tiles, which approximate"
                 expected = image if self._tiling is None else "smaller tiles"
@@ -290,13 +290,28 @@ class Restorer:
                         "a smaller image, or the tile auto, which takes less memory"
                     ) from error
                 retrying = True
+                each = group // rows.count if isinstance(rows, Spread) else group
                 with self._lock:
-                    self.memory = min(self.memory, self._bytes(bucket, rows, group) - 1)
+                    self.memory = min(self.memory, self._bytes(bucket, rows, each) - 1)
                 bucket = self.bucket(bucket)  # Devices share a multiple of their number of rows.
             else:
                 if retrying:
                     self._warn_once(bucket, rows, group)
         return restored
+
+    def _group(self, bucket: Size, count: int) -> int:
+        """How many of so many images to compute at a time: as memory holds, equally by device."""
+        if count == 1:
+            return 1
+        each = math.ceil(count / self.together)
+        while each > 1 and not self._holds(bucket, each):
+            each //= 2
+        return each * self.together if self._holds(bucket, each) else 1
+
+    @property
+    def _spread(self) -> Rows:
+        """How several images at a time are computed."""
+        return Spread(count=self.together) if self.together > 1 else AT_ONCE
 
     def _run(
         self, bucket: Size, rows: Rows, images: Sequence[np.ndarray], count: int
@@ -326,7 +341,7 @@ class Restorer:
 
     def _params_for(self, rows: Rows) -> Params:
         """The parameters, replicated over the devices that compute."""
-        count = rows.count if isinstance(rows, Shards) else 1
+        count = rows.count if isinstance(rows, Shards | Spread) else 1
         if count not in self._params:
             self._params[count] = replicate(self._params[1], rows_mesh(count))
         return self._params[count]

@@ -70,14 +70,21 @@ def evaluate(
         (pair, restored image, its scores).
     """
     restorer.plan(sizes_of(pairs))
-    for index in range(len(pairs)):
-        pair = pairs[index]
-        yield pair, *_evaluated(restorer, pair, protocol)
+    for start in range(0, len(pairs), restorer.together):
+        yield from _evaluated(restorer, _some(pairs, start, restorer.together), protocol)
 
 
-def _evaluated(restorer: Restorer, pair: Pair, protocol: Protocol) -> tuple[np.ndarray, Scores]:
-    restored = restorer(pair["rainy"])
-    return restored, score(pair["rainy"], restored, pair["clean"], protocol)
+def _some(pairs: Pairs, start: int, count: int) -> list[Pair]:
+    return [pairs[index] for index in range(start, min(start + count, len(pairs)))]
+
+
+def _evaluated(
+    restorer: Restorer, pairs: Sequence[Pair], protocol: Protocol
+) -> Iterator[tuple[Pair, np.ndarray, Scores]]:
+    """Restores some pairs together, always by the program for as many as that is best for."""
+    images = restorer.batch([pair["rainy"] for pair in pairs], restorer.together)
+    for pair, restored in zip(pairs, images, strict=True):
+        yield pair, restored, score(pair["rainy"], restored, pair["clean"], protocol)
 
 
 def shared_scores(
@@ -95,8 +102,9 @@ def shared_scores(
         restorer: the network, the same in each process.
         pairs: rainy images and their ground truth, likewise.
         protocol: see `drsformer_jax.metrics`.
-        stop: asked before each pair whether to give up. All processes call it equally often, also
-            one whose shard is a pair shorter, so that the same call may tell all to.
+        stop: asked before each pair whether to give up, or before as many as devices restore
+            together. All processes call it equally often, also one whose shard is shorter, so that
+            the same call may tell all to.
         seen: called with each pair of this process, as soon as it is scored: its index among all
             pairs, the pair, the restored image and the scores.
 
@@ -107,21 +115,23 @@ def shared_scores(
     # By it images are computed at once or in strips, which differ by rounding.
     restorer.memory = least(restorer.memory)
     restorer.plan(sizes_of(pairs))
+    together = least(restorer.together)  # All ask equally often.
     shard = Shard(pairs, jax.process_index(), jax.process_count())
     rows = np.zeros((len(shard), len(dataclasses.fields(Scores))))
-    for index in range(math.ceil(len(pairs) / jax.process_count())):
+    for start in range(0, math.ceil(len(pairs) / jax.process_count()), together):
         if stop():
             return None
-        if index == len(shard):
-            break
-        image = f"image {index + 1} of {len(shard)} of the evaluation"
+        image = f"image {start + 1} of {len(shard)} of the evaluation"
         waits_for(image)
-        pair = shard[index]
-        bucket = restorer.bucket(pair["rainy"].shape[:2])
-        waits_for(image, limited=(1, bucket) in restorer.programs)  # Else it may be compiled.
-        restored, scores = _evaluated(restorer, pair, protocol)
-        rows[index] = dataclasses.astuple(scores)
-        seen(shard.global_index(index), pair, restored, scores)
+        some = _some(shard, start, together)
+        buckets = {restorer.bucket(pair["rainy"].shape[:2]) for pair in some}
+        compiled = {bucket for _, bucket in restorer.programs}
+        waits_for(image, limited=buckets <= compiled)  # Else it may be compiled.
+        for index, (pair, restored, scores) in enumerate(
+            _evaluated(restorer, some, protocol), start
+        ):
+            rows[index] = dataclasses.astuple(scores)
+            seen(shard.global_index(index), pair, restored, scores)
     waits_for("the scores of the other processes", limited=False)
     return [Scores(*map(float, row)) for row in in_order(rows, len(pairs))]
 

@@ -6,11 +6,15 @@ import functools
 import importlib
 import json
 import sys
+from types import SimpleNamespace
 
 import check_bounds
+import jax
 import pytest
 import timing
 from bounds import uneven
+
+from drsformer_jax.errors import InputError
 
 
 def test_programs_take_turns_and_the_first_does_not_count(monkeypatch):
@@ -131,3 +135,34 @@ def test_program_shows_its_flags(program, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(program).main()
     assert "--json" in capsys.readouterr().out
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """The module, with the CPUs of this process as the chips."""
+    found = importlib.import_module("compiling")
+    monkeypatch.setattr(found, "find_slice", lambda _: SimpleNamespace(devices=jax.devices()))
+    return found
+
+
+def asked(compiling, monkeypatch, *arguments):
+    """The programs of a command line."""
+    monkeypatch.setattr(sys, "argv", ["tpu_compile.py", *arguments, "--preset", "tiny"])
+    return list(compiling.programs(compiling.command_line("", "v5e:2x4"), []))
+
+
+@pytest.mark.parametrize("what", [["forward", "--strips", "16"], ["train"], ["op", "linear"]])
+def test_programs_to_compile_are_those_of_the_network(compiling, monkeypatch, what):
+    sides = ("--batch", "2", "--height", "32", "--width", "32", "--channels", "6")
+    ((work, build),) = asked(compiling, monkeypatch, *what, *sides)
+    function, arguments = build(work, compiling.mesh_of(work))
+    assert function.eval_shape(*arguments) is not None
+    shapes = {leaf.shape[:3] for leaf in jax.tree.leaves(arguments) if hasattr(leaf, "shape")}
+    assert (2, 32, 32) in shapes
+
+
+def test_stages_are_those_that_the_network_has(compiling, monkeypatch):
+    names = {work.what for work, _ in asked(compiling, monkeypatch, "stages")}
+    assert len(names) == 7
+    with pytest.raises(InputError, match="the stage is 'refinement'; expected one of encoder_lev"):
+        asked(compiling, monkeypatch, "stages", "refinement")

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import signal
-import socket
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+from demo_server import Server
 from image_files import chunk, noise, phone, smooth
 from PIL import Image
-from programs import rejected
 
 from drsformer_jax.images.image import LoadedImage, save_image
 
@@ -25,49 +21,6 @@ PATIENCE = 60_000
 """Milliseconds in which a small network compiles and restores."""
 BUTTON = "Remove rain"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-
-
-class Server:
-    """`drsformer demo` in a process and a temporary folder of its own."""
-
-    def __init__(self, run, model, folder):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/"
-        self.folder, self._log = folder, folder / "stderr"
-        environment = {**run.environment, "TMPDIR": str(folder)}
-        flags = ("--port", self.port, "--max-pixels", 200_000, "--max-megabytes", 1)
-        with self._log.open("w") as log:
-            self.process = run.start(
-                *("drsformer", "demo", "--checkpoint", model, "builtin", *flags),
-                environment=environment,
-                stderr=log,
-            )
-        assert self.process.stdout.readline() == f"the page is at {self.url}\n", self.errors()
-
-    def errors(self):
-        return self._log.read_text()
-
-    def files(self):
-        """Names of the files of visitors and examples; Gradio also makes empty ones."""
-        (folder,) = self.folder.glob("drsformer-demo-*/files")
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        return [path.name for path in files if path.stat().st_size]
-
-    def end(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        self.process.wait(60)
-        self.process.stdout.close()
-        return self.process.returncode
-
-
-@pytest.fixture(scope="module")
-def served(run, model, tmp_path_factory):
-    pytest.importorskip("gradio", reason="the extra demo is not installed")
-    server = Server(run, model, tmp_path_factory.mktemp("served"))
-    yield server
-    server.end()
-    assert "Traceback" not in server.errors()
 
 
 @pytest.fixture(scope="module")
@@ -295,49 +248,9 @@ def test_files_are_deleted_when_the_visitor_leaves(visit, served, tmp_path):
     assert {name.partition("-")[0] for name in served.files()} == {"chelsea", "coffee"}
 
 
-def test_page_is_served_at_ipv6_and_beside_a_proxy(run, model, tmp_path):
-    """The proxy is none: whatever is sent there fails."""
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6) as free:
-            port = free.getsockname()[1]
-    except OSError:
-        pytest.skip("this machine has no address of IPv6")
-    proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
-    server = run.start(
-        *("drsformer", "demo", "--checkpoint", model, "--host", "::1", "--port", port),
-        environment={**run.environment, **proxy, "TMPDIR": str(tmp_path)},
-    )
-    with server:
-        assert server.stdout.readline() == f"the page is at http://[::1]:{port}/\n"
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        assert b"drsformer" in direct.open(f"http://[::1]:{port}/", timeout=60).read()
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 143
-
-
-@pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
-def test_hosts_without_a_proxy_stay_so(monkeypatch, name):
-    pytest.importorskip("gradio", reason="the extra demo is not installed")
-    from drsformer_jax.demo.page import _without_proxy
-
-    for each in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(each, raising=False)
-    monkeypatch.setenv(name, "*")
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    _without_proxy("192.168.0.7")
-    assert urllib.request.proxy_bypass_environment("example.org")
-    monkeypatch.setenv(name, "example.org")
-    _without_proxy("192.168.0.7")
-    for host in ("192.168.0.7", "example.org"):
-        assert urllib.request.proxy_bypass_environment(host)
-    assert not urllib.request.proxy_bypass_environment("example.com")
-
-
-def test_taken_port_is_one_line(run, served):
-    rejected(run("drsformer", "demo", "--port", served.port), "expected .* a free --port")
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_signal_ends_the_server_while_an_image_is_computed(
     browser, run, model, tmp_path, number, status
 ):
@@ -357,20 +270,3 @@ def test_signal_ends_the_server_while_an_image_is_computed(
     assert "Traceback" not in server.errors()
     assert "terminate" not in server.errors()
     assert not list(Path(tmp_path).glob("drsformer-demo-*"))
-
-
-def test_server_fetches_nothing_that_a_visitor_names(served):
-    api = f"{served.url}gradio_api/"
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        address = f"http://127.0.0.1:{other.getsockname()[1]}/a.png"
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"{api}file={address}")
-    file = {"path": address, "meta": {"_type": "gradio.FileData"}}
-    config = json.load(urllib.request.urlopen(f"{served.url}config"))
-    (number,) = [each["id"] for each in config["dependencies"] if each["api_name"] == "accept"]
-    body = {"fn_index": number, "data": [file], "session_hash": "a"}
-    head = {"Content-Type": "application/json"}
-    join = urllib.request.Request(f"{api}queue/join", json.dumps(body).encode(), head)
-    urllib.request.urlopen(join).close()
-    with urllib.request.urlopen(f"{api}queue/data?session_hash=a") as answers:
-        assert "an address was sent; expected an uploaded file" in answers.read().decode()

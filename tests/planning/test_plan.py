@@ -198,8 +198,8 @@ def test_what_does_not_fit_is_one_line_with_what_would(chips, recipe):
     with pytest.raises(InputError) as error:
         command.Plan(recipe, "v5e:1x2").run()
     assert str(error.value) == (
-        f"the training step of {recipe}, float32 does not fit v5e:1x2: it needs 40.00 GiB per chip "
-        "of 15.75 GiB; expected less, such as --fsdp 1 --remat True --device-batch 1, which needs "
+        f"the training step of {recipe}, float32 does not fit v5e:1x2: it needs 40.00 GiB of 15.75 "
+        "GiB per chip; expected less, such as --fsdp 1 --remat True --device-batch 1, which needs "
         "4.01 GiB"
     )
 

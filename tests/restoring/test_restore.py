@@ -299,3 +299,22 @@ def test_too_little_memory_for_strips_is_reported_in_one_line(network):
 def test_other_arrays_are_rejected_in_one_line(restorer, wrong):
     with pytest.raises(InputError, match=r"rainy is .*; expected uint8 or uint16, \(h, w, 3\) or"):
         restorer(wrong)
+
+
+def test_images_of_a_batch_are_computed_by_several_devices_alike(network):
+    one, several = Restorer(*network), Restorer(*network, devices=3)
+    assert (one.together, several.together) == (1, 3)
+    images = [noise(20 + i, 30) for i in range(4)]
+    for found, image in zip(several.batch(images), images, strict=True):
+        assert_differ_by_rounding(found, one(image))
+    assert several.programs == {(6, (24, 32)): 1}, "two for each device, and two are filled up"
+
+
+def test_each_device_takes_as_many_images_as_its_memory_holds(network):
+    memory = forward_bytes(network[0], 24, 32)
+    several = Restorer(*network, memory=memory, devices=3)
+    several.batch([noise(20, 30)] * 4)
+    assert several.programs == {(3, (24, 32)): 2}
+    small = Restorer(*network, memory=memory - 1, devices=3)
+    small.batch([noise(20, 30)] * 2)
+    assert {count for count, _ in small.programs} == {1}

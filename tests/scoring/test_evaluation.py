@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,22 @@ def test_an_evaluation_stops_before_the_next_image(network: tuple[ModelConfig, P
     asked = iter([False, True])
     assert shared_scores(restorer, pairs, "did_ddn", stop=lambda: next(asked)) is None
     assert sum(restorer.programs.values()) == 1
+
+
+def test_each_device_restores_an_image_at_a_time_and_the_scores_are_the_same(
+    network: tuple[ModelConfig, Params],
+):
+    several, pairs = Restorer(*network, devices=3), Memory(4)
+    seen: list[int] = []
+    scores = shared_scores(several, pairs, "did_ddn", seen=lambda index, *_: seen.append(index))
+    assert pairs.read == [1] * 4
+    assert seen == [0, 1, 2, 3]
+    assert several.programs == {(3, (16, 16)): 2}
+    expected = shared_scores(Restorer(*network), pairs, "did_ddn")
+    for found, wanted in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(
+            dataclasses.astuple(found), dataclasses.astuple(wanted), rtol=1e-4
+        )
+    assert scores == [each for *_, each in evaluate(several, pairs, "did_ddn")]
+    asked = iter([False, True])
+    assert shared_scores(several, pairs, "did_ddn", stop=lambda: next(asked)) is None

@@ -11,6 +11,7 @@ if __name__ == "__main__":
     before_imports()
 
 import contextlib
+import dataclasses
 import functools
 import sys
 import time
@@ -22,22 +23,23 @@ from typing import Annotated
 
 import jax
 import tyro
-from clu.parameter_overview import get_parameter_overview
 from jax.sharding import Mesh
 
 from drsformer_jax import remote, weights
 from drsformer_jax.config import TrainConfig
-from drsformer_jax.config.file import changes, changes_learning, load_config
+from drsformer_jax.config.file import load_config
 from drsformer_jax.data.pairs import Pairs
 from drsformer_jax.data.pipeline import Batch, batches, on_device
 from drsformer_jax.data.sources import (
     Source,
     cached,
+    decode_validation,
+    digest_of,
     find_training,
     open_validation,
     uncached,
 )
-from drsformer_jax.files import check_writable, write_text
+from drsformer_jax.files import check_writable
 from drsformer_jax.flags import local, parse
 from drsformer_jax.metrics import cpu_device
 from drsformer_jax.nn.functional import is_wide
@@ -56,10 +58,10 @@ from drsformer_jax.training import (
 )
 from drsformer_jax.training.checkpoint import Run, check_architecture
 from drsformer_jax.training.hardware import memory_in_one_line, peak_flops
-from drsformer_jax.training.optim import schedule_warning
 from drsformer_jax.training.processes import Stop, say
 from drsformer_jax.training.profiling import Profile
 from drsformer_jax.training.reporting import MetricsWriter, Progress, checked
+from drsformer_jax.training.starting import announce, resumed
 from drsformer_jax.training.watchdog import waits_for
 
 _RESUME = "rerun the command to resume"
@@ -96,7 +98,10 @@ def main() -> None:
     with processes.ended_together(), one_line_errors(), memory_in_one_line():
         command = parse_command(sys.argv[1:])
         configure_jax(command)
-        with opened(command) as (training, state):
+        with opened(command) as found:
+            if found is None:
+                return
+            training, state = found
             end, scored = take_steps(training, state)
             report(training, end, scored, started)
         say_if_stopped(command, end)
@@ -130,15 +135,17 @@ def configure_jax(command: Command) -> None:
     check_device(jax.devices)
     cpu_device()  # Which the evaluations need.
     processes.check_equal(repr(command.train), "the configuration")
+    processes.check_equal(remote.address(command.workdir), "--workdir")
     processes.watch_steps(command.step_timeout)
 
 
 @contextlib.contextmanager
-def opened(command: Command) -> Iterator[tuple[Training, TrainState]]:
+def opened(command: Command) -> Iterator[tuple[Training, TrainState] | None]:
     """Checks everything that can be checked before the first step, and opens the run.
 
     Yields:
-        What the run works with, and the train state that it starts from.
+        What the run works with, and the train state that it starts from; None of one that is past
+        its --steps.
     """
     config = command.train
     profile = Profile(command.profile, enabled=processes.is_first())
@@ -153,18 +160,30 @@ def opened(command: Command) -> Iterator[tuple[Training, TrainState]]:
         check_writable(command.workdir)
         processes.check_shared(command.workdir, "--workdir")
     with Stop() as stop, Run(command.workdir, config.keep_checkpoints) as run:
+        latest = run.latest_step() or 0
+        if latest > config.steps:
+            say(f"{run.name} is at step {latest}, past --steps {config.steps}: nothing is done")
+            yield None
+            return
+        digest = digest_of(found)
+        if latest:
+            config = resumed(config, run, latest, digest, command.allow_changes)
+            command = dataclasses.replace(command, train=config)
         state = initial_state(command, run, mesh)
         if stop.asked():
             sources = uncached(found, config.data)  # Of which no step will read.
         else:
             with stop.suspended():  # It may take hours, so it comes last, and a signal ends it.
+                process = jax.process_index(), jax.process_count()
+                decode_validation(validation, config.data, *process)
                 sources = cached(found, config.data)
                 # Machines have caches of their own, which take one longer than another.
                 processes.wait_for_all("the caches of all processes")
         processes.check_equal(repr([len(each.pairs) for each in sources]), "the number of pairs")
         start = int(state.step)
-        announce(command, run, state, sources, validation)
-        run.begin(config, start)
+        pairs = sum(len(each.pairs) for each in sources)
+        announce(run, config, mesh, state, pairs, len(validation))
+        run.begin(config, start, digest, digest_of([validation]))
         with MetricsWriter(run.folder, start, processes.is_first()) as writer:
             yield Training(command, mesh, run, sources, validation, writer, stop, profile), state
 
@@ -173,30 +192,12 @@ def initial_state(command: Command, run: Run, mesh: Mesh) -> TrainState:
     """The train state of the run's last checkpoint; for a new run, an initialized one."""
     config, latest = command.train, run.latest_step()
     if latest is not None:
-        check_configuration(run.config(latest), command)
         return run.restore(latest, abstract_state(config, mesh))
     if not config.init_from:
         return sharded_state(config, mesh)
     model, params = weights.load(config.init_from)
     check_architecture(model, config.model, config.init_from)
     return sharded_state(config, mesh, params)
-
-
-def check_configuration(old: TrainConfig, command: Command) -> None:
-    """Shows what has changed since a run's last checkpoint, and rejects what is not allowed."""
-    where = remote.shown(command.workdir)
-    check_architecture(old.model, command.train.model, where)
-    changed = changes(old, command.train)
-    if not command.train.data.is_synthetic():  # Then newer fields of rain stop no older run.
-        changed = {name: each for name, each in changed.items() if "data.rain." not in name}
-    for name, (before, after) in changed.items():
-        say(f"- {name} {before}\n+ {name} {after}")
-    rejected = [name for name in changed if changes_learning(name)]
-    if rejected and not command.allow_changes:
-        raise InputError(
-            f"{where} was trained with another {', '.join(rejected)} (shown above); "
-            "expected the same, another --workdir, or --allow-changes"
-        )
 
 
 def take_steps(training: Training, state: TrainState) -> tuple[int, Scored | None]:
@@ -347,30 +348,6 @@ def report(training: Training, end: int, scored: Scored | None, started: float) 
         f"rainy {result.rainy_psnr:.2f} dB, restored {result.restored_psnr:.2f} dB, "
         f"gain {result.gain:.2f} dB, {time.monotonic() - started:.0f} s"
     )
-
-
-def announce(
-    command: Command, run: Run, state: TrainState, sources: list[Source], validation: Pairs
-) -> None:
-    """Prints what the run is about to do, and writes the list of parameters to a file."""
-    config, optim = command.train, command.train.optim
-    where = remote.shown(command.workdir)
-    if processes.is_first():
-        path = run.folder / "parameters.txt"
-        write_text(path, get_parameter_overview(state.params, include_stats=False) + "\n")
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    pairs = sum(len(source.pairs) for source in sources)
-    warmup = f" (the first {optim.warmup_steps:,} a warmup)" if optim.warmup_steps else ""
-    say(
-        f"{count:,} parameters ({where}/parameters.txt), {pairs} training and "
-        f"{len(validation)} validation pairs, "
-        f"{jax.device_count()} {jax.default_backend()} devices of {jax.process_count()} processes\n"
-        f"steps {int(state.step)} to {config.steps} in {where}; learning rate "
-        f"{optim.learning_rate:g} for {optim.constant_steps:,} steps{warmup}, then a cosine "
-        f"decay to {optim.final_learning_rate:g} over {optim.cosine_steps:,}"
-    )
-    if warning := schedule_warning(config):
-        say(warning)
 
 
 def say_if_stopped(command: Command, end: int) -> None:

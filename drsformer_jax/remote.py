@@ -35,6 +35,8 @@ _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?!/)(.+)")
 """`Path` drops one of the two slashes."""
 _BEAT = 15.0
 """Seconds between signs of life of a lease's holder."""
+_MIRROR = "drsformer-bucket-"
+"""Start of the names of local copies, in the folder of temporary files."""
 _STALE = 3
 """Signs of life that a dead holder has missed."""
 
@@ -100,6 +102,7 @@ class Mirror:
     Attributes:
         where: likewise.
         folder: the local copy, empty at first; it is gone when the mirror is, or the process ends.
+            What a killed process leaves is removed when the next one makes a copy.
 
     Raises:
         InputError: from all methods, if the bucket cannot be read or written.
@@ -108,8 +111,9 @@ class Mirror:
     def __init__(self, where: str) -> None:
         self.where = where
         self._driver, self._path = _driver(where)
-        self.folder = Path(tempfile.mkdtemp(prefix="drsformer-"))
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        _remove_left_mirrors()
+        self.folder, descriptor = _new_mirror()
+        weakref.finalize(self, _remove_mirror, self.folder, descriptor)
         self._sent: dict[Path, tuple[int, int]] = {}
 
     def pull(self, *names: str) -> None:
@@ -142,6 +146,44 @@ class Mirror:
                 with _reported(f"{self.where}/{name}", "written"):
                     self._driver.put_file(str(path), f"{self._path}/{name}")
                 self._sent[path] = stamp
+
+
+def _new_mirror() -> tuple[Path, int]:
+    """A new folder of temporary files, and its descriptor, which locks it; -1 without locks."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_MIRROR))
+        if not locks.AVAILABLE:
+            return folder, -1
+        # Before it is locked, another process may take it for one that is left.
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                locks.lock(descriptor)
+                is_ours = folder.exists()
+            except OSError as error:  # Some file systems have no locks.
+                is_ours = not isinstance(error, BlockingIOError)
+            if is_ours:
+                return folder, descriptor
+            os.close(descriptor)
+
+
+def _remove_mirror(folder: Path, descriptor: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if descriptor >= 0:
+        os.close(descriptor)
+
+
+def _remove_left_mirrors() -> None:
+    """Removes local copies of killed processes of this user: those that nobody has locked."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_MIRROR}*") if locks.AVAILABLE else ():
+        with contextlib.suppress(OSError):  # It is gone, of another user, or there are no locks.
+            descriptor = os.open(folder, os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                locks.lock(descriptor)
+                if os.fstat(descriptor).st_uid == os.getuid():
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from bucket_server import environment, objects, served
+from programs import ROOT
 
 from drsformer_jax import remote
 from drsformer_jax.errors import InputError
@@ -62,6 +67,31 @@ def test_mirror_sends_what_has_changed_and_hidden_files_stay(bucket, port):
     assert (other.folder / "a.txt").read_text() == "three"
     assert (other.folder / "deep" / "b.txt").read_text() == "two"
     assert not (other.folder / "none.txt").exists()
+
+
+def test_local_copies_of_killed_processes_are_removed_and_those_in_use_are_not(
+    bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = (
+        "import os, sys; from drsformer_jax import remote\n"
+        "mirror = remote.Mirror(sys.argv[1]); print(mirror.folder, flush=True); os._exit(1)"
+    )
+    command = [sys.executable, "-c", program, bucket]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    left = Path(said.strip())
+    other = tmp_path / "drsformer-other"
+    other.mkdir()
+    assert left.parent == tmp_path
+    assert left.is_dir()
+    first = remote.Mirror(bucket)
+    assert not left.exists()
+    second = remote.Mirror(bucket)
+    assert first.folder.is_dir()
+    assert other.is_dir()
+    first = None  # Its folder is gone with it.
+    assert sorted(tmp_path.iterdir()) == [second.folder, other]
 
 
 def test_a_held_lock_keeps_others_out_and_a_released_one_does_not(bucket, monkeypatch, capsys):

@@ -126,9 +126,20 @@ class DataConfig:
             )
             check(batch >= 1, name, f"a global batch of {batch}", "at least 1")
 
-    def is_synthetic(self) -> bool:
-        """Whether any of the pairs are synthetic rain."""
-        return "synthetic" in (self.validation, *dict(self.named()))
+    def unused(self) -> tuple[str, ...]:
+        """The fields that neither pairs nor batches depend on, as the starts of their flags."""
+        trained = "synthetic" in dict(self.named())
+        validated = self.validation == "synthetic"
+        used = {
+            "data.train": not self.sources,
+            "data.global-batch": not self.progressive,
+            "data.rains": trained,
+            "data.window": trained,
+            "data.validation-rains": validated,
+            "data.photographs": trained or validated,
+            "data.rain.": trained or validated,
+        }
+        return tuple(name for name, is_used in used.items() if not is_used)
 
     def named(self) -> tuple[tuple[str, float], ...]:
         """Names and weights of what is trained on."""

@@ -39,7 +39,7 @@ _ADDED: Mapping[int, Mapping[str, Any]] = {
 """Values by which older versions behaved, where the default of a new field is another: version
 that added the fields, then name to value."""
 _HARMLESS = {
-    *("steps", "log-every", "eval-every", "checkpoint-every", "keep-checkpoints", "init-from"),
+    *("steps", "log-every", "eval-every", "checkpoint-every", "keep-checkpoints"),
     *("data.data-dir", "data.cache-mib", "data.cache-dir", "data.workers"),
     *("model.remat", "model.unroll", "model.kernels", "optim.nonfinite-steps"),
 }

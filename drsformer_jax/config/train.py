@@ -76,7 +76,8 @@ class TrainConfig:
     log_every: int = 100
     """Steps between lines of metrics."""
     eval_every: int = 1000
-    """Steps between evaluations on the validation pairs."""
+    """Steps between evaluations on the validation pairs. One restores each of them, so that on a
+    thousand images it can take longer than a thousand steps."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written at each evaluation and at the end."""
     keep_checkpoints: int = 3

@@ -7,12 +7,12 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from drsformer_jax.data.folders import find_images, find_pairs_in
+from drsformer_jax.data.folders import find_images, find_pairs_in, scan_folder
 from drsformer_jax.errors import InputError
 
 
@@ -48,6 +48,8 @@ class RawDataset:
     """Folders that each split may be in, relative to the dataset's own; "" for that itself."""
     expected: Mapping[str, int]
     """Number of pairs of each complete split; empty if any number is right."""
+    or_else: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Folders of splits that have none of their own."""
 
 
 def find_raw_pairs(dataset: str, folder: str | os.PathLike[str]) -> dict[str, list[RawPair]]:
@@ -74,7 +76,7 @@ def find_raw_pairs(dataset: str, folder: str | os.PathLike[str]) -> dict[str, li
     layouts = " or ".join(layout.description for layout in raw.layouts)
     pairs: dict[str, list[RawPair]] = {}
     for split, folders in raw.folders.items():
-        there = [path for name in folders if (path := _subfolder(folder, name)) is not None]
+        there = _present(folder, folders) or _present(folder, raw.or_else.get(split, ()))
         matches = [
             (f"{path} ({layout.description})", found)
             for path in there
@@ -92,7 +94,30 @@ def find_raw_pairs(dataset: str, folder: str | os.PathLike[str]) -> dict[str, li
         expected = " or ".join(_called(each) for names in raw.folders.values() for each in names)
         expected += f", with {layouts}"
         raise InputError(f"{folder} holds {_contents(folder)}; expected {expected}")
+    if not raw.expected:  # The numbers of the others show whether all is there.
+        _tell_unused(folder, pairs)
     return pairs
+
+
+def _present(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    return [path for name in names if (path := _subfolder(folder, name)) is not None]
+
+
+def _tell_unused(folder: Path, pairs: Mapping[str, list[RawPair]]) -> None:
+    """Warns of folders in a dataset's own that hold images but no pair of a split."""
+    files = (path for split in pairs.values() for _, *both in split for path in both if path)
+    used = {path.relative_to(folder).parts[0] for path in files if path.is_relative_to(folder)}
+    unused = [
+        f"{path.name}/"
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and not path.name.startswith(".") and path.name not in used
+        if scan_folder(path, nested=True)[0]
+    ]
+    if unused:
+        warnings.warn(
+            f"of {folder} {' and '.join(unused)} with images belong to no split and are left out",
+            stacklevel=3,
+        )
 
 
 def instructions(dataset: str) -> str:
@@ -106,7 +131,8 @@ def instructions(dataset: str) -> str:
     lines = [f"The folder of {dataset} holds these splits{some}:"]
     for split, folders in raw.folders.items():
         count = f"{raw.expected[split]} pairs" if split in raw.expected else "any number of pairs"
-        lines.append(f"  {split}: {count} in {' or '.join(map(_called, folders))}")
+        other = "".join(f" or else {_called(each)}" for each in raw.or_else.get(split, ()))
+        lines.append(f"  {split}: {count} in {' or '.join(map(_called, folders))}{other}")
     lines.append("Each split has one of these layouts:")
     lines += [f"  {layout.description}" for layout in raw.layouts]
     lines.append(
@@ -341,6 +367,11 @@ DATASETS: Mapping[str, RawDataset] = {
         | {name.lower(): (f"test/{name}",) for name in _TEST_SETS},
         {"train": 13_712} | {name.lower(): count for name, count in _TEST_SETS.items()},
     ),
-    "paired_folder": RawDataset((_OWN,), {"train": ("train", ""), "test": ("test",)}, {}),
+    "paired_folder": RawDataset(
+        (_OWN,),
+        {"train": ("train", ""), "test": ("test",)},
+        {},
+        {"test": ("validation", "val")},
+    ),
 }
 """The public datasets, and any folder of pairs, by name."""

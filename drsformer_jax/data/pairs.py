@@ -54,15 +54,19 @@ class StoredPairs(Pairs, Protocol):
         ...
 
 
-def sizes_of(pairs: Pairs) -> list[tuple[int, int]]:
+def sizes_of(pairs: Pairs, count: int | None = None) -> list[tuple[int, int]]:
     """Reads (height, width) of each pair in several threads, without decoding images.
 
     A progress bar appears if it takes more than a second.
 
+    Args:
+        pairs: the pairs.
+        count: of the first pairs alone; default: of all.
+
     Raises:
         InputError: for the first pair whose size cannot be read or whose images differ in size.
     """
-    return list(map_in_threads(pairs.size, range(len(pairs)), "image sizes"))
+    return list(map_in_threads(pairs.size, range(len(pairs))[:count], "image sizes"))
 
 
 def map_in_threads(function: Callable[[U], T], items: Sequence[U], title: str) -> Iterator[T]:
@@ -144,6 +148,15 @@ class PairedFiles:
         files = [path for _, *both in self._pairs for path in both]
         return fingerprint(map_in_threads(_file_state, files, "files"))
 
+    def digest(self) -> str:
+        """Depends on the pairs' names and the files' lengths, wherever they are."""
+
+        def lengths(pair: tuple[str, Path, Path]) -> tuple[str, int, int]:
+            name, rainy, clean = pair
+            return name, rainy.stat().st_size, clean.stat().st_size
+
+        return fingerprint(map_in_threads(lengths, self._pairs, "files"))
+
 
 def _file_state(path: Path) -> tuple[str, int, int]:
     state = path.stat()
@@ -156,21 +169,24 @@ class Cached:
     Args:
         pairs: the pairs to cache.
         limit: memory in bytes.
+
+    Attributes:
+        pairs: likewise.
     """
 
     def __init__(self, pairs: Pairs, limit: int) -> None:
-        self._pairs = pairs
+        self.pairs = pairs
         self._limit = self._room = limit
         self._kept: dict[int, Pair] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.pairs)
 
     def __getitem__(self, index: int) -> Pair:
         pair = self._kept.get(index)
         if pair is None:
-            pair = self._pairs[index]
+            pair = self.pairs[index]
             size = pair["rainy"].nbytes + pair["clean"].nbytes
             with self._lock:
                 if size <= self._room and index not in self._kept:
@@ -180,32 +196,38 @@ class Cached:
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a pair."""
-        return self._pairs.size(index)
+        return self.pairs.size(index)
 
     def __reduce__(self) -> tuple[type[Cached], tuple[Pairs, int]]:
         # Another process starts with an empty cache.
-        return Cached, (self._pairs, self._limit)
+        return Cached, (self.pairs, self._limit)
 
 
 class SkippingUnreadable:
     """Replaces a pair that cannot be read by the next one that can.
 
     The replacement depends on the pairs alone, so batches do not depend on who reads them.
+
+    Args:
+        pairs: the pairs.
+
+    Attributes:
+        pairs: likewise.
     """
 
     def __init__(self, pairs: StoredPairs) -> None:
-        self._pairs = pairs
+        self.pairs = pairs
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.pairs)
 
     def __getitem__(self, index: int) -> Pair:
-        pair, skipped = self._first(self._pairs.__getitem__, index)
+        pair, skipped = self._first(self.pairs.__getitem__, index)
         return {**pair, "skipped": skipped} if skipped else pair
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a pair, or of the next one whose size can be read."""
-        return self._first(self._pairs.size, index)[0]
+        return self._first(self.pairs.size, index)[0]
 
     def _first(self, read: Callable[[int], T], index: int) -> tuple[T, list[str]]:
         """The first that can be read from an index on, and the errors of those before."""
@@ -220,7 +242,7 @@ class SkippingUnreadable:
 
     def fingerprint(self) -> str:
         """Differs from that of the pairs, because some may be replaced."""
-        return fingerprint(["surviving", self._pairs.fingerprint()])
+        return fingerprint(["surviving", self.pairs.fingerprint()])
 
 
 class Shard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import grain
 
 _READ_AHEAD = 8
+_ENDED = re.compile(r"terminated unexpectedly with exit code (-?\d+)")
+"""What Grain says of a worker process that has ended."""
 _EPOCHS = 10**9  # Endless, but without the overflow that Grain's own endless repeat can meet.
 
 
@@ -126,11 +129,25 @@ def _stream(dataset: grain.MapDataset, config: DataConfig) -> Generator[Batch]:
         stream = grain.experimental.WithOptionsIterDataset(stream, piped)
         workers = grain.MultiprocessingOptions(num_workers=config.workers)
         stream = stream.mp_prefetch(workers, worker_init_fn=_bind_to_parent)
-    with contextlib.closing(iter(stream)) as iterator:  # Ends the workers.
+    with _endings_told(), contextlib.closing(iter(stream)) as iterator:  # Ends the workers.
         with _signals_blocked():
             first = next(iterator)
         yield first
         yield from iterator
+
+
+@contextlib.contextmanager
+def _endings_told() -> Iterator[None]:
+    """The end of a worker process, as by a system that has no memory left, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if (found := _ENDED.search(str(error))) is None:
+            raise
+        raise InputError(
+            f"a worker of --data.workers ended with status {found[1]}; expected memory for it: "
+            "fewer workers, or a smaller --data.cache-mib"
+        ) from error
 
 
 @contextlib.contextmanager

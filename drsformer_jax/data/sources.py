@@ -12,15 +12,18 @@ from tqdm import tqdm
 
 from drsformer_jax import remote
 from drsformer_jax.config import DataConfig, RainConfig
-from drsformer_jax.data.datasets import default_data_dir, find_dataset, open_dataset
+from drsformer_jax.data.datasets import DatasetPairs, default_data_dir, find_dataset, open_dataset
 from drsformer_jax.data.folders import find_pairs
 from drsformer_jax.data.pairs import (
     Cached,
     PairedFiles,
     Pairs,
+    Shard,
     SkippingUnreadable,
     StoredPairs,
     check_two_files,
+    fingerprint,
+    map_in_threads,
     sizes_of,
 )
 from drsformer_jax.data.raw_records import RawRecords, write_raw_records
@@ -88,11 +91,58 @@ def uncached(found: Sequence[StoredPairs], config: DataConfig) -> list[Source]:
     return [Source(pairs, weight) for pairs, (_, weight) in named]
 
 
-def open_validation(config: DataConfig, seed: int) -> Pairs:
-    """Opens the pairs to validate on; raises as `open_pairs`."""
+def open_validation(config: DataConfig, seed: int) -> Cached:
+    """Opens the pairs to validate on, with their cache; raises as `open_pairs`."""
     pairs = open_pairs(config.validation, "validation", config, seed)
     sizes_of(pairs)  # Rejects files that are no image before training starts.
     return Cached(pairs, config.cache_mib * 2**20)
+
+
+def decode_validation(
+    pairs: Pairs, config: DataConfig, process: int = 0, processes: int = 1
+) -> None:
+    """Decodes a process's share of the pairs to validate on; the cache keeps those that fit.
+
+    So a damaged image is found before training starts, and not hours later. A progress bar appears
+    if it takes more than a second.
+
+    Args:
+        pairs: what `open_validation` gave.
+        config: it names them.
+        process: index of the process.
+        processes: number of processes.
+
+    Raises:
+        InputError: for the first pair that cannot be read.
+    """
+    if config.validation == "synthetic":  # Nothing is damaged there, and rain takes long.
+        return
+    shard = Shard(pairs, process, processes)
+
+    def decode(index: int) -> str:
+        return shard[index]["name"]
+
+    for _ in map_in_threads(decode, range(len(shard)), "validation images"):
+        pass
+
+
+def digest_of(sources: Sequence[Pairs]) -> str:
+    """A short hash of the pairs of sources, the same where their files are moved or copied.
+
+    It depends on names and lengths of files, or on the checksums that the builder of a dataset
+    recorded; of other datasets, on the number of pairs.
+    """
+    return fingerprint(map(_digest, sources))
+
+
+def _digest(pairs: Pairs) -> str:
+    if isinstance(pairs, Cached | SkippingUnreadable):
+        return _digest(pairs.pairs)
+    if isinstance(pairs, PairedFiles | SyntheticRain):
+        return pairs.digest()
+    recorded = pairs.recorded() if isinstance(pairs, DatasetPairs) else {}
+    sums = sorted((split, each["sha256"]) for split, each in recorded.items())
+    return fingerprint([len(pairs), sums])
 
 
 def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> StoredPairs:
@@ -165,7 +215,7 @@ def _check_small(source: str, pairs: Pairs, config: DataConfig, photographs: int
         photographs: of synthetic rain how many there are: the first pairs are one of each.
     """
     crop = config.crop_size
-    sizes = sizes_of(pairs)[:photographs]
+    sizes = sizes_of(pairs, photographs)
     small = [index for index, size in enumerate(sizes) if min(size) < crop]
     if not small:
         return

@@ -39,6 +39,8 @@ from drsformer_jax.training.scores import SCORES_FILE, ValidationScores, pairs_o
 from drsformer_jax.training.step import TrainState
 
 _LOCK = ".lock"
+_OTHER_STEP = "another step may be"
+_STEP_BEFORE = "remove its folder to resume from the step before"
 
 
 class Run:
@@ -70,6 +72,9 @@ class Run:
             raise InputError(f"{folder} is a file; expected the folder of a run, or a new one")
         self._lock: int | None = None
         self._lease: remote.Lease | None = None
+        self._trained = self._validated = ""  # Digests of pairs.
+        # What helps where a checkpoint is damaged.
+        self._way_out = _OTHER_STEP if keep is None else _STEP_BEFORE
         if keep is not None and jax.process_index() == 0:
             if where:
                 self._lease = remote.Lease(where, "is being trained")
@@ -115,12 +120,21 @@ class Run:
         if self._lease is not None:
             self._lease.release()
 
-    def begin(self, config: TrainConfig, step: int) -> None:
+    def begin(self, config: TrainConfig, step: int, trained: str = "", validated: str = "") -> None:
         """Records the configuration, and drops scores that do not count any more.
 
-        These are the scores of steps after this one, and all if they are of other pairs: the best
+        These are the scores of steps after this one, and all that are of other pairs: the best
         checkpoint is chosen among scores of the same pairs.
+
+        Args:
+            config: of the steps that follow.
+            step: the last one that was taken.
+            trained: digest of the pairs to train on, which checkpoints record; empty if unknown.
+            validated: likewise of the pairs to validate on, which scores record.
         """
+        self._trained, self._validated = trained, validated
+        if validated:
+            self._scores.keep(validated)
         if self._before is not None and pairs_of(self._before) != pairs_of(config):
             self._scores.clear()
         self._before = config
@@ -176,8 +190,13 @@ class Run:
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"checkpoint {step} of {self.name} has no configuration ({error}); expected a "
-                "whole one; another step may be"
+                f"whole one; {self._way_out}"
             ) from None
+
+    def trained_on(self, step: int) -> str:
+        """Digest of the pairs of a checkpoint's steps; empty if unknown; raises as `restore`."""
+        found = self._restore(step, run=ocp.args.JsonRestore()).run
+        return str(found.get("data", {}).get("pairs", ""))
 
     def save(self, config: TrainConfig, state: TrainState) -> None:
         """Starts to save a train state, once the one before is saved.
@@ -199,7 +218,7 @@ class Run:
                     "nonfinite_steps": int(state.nonfinite_steps),
                     # The random key of a step is fold_in(key(seed), step).
                     "random_key": {"seed": config.seed, "fold_in": step},
-                    "data": {"seed": config.seed, "next_batch": step},
+                    "data": {"seed": config.seed, "next_batch": step, "pairs": self._trained},
                     "config": to_dict(config),
                 }
             ),
@@ -211,7 +230,7 @@ class Run:
 
     def score(self, step: int, protocol: str, psnr: float, ssim: float) -> None:
         """Records the mean scores over the validation pairs, which decide on the best."""
-        self._scores.add(step, protocol, psnr, ssim)
+        self._scores.add(step, protocol, psnr, ssim, self._validated)
         if jax.process_index() == 0:
             self._scores.write()
             self.push()
@@ -270,7 +289,7 @@ class Run:
                 raise
             raise InputError(
                 f"checkpoint {step} of {self.name} cannot be read ({system_reason(error)}); "
-                "expected a whole one; another step may be"
+                f"expected a whole one; {self._way_out}"
             ) from error
 
     def _has_ema(self, step: int) -> bool:

@@ -18,7 +18,7 @@ SCORES_FILE = "validation.json"
 
 
 class ValidationScores:
-    """Mean scores by step: the protocol that computed them, PSNR in dB and SSIM.
+    """Mean scores by step: the protocol that computed them, PSNR in dB, SSIM, digest of the pairs.
 
     Args:
         path: the file that holds them; there need be none yet.
@@ -50,9 +50,16 @@ class ValidationScores:
         """Drops the scores of steps after this one, or all."""
         self._by_step = {step: each for step, each in self._by_step.items() if step <= after}
 
-    def add(self, step: int, protocol: str, psnr: float, ssim: float) -> None:
-        """Records the scores of a step."""
-        self._by_step[step] = {"protocol": protocol, "psnr": psnr, "ssim": ssim}
+    def keep(self, pairs: str) -> None:
+        """Drops the scores of other pairs than those of this digest; older ones do not say."""
+        self._by_step = {
+            step: each for step, each in self._by_step.items() if each.get("pairs", pairs) == pairs
+        }
+
+    def add(self, step: int, protocol: str, psnr: float, ssim: float, pairs: str = "") -> None:
+        """Records the scores of a step, and the digest of their pairs if it is known."""
+        found = {"protocol": protocol, "psnr": psnr, "ssim": ssim}
+        self._by_step[step] = found | ({"pairs": pairs} if pairs else {})
 
     def write(self) -> None:
         """Writes the file anew, as JSON of finite numbers, "inf" and null (NaN)."""

@@ -91,13 +91,25 @@ def test_learning_rate_is_the_official_one(name):
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_recipe_is_the_official_one(name):
     config = config_of(name)
-    assert (config.steps, config.eval_every, config.seed) == (300_000, 1000, 100)
+    assert (config.steps, config.seed) == (300_000, 100)
     assert (config.init_from, config.mesh.device_batch) == ("", 0)
     optim = config.optim
     assert (optim.b1, optim.b2, optim.eps) == (0.9, 0.999, 1e-8)
     assert (optim.weight_decay, optim.clip_norm, optim.ema_decay) == (1e-4, 0.01, 0)
     data = config.data
     assert (data.sources, data.augment, data.mixup, data.small_images) == ((), True, False, "pad")
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_evaluations_on_a_thousand_images_are_further_apart_than_on_a_hundred(name):
+    pairs = DATASETS[config_of(name).data.train].expected
+    validated = pairs["test100" if name == "restormer_rain13k" else "test"]
+    assert config_of(name).eval_every == (10_000 if validated >= 1000 else 1000)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_docstring_says_that_the_projected_hours_are_without_evaluations(name):
+    assert "the hours are without evaluations" in " ".join(docstring(name).split())
 
 
 @pytest.mark.parametrize("name", PAPER)

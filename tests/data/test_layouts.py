@@ -136,6 +136,24 @@ def test_own_pairs_lie_in_the_folder_itself_or_in_splits(tmp_path):
     assert find_raw_pairs("paired_folder", tmp_path / "c") == only
 
 
+@pytest.mark.parametrize("name", ["val", "Validation"])
+def test_own_pairs_to_validate_on_are_the_test_split_if_there_is_no_other(tmp_path, name):
+    expected = {"test": equal_names(tmp_path / name)}
+    assert find_raw_pairs("paired_folder", tmp_path) == expected
+    expected["train"] = equal_names(tmp_path / "train")
+    assert find_raw_pairs("paired_folder", tmp_path) == expected
+
+
+def test_own_folders_with_images_that_belong_to_no_split_are_told(tmp_path):
+    both = {split: equal_names(tmp_path / split) for split in ("train", "test")}
+    equal_names(tmp_path / "val")
+    images(tmp_path / "more" / "deep", "1.png")
+    images(tmp_path / ".hidden", "1.png")
+    (tmp_path / "notes").mkdir()
+    with pytest.warns(UserWarning, match=r"more/ and val/ with images belong to no split and are"):
+        assert find_raw_pairs("paired_folder", tmp_path) == both
+
+
 @pytest.mark.parametrize("name", ["pairs.txt", "pairs.tsv", "Pairs.TSV"])
 @pytest.mark.parametrize("split", ["", "train"])
 def test_own_pairs_of_other_names_are_listed(tmp_path, name, split):

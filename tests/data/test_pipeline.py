@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -135,6 +136,18 @@ def test_worker_processes_give_the_same_batches(stream, workers):
     ours = take(6, sources, dataclasses.replace(settings, workers=workers))
     for batch, original in zip(ours, straight, strict=False):
         assert_equal(batch, original)
+
+
+def test_a_killed_worker_process_ends_the_batches_with_one_line():
+    stream = batches(ONE, config(workers=1), seed=3)
+    others = multiprocessing.active_children()
+    next(stream)
+    (worker,) = (each for each in multiprocessing.active_children() if each not in others)
+    worker.kill()
+    line = "^a worker of --data.workers ended with status -9; expected memory for it: fewer worke"
+    with pytest.raises(InputError, match=line):
+        for _ in stream:
+            pass
 
 
 def test_shares_that_do_not_divide_a_global_batch_are_rejected_at_once():

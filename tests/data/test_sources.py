@@ -14,7 +14,14 @@ from drsformer_jax.data.pairs import Cached, PairedFiles, Shard, SkippingUnreada
 from drsformer_jax.data.pipeline import batches
 from drsformer_jax.data.rain import build
 from drsformer_jax.data.raw_records import RawRecords
-from drsformer_jax.data.sources import open_pairs, open_training, open_validation
+from drsformer_jax.data.sources import (
+    decode_validation,
+    find_training,
+    open_pairs,
+    open_training,
+    open_validation,
+)
+from drsformer_jax.data.synthetic import SyntheticRain
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.pixels import write_image
 
@@ -103,6 +110,30 @@ def test_of_synthetic_rain_small_photographs_are_counted_not_rains(tmp_path):
     for corrupt in ("error", "skip"):
         with pytest.warns(UserWarning, match=message):
             open_training(dataclasses.replace(rain, corrupt=corrupt), 0)
+
+
+def test_of_synthetic_rain_the_size_of_each_photograph_is_read_once(tmp_path, monkeypatch):
+    for name in "abcde":
+        write_image(tmp_path / f"{name}.png", PAIRS[0]["clean"])
+    read, size = [], SyntheticRain.size
+    monkeypatch.setattr(
+        SyntheticRain, "size", lambda self, index: read.append(index) or size(self, index)
+    )
+    find_training(DataConfig(photographs=str(tmp_path), rains=50, crop_size=8), 0)
+    assert sorted(read) == [0, 1, 2, 3]
+
+
+def test_decoded_images_to_validate_on_are_kept_and_synthetic_ones_are_not_made(folder):
+    pairs, settings = Listed(PAIRS), config(folder)
+    decode_validation(Cached(pairs, 2**20), settings)
+    assert pairs.reads == len(PAIRS)
+    kept = Cached(pairs, 2**20)
+    decode_validation(kept, settings)
+    reads = pairs.reads
+    assert kept[3]["name"] == "3.png"
+    assert pairs.reads == reads
+    decode_validation(pairs, config("x", validation="synthetic"))
+    assert pairs.reads == reads
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "hard link"])

@@ -154,6 +154,49 @@ def test_scores_of_other_pairs_are_dropped_when_a_run_begins_again(copy, other):
         assert not run.is_scored(6)
 
 
+def test_scores_of_a_folder_whose_pairs_have_changed_are_dropped(copy):
+    write_scores(copy, {2: ("did_ddn", 22.0)})  # Before scores said of which pairs they are.
+    for pairs, scored in (("a", [2, 4]), ("a", [2, 4]), ("b", [2])):
+        with Run(copy, keep=3) as run:
+            run.begin(CONFIG, 6, validated=pairs)
+            if not run.is_scored(4) and pairs == "a":
+                run.score(4, "did_ddn", 30.0, 0.9)
+            assert [step for step in (2, 4, 6) if run.is_scored(step)] == scored
+    with Run(copy, keep=3) as run:
+        run.begin(CONFIG, 6, validated="b")
+        run.score(6, "did_ddn", 25.0, 0.9)
+        assert run.best_step() == 6
+
+
+def test_a_checkpoint_says_what_pairs_it_was_trained_on_and_an_older_one_does_not(copy):
+    with Run(copy, keep=3) as run:
+        run.begin(CONFIG, 6, trained="a")
+        run.save(CONFIG, state_at(8))
+        assert (run.trained_on(6), run.trained_on(8)) == ("", "a")
+    (path,) = (copy / "checkpoints" / "8").glob("run/*metadata*")
+    content = json.loads(path.read_text())
+    del content["data"]["pairs"]
+    path.write_text(json.dumps(content))
+    with Run(copy, keep=None) as run:
+        assert run.trained_on(8) == ""
+        assert run.config(8) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("keep", "way_out"),
+    [(3, "remove its folder to resume from the step before"), (None, "another step may be")],
+)
+def test_damaged_checkpoint_is_reported_with_a_way_out_for_training_and_for_others(
+    copy, keep, way_out
+):
+    shutil.rmtree(copy / "checkpoints" / "6" / "run")
+    with (
+        Run(copy, keep) as run,
+        pytest.raises(InputError, match=f"^checkpoint 6 of .*; expected a whole one; {way_out}$"),
+    ):
+        run.config(6)
+
+
 def test_scores_of_the_same_pairs_are_kept_though_training_is_on_others(copy):
     before = dataclasses.replace(CONFIG, data=DataConfig(validation="pairs"))
     data = DataConfig(validation="pairs", train="other", rain=RainConfig(light=1.0), rains=3)

@@ -89,6 +89,14 @@ def test_processes_that_do_not_share_the_folder_of_the_run_are_rejected_at_once(
         assert line in errors
 
 
+@pytest.mark.parametrize("second", ["gs://no-bucket/run-2", "not_shared_2"])
+def test_processes_with_different_addresses_of_the_run_are_rejected_at_the_start(run, second):
+    folders = [("--workdir", each) for each in ("gs://no-bucket/run-1", second)]
+    for status, _, errors in ended(start_several(run, 2, *TRAIN, workers=folders), SECONDS + 30):
+        assert status == 1
+        assert "--workdir differs between the processes; expected the same in all" in errors
+
+
 def test_hanging_step_is_ended_and_each_process_says_what_it_waits_for(run, place):
     hanging = configured(
         place,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import shutil
 import signal
 import types
 from pathlib import Path
@@ -26,6 +27,12 @@ from drsformer_jax.sharding import make_mesh
 from drsformer_jax.training.checkpoint import Run
 from drsformer_jax.training.hardware import memory_in_one_line
 from drsformer_jax.training.optim import schedule_warning
+from drsformer_jax.training.starting import (
+    announce,
+    batches_in_words,
+    check_configuration,
+    resumed,
+)
 
 CONFIG = TrainConfig(
     model=SMALL,
@@ -38,6 +45,13 @@ CONFIG = TrainConfig(
 
 def command(config: TrainConfig, **flags: object) -> train.Command:
     return train.Command(Path("config.py"), Path("runs/a"), config, **flags)
+
+
+def begun(old: TrainConfig, trained_on: str = "") -> types.SimpleNamespace:
+    """A run with a checkpoint of that configuration."""
+    return types.SimpleNamespace(
+        name="runs/a", config=lambda step: old, trained_on=lambda step: trained_on
+    )
 
 
 def test_batches_of_a_resumed_run_are_those_of_the_steps_that_follow(place):
@@ -101,21 +115,21 @@ def test_a_checkpoint_is_not_evaluated_again_for_the_report(monkeypatch, best):
 def test_changed_configuration_is_rejected_unless_allowed(change, named, capsys):
     changed = dataclasses.replace(CONFIG, **change)
     with pytest.raises(InputError, match=f"trained with another {named} .*--allow-changes"):
-        train.check_configuration(CONFIG, command(changed))
+        check_configuration(CONFIG, changed, "runs/a")
     assert capsys.readouterr().out.startswith("- ")
-    train.check_configuration(CONFIG, command(changed, allow_changes=True))
+    check_configuration(CONFIG, changed, "runs/a", allow_changes=True)
     assert capsys.readouterr().out.startswith("- ")
 
 
 def test_another_architecture_is_rejected_even_if_changes_are_allowed():
     wider = dataclasses.replace(CONFIG, model=dataclasses.replace(SMALL, dim=2 * SMALL.dim))
     with pytest.raises(InputError, match="another architecture: dim"):
-        train.check_configuration(CONFIG, command(wider, allow_changes=True))
+        check_configuration(CONFIG, wider, "runs/a", allow_changes=True)
 
 
 def test_other_periods_and_another_mesh_are_shown_and_taken(capsys):
     changed = dataclasses.replace(CONFIG, steps=20, log_every=5, mesh=MeshConfig(fsdp=2))
-    train.check_configuration(CONFIG, command(changed))
+    check_configuration(CONFIG, changed, "runs/a")
     assert "- steps 10\n+ steps 20\n" in capsys.readouterr().out
 
 
@@ -164,10 +178,118 @@ def test_older_runs_go_on_unless_they_train_on_rain_that_has_changed(train_on):
     before = dataclasses.replace(CONFIG, data=DataConfig(**data, rain=RainConfig(veil_share=1.0)))
     after = dataclasses.replace(CONFIG, data=DataConfig(**data))
     if train_on != "synthetic":
-        train.check_configuration(before, command(after))
+        check_configuration(before, after, "runs/a")
     else:
         with pytest.raises(InputError, match=r"was trained with another data\.rain\.veil-share \("):
-            train.check_configuration(before, command(after))
+            check_configuration(before, after, "runs/a")
+
+
+@pytest.mark.parametrize("given", ["", "other.pth"])
+def test_a_run_goes_on_with_what_it_began_from_and_another_start_is_rejected(given, capsys):
+    old = dataclasses.replace(CONFIG, init_from="start.pth")
+    for same in ("", "start.pth"):
+        new = dataclasses.replace(CONFIG, init_from=same, steps=20)
+        found = resumed(new, begun(old), 4, "", allow_changes=False)
+        assert found == dataclasses.replace(new, init_from="start.pth")
+        assert "init-from" not in capsys.readouterr().out
+    old, start = (CONFIG, "its seed") if not given else (old, "start.pth")
+    new = dataclasses.replace(CONFIG, init_from="other.pth")
+    line = f"^runs/a has begun from {start}; expected another --workdir for --init-from other.pth$"
+    with pytest.raises(InputError, match=line):
+        resumed(new, begun(old), 4, "", allow_changes=True)
+
+
+@pytest.mark.parametrize("before", ["", "digest", "another"])
+def test_training_pairs_that_are_not_those_of_the_checkpoint_are_warned_of(before, capsys):
+    resumed(CONFIG, begun(CONFIG, before), 4, "digest", allow_changes=False)
+    line = "warning: the training pairs are not those of the checkpoint of step 4\n"
+    assert capsys.readouterr().out == (line if before == "another" else "")
+
+
+PAIRS = {"train": "pairs", "validation": "pairs"}
+
+
+@pytest.mark.parametrize(
+    ("data", "change"),
+    [
+        (PAIRS, {"photographs": "other"}),
+        (PAIRS, {"window": 256}),
+        (PAIRS, {"rains": 3, "validation_rains": 5}),
+        ({"validation": "pairs"}, {"validation_rains": 5}),
+        ({"train": "pairs"}, {"rains": 3, "window": 256}),
+        ({"sources": (("a", 1.0), ("b", 2.0))}, {"train": "other"}),
+        ({"progressive": ((0, 64, 8),)}, {"global_batch": 4}),
+    ],
+)
+def test_fields_that_nothing_depends_on_stop_no_run(data, change, capsys):
+    before, after = (
+        dataclasses.replace(CONFIG, data=DataConfig(**each)) for each in (data, data | change)
+    )
+    check_configuration(before, after, "runs/a")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "change"),
+    [
+        ({"train": "pairs"}, {"photographs": "other"}),
+        ({"validation": "pairs"}, {"photographs": "other"}),
+        ({"validation": "pairs"}, {"window": 256}),
+        ({"validation": "pairs"}, {"rains": 3}),
+        ({"train": "pairs"}, {"validation_rains": 5}),
+        (PAIRS, {"train": "other"}),
+        (PAIRS, {"global_batch": 4}),
+    ],
+)
+def test_fields_that_pairs_or_batches_depend_on_do(data, change):
+    before, after = (
+        dataclasses.replace(CONFIG, data=DataConfig(**each)) for each in (data, data | change)
+    )
+    with pytest.raises(InputError, match=r"was trained with another data\.[\w-]+ \("):
+        check_configuration(before, after, "runs/a")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({}, "crops of a step: 16 of 128x128 pixels"),
+        (
+            {"progressive": ((0, 64, 8), (9000, 128, 4))},
+            "crops of a step: 8 of 64x64 pixels, 4 of 128x128 pixels from step 9,000",
+        ),
+        (
+            {"sources": (("rain200l", 3.0), ("rain200h", 1.0))},
+            "crops of a step: 16 of 128x128 pixels; their shares are 0.75 of rain200l, "
+            "0.25 of rain200h",
+        ),
+    ],
+)
+def test_announcement_has_the_batches_and_the_sources(data, words):
+    assert batches_in_words(DataConfig(**data)) == words
+
+
+def test_announcement_counts_the_devices_of_the_mesh(tmp_path, capsys):
+    run = types.SimpleNamespace(folder=tmp_path, name="runs/a")
+    state = types.SimpleNamespace(params={"kernel": np.zeros(3)}, step=4)
+    announce(run, CONFIG, make_mesh(MeshConfig(data=2)), state, 5, 6)
+    assert "5 training and 6 validation pairs, 2 cpu devices of 1 pro" in capsys.readouterr().out
+
+
+def test_a_damaged_image_to_validate_on_ends_a_run_before_its_first_step(place, tmp_path):
+    shutil.copytree(place / "pairs", tmp_path / "pairs")
+    path = tmp_path / "pairs/input/1.png"
+    path.write_bytes(path.read_bytes()[:200])
+    data = dataclasses.replace(
+        CONFIG.data, train=str(place / "pairs"), validation=str(tmp_path / "pairs")
+    )
+    asked = dataclasses.replace(
+        command(dataclasses.replace(CONFIG, data=data)), workdir=tmp_path / "run"
+    )
+    with (
+        pytest.raises(InputError, match=r"input/1\.png is no image that can be read"),
+        train.opened(asked),
+    ):
+        pass
 
 
 def test_signals_end_a_program_that_writes_its_cache_and_the_run_is_free_again(

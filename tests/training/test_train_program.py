@@ -70,6 +70,29 @@ def test_training_starts_from_another_run_or_an_official_file(run, trained, plac
             np.testing.assert_allclose(value, other, rtol=1e-6)
 
 
+def test_a_run_that_has_begun_keeps_what_it_began_from(run, trained, place):
+    train = ("train", "--config", "config.py", "--workdir", "begun_from", *STILL)
+    began = ("--init-from", trained[0])
+    for flags in (began, began, ()):
+        result = run(*train, *flags)
+        assert result.returncode == 0, result.stderr
+        assert read_config(place / "begun_from").init_from == str(trained[0])
+        assert "init-from" not in result.stdout
+    rejected(run(*train, "--init-from", "builtin"), "begun_from has begun from .*/run; expected an")
+    assert read_config(place / "begun_from").init_from == str(trained[0])
+
+
+def test_a_run_that_is_past_its_steps_says_so_and_stays_as_it_is(run, copy):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    result = run("train", "--config", "config.py", "--workdir", copy.name, "--steps", 2)
+    assert (result.returncode, result.stderr) == (0, "")
+    line = f"{copy.name} is at step 4, past --steps 2: nothing is done\n"
+    assert result.stdout == line
+    lock = copy / ".lock"
+    after = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    assert before == {path: time for path, time in after.items() if path != lock or lock in before}
+
+
 def test_start_from_another_architecture_is_rejected(run, trained):
     wrong = ("--init-from", trained[0], "--model.feed-forward", "gdfn", "--workdir", "never_begun")
     result = run("train", "--config", "config.py", *wrong)
@@ -129,7 +152,7 @@ def test_damaged_lines_of_metrics_are_dropped_and_a_damaged_checkpoint_is_report
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]
     (copy / "checkpoints" / "5" / "run" / "metadata").write_text("{}")
-    rejected(run(*again, 6), "checkpoint 5 of .* has no configuration .*; expected a whole one")
+    rejected(run(*again, 6), "checkpoint 5 of .* has no configuration .*; remove its folder to")
 
 
 def test_trace_of_some_steps_is_written(run, place):

@@ -41,6 +41,10 @@ class _CleanPhotographs:
         files = [photograph.path.resolve() for photograph in self._photographs]
         return fingerprint((str(path), path.stat().st_mtime_ns) for path in files)
 
+    def digest(self) -> str:
+        """Depends on the photographs' names and the files' lengths, wherever they are."""
+        return fingerprint((each.name, each.path.stat().st_size) for each in self._photographs)
+
     def __reduce__(self) -> tuple[type[_CleanPhotographs], tuple[Sequence[Photograph]]]:
         return _CleanPhotographs, (self._photographs,)
 
@@ -98,6 +102,10 @@ class SyntheticRain:
         """Depends on the photographs and on all that determines the rain on them."""
         decisive = [GENERATOR_VERSION, self._rains, self._seed, self._rain, self._window]
         return fingerprint([self._clean.fingerprint(), *decisive])
+
+    def digest(self) -> str:
+        """Depends on the photographs, wherever they are, and on the generator."""
+        return fingerprint([self._clean.digest(), GENERATOR_VERSION])
 
     def __getitem__(self, index: int) -> Pair:
         if not 0 <= index < len(self):

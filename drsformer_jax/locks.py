@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import os
+import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from drsformer_jax.errors import InputError
@@ -80,3 +84,50 @@ def locked(folder: Path, task: str, *, wait: bool = True) -> Iterator[None]:
                 "system with locks"
             ) from error
         yield
+
+
+def temporary_folder(prefix: str) -> tuple[Path, Callable[[], None]]:
+    """Makes a folder of temporary files, and removes those of its kind that killed processes left.
+
+    Args:
+        prefix: how the names of its kind begin.
+
+    Returns:
+        The folder, which is locked, and what removes it.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*") if AVAILABLE else ():
+        with contextlib.suppress(OSError):  # It is gone, of another user, or there are no locks.
+            descriptor = os.open(left, os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                lock(descriptor)
+                if os.fstat(descriptor).st_uid == os.getuid():
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+    folder, descriptor = _new_temporary(prefix)
+    return folder, functools.partial(_remove, folder, descriptor)
+
+
+def _new_temporary(prefix: str) -> tuple[Path, int]:
+    """A new folder, and its descriptor, which locks it; -1 without locks."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
+        if not AVAILABLE:
+            return folder, -1
+        # Before it is locked, another process may take it for one that is left.
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                lock(descriptor)
+                is_ours = folder.exists()
+            except OSError as error:  # Some file systems have no locks.
+                is_ours = not isinstance(error, BlockingIOError)
+            if is_ours:
+                return folder, descriptor
+            os.close(descriptor)
+
+
+def _remove(folder: Path, descriptor: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if descriptor >= 0:
+        os.close(descriptor)

@@ -111,9 +111,8 @@ class Mirror:
     def __init__(self, where: str) -> None:
         self.where = where
         self._driver, self._path = _driver(where)
-        _remove_left_mirrors()
-        self.folder, descriptor = _new_mirror()
-        weakref.finalize(self, _remove_mirror, self.folder, descriptor)
+        self.folder, remove = locks.temporary_folder(_MIRROR)
+        weakref.finalize(self, remove)
         self._sent: dict[Path, tuple[int, int]] = {}
 
     def pull(self, *names: str) -> None:
@@ -146,44 +145,6 @@ class Mirror:
                 with _reported(f"{self.where}/{name}", "written"):
                     self._driver.put_file(str(path), f"{self._path}/{name}")
                 self._sent[path] = stamp
-
-
-def _new_mirror() -> tuple[Path, int]:
-    """A new folder of temporary files, and its descriptor, which locks it; -1 without locks."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_MIRROR))
-        if not locks.AVAILABLE:
-            return folder, -1
-        # Before it is locked, another process may take it for one that is left.
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                locks.lock(descriptor)
-                is_ours = folder.exists()
-            except OSError as error:  # Some file systems have no locks.
-                is_ours = not isinstance(error, BlockingIOError)
-            if is_ours:
-                return folder, descriptor
-            os.close(descriptor)
-
-
-def _remove_mirror(folder: Path, descriptor: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if descriptor >= 0:
-        os.close(descriptor)
-
-
-def _remove_left_mirrors() -> None:
-    """Removes local copies of killed processes of this user: those that nobody has locked."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_MIRROR}*") if locks.AVAILABLE else ():
-        with contextlib.suppress(OSError):  # It is gone, of another user, or there are no locks.
-            descriptor = os.open(folder, os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                locks.lock(descriptor)
-                if os.fstat(descriptor).st_uid == os.getuid():
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(descriptor)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from drsformer_jax.config import DType
 from drsformer_jax.config.fields import check
 from drsformer_jax.errors import InputError
 from drsformer_jax.images.pixels import MAX_PIXELS
+from drsformer_jax.locks import temporary_folder
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.weights import describe, is_builtin
 
@@ -51,8 +51,8 @@ class Demo:
         check(1 <= self.max_pixels <= MAX_PIXELS, "--max-pixels", self.max_pixels, within)
         check(self.max_waiting >= 1, "--max-waiting", self.max_waiting, "at least 1")
         check(len(self.checkpoint) >= 1, "--checkpoint", "empty", "at least one network")
-        with tempfile.TemporaryDirectory(prefix="drsformer-demo-") as temporary:
-            folder = Path(temporary).resolve()
+        folder, remove = temporary_folder("drsformer-demo-")
+        try:
             files = folder / "files"
             files.mkdir()
             # Gradio has no other way to say where files go, and reads it when it is imported.
@@ -68,6 +68,8 @@ class Demo:
             limits = Limits(self.max_megabytes, self.max_pixels, self.max_waiting)
             networks = self._networks()
             serve(networks, limits, folder, self._address, self.port, share=self.share)
+        finally:
+            remove()
 
     @property
     def _address(self) -> str:

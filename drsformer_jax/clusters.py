@@ -69,6 +69,11 @@ def find_cluster(
     return next(found, None)
 
 
+def is_alone(environment: Mapping[str, str]) -> bool:
+    """Whether a step of Slurm is this process alone, though its job, which JAX looks at, is not."""
+    return environment.keys() >= {*_SLURM} and environment.get(_STEP_COUNT) == "1"
+
+
 def detected(
     address: str | None, count: int | None, index: int | None
 ) -> tuple[str | None, int | None, int | None]:

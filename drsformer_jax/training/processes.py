@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 from tqdm import tqdm
 
-from drsformer_jax.clusters import detected, find_cluster
+from drsformer_jax.clusters import detected, find_cluster, is_alone
 from drsformer_jax.config.fields import check
 from drsformer_jax.errors import InputError, end_program, ending_signals, leave_terminal, reason
 from drsformer_jax.training.peers import Peers
@@ -61,7 +61,7 @@ def join(address: str | None = None, count: int | None = None, index: int | None
     global _peers
     address = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     cluster, named = find_cluster(os.environ), (address, count, index) != (None, None, None)
-    if count == 1 or not (named or cluster):
+    if count == 1 or not (named or cluster) or (not named and is_alone(os.environ)):
         return
     try:
         address, count, index = detected(address, count, index)

@@ -41,6 +41,8 @@ from drsformer_jax.scoring.tables import COLUMNS, RESTORED_COLUMNS, Column, figu
 from drsformer_jax.training.reporting import finite
 
 _SCORE_WIDTH = 13
+_DATASET = ("data_folder", "data_split")
+"""What scores say of a built dataset, beside what the user called it."""
 
 
 @dataclass(frozen=True)
@@ -192,17 +194,18 @@ def check_flags(command: Command) -> None:
 def benchmark_of(command: Command) -> Dataset | None:
     """The benchmark that is named, or whose test split --data names, if any."""
     named = None if command.dataset is None else published.dataset(command.dataset)
-    folder, split = command.built or (None, "+")
-    part = split.partition("[")[0]
     found = None
-    if folder is not None and "+" not in split:
-        found = published.find(name_of(folder) if part in ("", "test") else part)
+    if command.built is not None:
+        folder, split = command.built
+        part = split.partition("[")[0]
+        if "+" not in split:
+            found = published.find(name_of(folder) if part in ("", "test") else part)
     if named is None:
         return None if command.protocol else found
     if found not in (None, named):
         raise InputError(
             f"--dataset is {named.name} beside --data {command.data}, which is {found.name}; "
-            "expected --data without --dataset, or with --protocol"
+            "expected --data without --dataset, or --protocol instead of it"
         )
     return named
 
@@ -215,6 +218,8 @@ def described(work: Work, command: Command) -> dict[str, Any]:
     else:
         paths["data"], paths["data_folder"] = command.data, command.built[0]
     found = {name: remote.shown(path) for name, path in paths.items() if path is not None}
+    if command.built is not None:
+        found["data_split"] = command.built[1] or "test"
     found["current_folder"] = os.getcwd()  # That relative paths are relative to.
     return found if work.step is None else {**found, "step": work.step}
 
@@ -230,26 +235,29 @@ def check_same(folder: Path, document: Mapping[str, Any]) -> None:
         return
     if not before.keys() & {"restored", "checkpoint"}:
         return
-    names = ["restored"]
+    names, both = ["restored"], before.keys() & document.keys()
     run = Path(document.get("checkpoint", "")).resolve()
     if not folder.resolve().is_relative_to(run):  # In a run's own folder they are of that run.
         names.append("checkpoint")
     if before.keys() & {"data", "target"}:
-        names += ["step", "data", "target"]
-    # Rainy images may be added to the others, and older versions did not say where a dataset was.
-    names += [name for name in ("input", "data_folder") if name in before and name in document]
+        # Older versions did not say which folder the name of a dataset stood for.
+        names += ["step", "target", *(_DATASET if {*_DATASET} <= both else ["data"])]
+    names += both & {"input"}  # Rainy images may be added to the others.
     for name in names:
         found, new = before.get(name), document.get(name)
-        if _named(found, before) != _named(new, document):
+        if _named(name, before) != _named(name, document):
             raise InputError(
                 f"{path} holds scores with {name} {found}, not {new}; expected that one, or "
                 "another --output"
             )
 
 
-def _named(value: Any, document: Mapping[str, Any]) -> Any:
+def _named(name: str, document: Mapping[str, Any]) -> Any:
     """What a value of scores names, wherever they were made."""
-    if not isinstance(value, str) or remote.address(value) or weights.is_builtin(Path(value)):
+    value = document.get(name)
+    if not isinstance(value, str) or name == "data_split":
+        return value
+    if remote.address(value) or weights.is_builtin(value):
         return value
     return Path(document.get("current_folder", ""), value).resolve()
 

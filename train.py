@@ -180,10 +180,12 @@ def opened(command: Command) -> Iterator[tuple[Training, TrainState] | None]:
                 # Machines have caches of their own, which take one longer than another.
                 processes.wait_for_all("the caches of all processes")
         processes.check_equal(repr([len(each.pairs) for each in sources]), "the number of pairs")
+        validated = digest_of([validation])
+        processes.check_equal(f"{digest} {validated}", "the pairs")
         start = int(state.step)
         pairs = sum(len(each.pairs) for each in sources)
         announce(run, config, mesh, state, pairs, len(validation))
-        run.begin(config, start, digest, digest_of([validation]))
+        run.begin(config, start, digest, validated)
         with MetricsWriter(run.folder, start, processes.is_first()) as writer:
             yield Training(command, mesh, run, sources, validation, writer, stop, profile), state
 

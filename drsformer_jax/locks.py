@@ -7,6 +7,7 @@ import errno
 import functools
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -95,6 +96,7 @@ def temporary_folder(prefix: str) -> tuple[Path, Callable[[], None]]:
     Returns:
         The folder, which is locked, and what removes it.
     """
+    prefix += f"{socket.gethostname()}-"  # Not every machine may see the locks of others.
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*") if AVAILABLE else ():
         with contextlib.suppress(OSError):  # It is gone, of another user, or there are no locks.
             descriptor = os.open(left, os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -29,7 +29,7 @@ class Server:
 
     def files(self):
         """Names of the files of visitors and examples; Gradio also makes empty ones."""
-        (folder,) = self.folder.glob("drsformer-demo-*/files")
+        (folder,) = self.folder.glob("drsformer-page-*/files")
         files = [path for path in folder.rglob("*") if path.is_file()]
         return [path.name for path in files if path.stat().st_size]
 

@@ -88,7 +88,7 @@ def find_dataset(source: str, data_dir: str = "", cache_dir: str = "") -> tuple[
     if all((Path(source) / part).is_dir() for part in ("input", "target")):
         raise InputError(
             f"{source} is a folder of pairs here and a dataset in {where or place}; expected "
-            f"rain/{source}, or the folder's absolute path"
+            f"rain/{source} for the dataset, or the absolute path of the folder"
         )
     chosen = version or versions[-1]
     return remote.copied(f"{where}/{chosen}", cache_dir) if where else place / chosen, split
@@ -166,6 +166,11 @@ class DatasetPairs:
             ends = itertools.accumulate(stop - start for _, start, stop, _ in self._ranges)
             parts.insert(0, self._ranges[bisect.bisect_right(list(ends), index)][0])
         return "/".join(parts)
+
+    def digest(self) -> str:
+        """Depends on the records of the split, and the checksum that the builder recorded."""
+        sums = {split: each["sha256"] for split, each in self.recorded().items()}
+        return fingerprint((*each, sums.get(each[0])) for each in self._ranges)
 
     def place(self, index: int) -> str:
         """Describes where a pair is stored."""

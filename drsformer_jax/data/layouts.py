@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from drsformer_jax.data.folders import find_images, find_pairs_in, scan_folder
+from drsformer_jax.data.folders import find_images, find_pairs_in
 from drsformer_jax.errors import InputError
+from drsformer_jax.images.pixels import EXTENSIONS
 
 
 class RawPair(NamedTuple):
@@ -76,13 +78,12 @@ def find_raw_pairs(dataset: str, folder: str | os.PathLike[str]) -> dict[str, li
     layouts = " or ".join(layout.description for layout in raw.layouts)
     pairs: dict[str, list[RawPair]] = {}
     for split, folders in raw.folders.items():
-        there = _present(folder, folders) or _present(folder, raw.or_else.get(split, ()))
-        matches = [
-            (f"{path} ({layout.description})", found)
-            for path in there
-            for layout in raw.layouts
-            if (found := layout.find(path)) is not None
-        ]
+        there = _present(folder, folders)
+        matches = _matches(there, raw)
+        if not there:  # Folders of other names may be it; those that are not are told below.
+            with contextlib.suppress(InputError):
+                others = _matches(_present(folder, raw.or_else.get(split, ())), raw)
+                matches = others if len(others) == 1 else []
         if len(matches) > 1:
             several = " and ".join(description for description, _ in matches)
             raise InputError(f"the split {split} is in {several}; expected one of them")
@@ -99,6 +100,16 @@ def find_raw_pairs(dataset: str, folder: str | os.PathLike[str]) -> dict[str, li
     return pairs
 
 
+def _matches(folders: Sequence[Path], raw: RawDataset) -> list[tuple[str, list[RawPair]]]:
+    """What was found, and the pairs, of each folder in each layout that it has."""
+    return [
+        (f"{path} ({layout.description})", found)
+        for path in folders
+        for layout in raw.layouts
+        if (found := layout.find(path)) is not None
+    ]
+
+
 def _present(folder: Path, names: tuple[str, ...]) -> list[Path]:
     return [path for name in names if (path := _subfolder(folder, name)) is not None]
 
@@ -111,13 +122,19 @@ def _tell_unused(folder: Path, pairs: Mapping[str, list[RawPair]]) -> None:
         f"{path.name}/"
         for path in sorted(folder.iterdir())
         if path.is_dir() and not path.name.startswith(".") and path.name not in used
-        if scan_folder(path, nested=True)[0]
+        if _has_images(path)
     ]
     if unused:
         warnings.warn(
             f"of {folder} {' and '.join(unused)} with images belong to no split and are left out",
             stacklevel=3,
         )
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether a folder or one in it, as far as they can be read, has an image."""
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    return any(Path(name).suffix.lower() in EXTENSIONS for name in names)
 
 
 def instructions(dataset: str) -> str:

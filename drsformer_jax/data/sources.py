@@ -138,11 +138,9 @@ def digest_of(sources: Sequence[Pairs]) -> str:
 def _digest(pairs: Pairs) -> str:
     if isinstance(pairs, Cached | SkippingUnreadable):
         return _digest(pairs.pairs)
-    if isinstance(pairs, PairedFiles | SyntheticRain):
+    if isinstance(pairs, PairedFiles | SyntheticRain | DatasetPairs):
         return pairs.digest()
-    recorded = pairs.recorded() if isinstance(pairs, DatasetPairs) else {}
-    sums = sorted((split, each["sha256"]) for split, each in recorded.items())
-    return fingerprint([len(pairs), sums])
+    return fingerprint([len(pairs)])
 
 
 def open_pairs(source: str, split: Split, config: DataConfig, seed: int) -> StoredPairs:

@@ -51,7 +51,7 @@ class Demo:
         check(1 <= self.max_pixels <= MAX_PIXELS, "--max-pixels", self.max_pixels, within)
         check(self.max_waiting >= 1, "--max-waiting", self.max_waiting, "at least 1")
         check(len(self.checkpoint) >= 1, "--checkpoint", "empty", "at least one network")
-        folder, remove = temporary_folder("drsformer-demo-")
+        folder, remove = temporary_folder("drsformer-page-")
         try:
             files = folder / "files"
             files.mkdir()

@@ -76,8 +76,8 @@ def serve(
     Args:
         networks: by the names that visitors see; at least one.
         limits: what a visitor may ask for.
-        folder: a temporary folder, in which GRADIO_TEMP_DIR is an empty one for uploads and
-            results. It is deleted if the process has to end here.
+        folder: a temporary folder, whose empty folder `files`, for uploads and results, was in
+            GRADIO_TEMP_DIR when Gradio was imported. It is deleted if the process has to end here.
         host: address or name of this machine.
         port: a free one.
         share: whether Gradio's servers lead others to it.
@@ -100,7 +100,7 @@ def serve(
 def _serve(page: _Page, folder: Path, limits: Limits, host: str, port: int, share: bool) -> None:
     blocks = page.blocks(_examples(folder / "examples"))
     # Gradio has put there what the page shows.
-    page.visits = Visits(Path(os.environ["GRADIO_TEMP_DIR"]))
+    page.visits = Visits(folder / "files")
     try:
         _launch(blocks, limits, host, port, share)
         while True:
@@ -279,15 +279,19 @@ class _Page:
         """How far it is, and at last the comparison and the button that downloads the result."""
         if upload is None:
             raise _error("no image is chosen; expected an upload or an example")
-        source = Path(upload)
-        size = self._size(source)
-        visit = str(request.session_hash)
+        source, visit = Path(upload), str(request.session_hash)
+        try:
+            size = self._size(source)
+        except gr.Error:
+            self.visits.done(visit)
+            raise
         folder = self.visits.new(visit)
         try:
             (job,), _ = plan_jobs([source], folder, is_folder=True)
             lines = yield from self._run(visit, job, size, self._networks[network, way])
             shown = comparison(source, job.target, [f"{network}, {way.lower()}", *lines])
         except InputError as error:
+            self.visits.done(visit, folder)
             yield _nothing()
             raise _error(str(error), source, folder / source.name) from None
         label = f"Download {job.target.name} at full resolution"
@@ -311,8 +315,8 @@ class _Page:
     ) -> Generator[Update, None, list[str]]:
         """Restores an image; gives HTML of how far that is, and returns what is said of it.
 
-        It may end at any `yield`, in the thread that serves all visitors: their image is computed
-        to its end in the background.
+        It may end at any `yield`, in the thread that serves all visitors: an image that is being
+        computed then is computed to its end in the background.
         """
         text = f"Removing rain from {size[1]}x{size[0]} pixels; a new size takes longer."
         tiling = restorer.tiling(size)
@@ -321,6 +325,8 @@ class _Page:
 
         def compute() -> list[str]:
             with self.computing:
+                if not self.visits.holds(visit, job.target.parent):
+                    return []  # The visitor has left.
                 started = time.monotonic()
                 before.append(restorer.programs.total())
                 try:

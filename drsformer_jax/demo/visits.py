@@ -7,8 +7,10 @@ import shutil
 import threading
 import time
 import uuid
-from collections import Counter
 from pathlib import Path
+
+_LONGEST = 24 * 3600
+"""Seconds that an image may wait."""
 
 
 class Visits:
@@ -25,7 +27,7 @@ class Visits:
         self._lock = threading.Lock()
         self._kept = set(root.iterdir())
         self._held: dict[str, set[Path]] = {}
-        self._waiting = Counter[str]()
+        self._asked: dict[str, float] = {}
 
     def hold(self, visit: str, folder: Path) -> None:
         """Keeps a folder until the visit ends.
@@ -46,25 +48,32 @@ class Visits:
         return folder
 
     def keep(self, visit: str) -> None:
-        """Keeps a visit's folders from `sweep` until one more image of it is done, or it ends."""
-        with self._lock:
-            if visit in self._held:
-                self._waiting[visit] += 1
+        """Keeps a visit's folders from `sweep` until its image is done, or it ends, or for a day.
 
-    def done(self, visit: str, folder: Path) -> None:
-        """Says that an image of a visit is done, with its result in a folder that `new` made.
+        An image that waits may never be computed: the queue was full, or the visitor gave it up.
+        """
+        with self._lock:
+            self._asked[visit] = time.monotonic()
+
+    def holds(self, visit: str, folder: Path) -> bool:
+        """Whether a visit goes on that holds a folder."""
+        with self._lock:
+            return folder in self._held.get(visit, ())
+
+    def done(self, visit: str, folder: Path | None = None) -> None:
+        """Says that the image of a visit is done, with its result in a folder that `new` made.
 
         If the visit has ended meanwhile, the folder is deleted.
         """
         with self._lock:
-            self._waiting -= Counter([visit])
-            if folder not in self._held.get(visit, ()):
+            self._asked.pop(visit, None)
+            if folder is not None and folder not in self._held.get(visit, ()):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def end(self, visit: str) -> None:
         """Deletes what this visit alone held."""
         with self._lock:
-            del self._waiting[visit]
+            self._asked.pop(visit, None)
             folders = self._held.pop(visit, set())
             for folder in folders.difference(self._kept, *self._held.values()):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -72,7 +81,9 @@ class Visits:
     def sweep(self, age: float) -> None:
         """Deletes what nothing was added to for `age` seconds, but for visits that `keep` names."""
         with self._lock:
-            needed = {path for visit in self._waiting for path in self._held[visit]}
+            since = time.monotonic() - _LONGEST
+            waiting = [visit for visit, asked in self._asked.items() if asked > since]
+            needed = {path for visit in waiting for path in self._held.get(visit, ())}
             for path in set(self.root.iterdir()) - self._kept - needed:
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > age:

@@ -20,17 +20,17 @@ _STARTS = (
 
 def lost_of_jpeg(content: bytes) -> list[str]:
     """Lines about what a JPEG file holds beside one image and what libvips reads of its data."""
-    lost: list[str] = []
+    lost: dict[str, None] = {}
     end = _read(content, 0, lost)
     while image := _IMAGE.match(content, end):
-        lost.append(_BESIDE)
-        end = _read(content, image.end(), [])
-    if content[end:].strip(b"\0\xff"):
-        lost.append("data behind the image, such as the video of a motion photo, is dropped")
-    return list(dict.fromkeys(lost))
+        lost[_BESIDE] = None
+        end = _read(content, image.end(), {})
+    if content[end:].strip(b"\0\xff\r\n\t "):
+        lost["data behind the image, such as the video of a motion photo, is dropped"] = None
+    return list(lost)
 
 
-def _read(content: bytes, at: int, lost: list[str]) -> int:
+def _read(content: bytes, at: int, lost: dict[str, None]) -> int:
     """Adds lines about an image's segments, and gives where the image ends."""
     at += 2
     while marker := _MARKER.search(content, at):
@@ -39,10 +39,8 @@ def _read(content: bytes, at: int, lost: list[str]) -> int:
             return at
         if kind in _NO_LENGTH:
             continue
-        lost += [
-            line
-            for each, start, line in _STARTS
-            if each == kind and content.startswith(start, at + 2)
-        ]
+        for each, start, line in _STARTS:
+            if each == kind and content.startswith(start, at + 2):
+                lost[line] = None
         at += int.from_bytes(content[at : at + 2])
     return len(content)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from drsformer_jax.data.pairs import map_in_threads
 from drsformer_jax.data.sheets import contact_sheet
-from drsformer_jax.errors import InputError, end_program, ending_signals, one_line
+from drsformer_jax.errors import InputError, end_program, one_line
 from drsformer_jax.images.image import LoadedImage, load_image, save_image
 from drsformer_jax.images.pixels import check_extension, image_size, to_8_bits, write_image
 from drsformer_jax.restoring import Restorer
@@ -185,7 +185,8 @@ class _Files:
         if self._computing.locked():
             again = " again" if isinstance(sys.exception(), KeyboardInterrupt) else ""
             line = f"waiting for the image that is computed; Ctrl-C{again} ends at once"
-            print(line, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # A terminal may be gone.
+                print(line, file=sys.stderr, flush=True)
 
     def restore(self, batch: _Batch) -> list[_Outcome]:
         """Restores the images of a batch together; one that fails spoils no other."""
@@ -255,7 +256,12 @@ def _ending_at_once() -> Iterator[None]:
     """
     ours = []
     if threading.current_thread() is threading.main_thread():
-        ours = [each for each in ending_signals() if signal.getsignal(each) is end_program]
+        # A terminal that is closed may send SIGHUP twice.
+        ours = [
+            each
+            for each in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(each) is end_program
+        ]
     for number in ours:
         signal.signal(number, _end_at_once)
     try:

@@ -268,7 +268,7 @@ class Restorer:
         restored: list[np.ndarray] = []
         retrying = False
         while len(restored) < len(images):
-            group = self._group(bucket, max(len(images), count))
+            group = self.group(bucket, max(len(images), count))
             rows = self.rows(bucket) if group == 1 else self._spread
             if rows is None:
                 image = "a smaller image, or tiles, which approximate"
@@ -299,8 +299,11 @@ class Restorer:
                     self._warn_once(bucket, rows, group)
         return restored
 
-    def _group(self, bucket: Size, count: int) -> int:
-        """How many of so many images to compute at a time: as memory holds, equally by device."""
+    def group(self, bucket: Size, count: int) -> int:
+        """How many of so many images of a bucket are computed at a time.
+
+        As many as memory holds, and equally many by each device.
+        """
         if count == 1:
             return 1
         each = math.ceil(count / self.together)

@@ -121,12 +121,14 @@ def shared_scores(
     for start in range(0, math.ceil(len(pairs) / jax.process_count()), together):
         if stop():
             return None
+        if start >= len(shard):
+            break
         image = f"image {start + 1} of {len(shard)} of the evaluation"
         waits_for(image)
         some = _some(shard, start, together)
         buckets = {restorer.bucket(pair["rainy"].shape[:2]) for pair in some}
-        compiled = {bucket for _, bucket in restorer.programs}
-        waits_for(image, limited=buckets <= compiled)  # Else it may be compiled.
+        programs = {(restorer.group(bucket, together), bucket) for bucket in buckets}
+        waits_for(image, limited=programs <= restorer.programs.keys())  # Else it may be compiled.
         for index, (pair, restored, scores) in enumerate(
             _evaluated(restorer, some, protocol), start
         ):

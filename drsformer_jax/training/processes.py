@@ -285,7 +285,7 @@ class Stop:
             return
         self._requested = True
         self._interrupted |= number == signal.SIGINT
-        if number not in _SIGNALS:
+        if number not in (signal.SIGINT, signal.SIGTERM):
             leave_terminal()
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)

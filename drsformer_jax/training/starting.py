@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 from clu.parameter_overview import get_parameter_overview
@@ -38,16 +39,24 @@ def resumed(
         InputError: if the configuration does not fit the checkpoint, which may also be damaged.
     """
     old = run.config(latest)
-    if config.init_from not in ("", old.init_from):
-        raise InputError(
-            f"{run.name} has begun from {old.init_from or 'its seed'}; expected another --workdir "
-            f"for --init-from {config.init_from}"
-        )
+    if config.init_from and not _is_same(config.init_from, old.init_from):
+        if old.init_from:
+            raise InputError(
+                f"{run.name} has begun from {old.init_from}; expected another --workdir for "
+                f"--init-from {config.init_from}, or the command without it"
+            )
+        # Older versions forgot it when they resumed without it.
+        say(f"warning: {run.name} has begun, so --init-from {config.init_from} has no effect")
     config = dataclasses.replace(config, init_from=old.init_from)
     check_configuration(old, config, run.name, allow_changes)
     if run.trained_on(latest) not in ("", trained):
         say(f"warning: the training pairs are not those of the checkpoint of step {latest}")
     return config
+
+
+def _is_same(first: str, second: str) -> bool:
+    """Whether two paths, addresses or names of networks are one."""
+    return first == second or Path(first).resolve() == Path(second).resolve()
 
 
 def check_configuration(

@@ -144,6 +144,15 @@ def test_own_pairs_to_validate_on_are_the_test_split_if_there_is_no_other(tmp_pa
     assert find_raw_pairs("paired_folder", tmp_path) == expected
 
 
+@pytest.mark.parametrize("parts", [[""], ["input"]], ids=str)
+def test_own_folder_that_is_no_test_split_is_told_and_the_others_are_built(tmp_path, parts):
+    expected = {"train": equal_names(tmp_path / "train")}
+    for part in parts:
+        images(tmp_path / "val" / part, "1.png")
+    with pytest.warns(UserWarning, match=r"val/ with images belong to no split and are left out"):
+        assert find_raw_pairs("paired_folder", tmp_path) == expected
+
+
 def test_own_folders_with_images_that_belong_to_no_split_are_told(tmp_path):
     both = {split: equal_names(tmp_path / split) for split in ("train", "test")}
     equal_names(tmp_path / "val")

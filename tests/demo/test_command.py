@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 
 import pytest
 
@@ -111,23 +112,35 @@ def test_sweep_deletes_what_is_old_but_what_the_page_shows(visits):
 
 def test_sweep_leaves_what_an_image_that_waits_or_is_computed_needs(visits):
     upload = visits.new("a")
-    for _ in range(2):
-        visits.keep("a")
+    visits.keep("a")
     result = visits.new("a")
     for path in (upload, result):
         os.utime(path, (0, 0))
-    for _ in range(2):
-        visits.sweep(3600)
-        assert names(visits) == {upload.name, result.name, "example"}
-        visits.done("a", result)
+    visits.sweep(3600)
+    assert names(visits) == {upload.name, result.name, "example"}
+    visits.done("a", result)
     visits.sweep(3600)
     assert names(visits) == {"example"}
+
+
+def test_what_waits_for_longer_than_a_day_is_old(visits, monkeypatch):
+    upload = visits.new("a")
+    visits.keep("a")
+    visits.keep("of no folder")
+    os.utime(upload, (0, 0))
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 25 * 3600)
+    visits.sweep(3600)
+    assert names(visits) == {"example"}
+    visits.sweep(3600)
 
 
 def test_result_of_a_visit_that_has_ended_is_deleted_when_it_is_done(visits):
     result = visits.new("a")
     visits.keep("a")
+    assert visits.holds("a", result)
     visits.end("a")
+    assert not visits.holds("a", result)
     result.mkdir()  # As writing it does.
     visits.done("a", result)
     assert names(visits) == {"example"}

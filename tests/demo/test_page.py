@@ -269,4 +269,4 @@ def test_signal_ends_the_server_while_an_image_is_computed(
         assert server.end(number) == status
     assert "Traceback" not in server.errors()
     assert "terminate" not in server.errors()
-    assert not list(Path(tmp_path).glob("drsformer-demo-*"))
+    assert not list(Path(tmp_path).glob("drsformer-page-*"))

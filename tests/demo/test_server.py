@@ -27,7 +27,7 @@ class Visit:
         self._numbers = {each["api_name"]: each["id"] for each in config["dependencies"]}
         props = (each["props"] for each in config["components"])
         (choices,) = (each["choices"] for each in props if each.get("label") == "Network")
-        self._networks = [value for _, value in choices]
+        self.networks = [value for _, value in choices]
         self._open = urllib.request.urlopen(f"{self._api}heartbeat/{self.session}")
 
     def __enter__(self):
@@ -67,7 +67,7 @@ class Visit:
         for name, values in (("accept", [file]), ("ask", [])):
             for message in self.call(name, *values):
                 assert message.get("success", True), message
-        yield from self.call("restore", file, self._networks[network], way)
+        yield from self.call("restore", file, self.networks[network], way)
 
 
 def waited_for(condition):
@@ -90,6 +90,16 @@ def test_download_is_what_derain_writes_and_is_deleted_after_the_visit(
         assert result.returncode == 0, result.stderr
         assert contents == {source.read_bytes(), (tmp_path / "a.png").read_bytes()}
     waited_for(lambda: source.name not in served.files())
+
+
+def test_click_without_an_image_is_one_line_and_the_next_one_restores(served, tmp_path):
+    Image.fromarray(noise((40, 40, 3))).save(tmp_path / "late.png")
+    with Visit(served) as visit:
+        assert [each["success"] for each in visit.call("ask") if "success" in each] == [True]
+        *_, last = visit.call("restore", None, visit.networks[0], "Full image")
+        assert last["output"]["error"] == "no image is chosen; expected an upload or an example"
+        *_, last = visit.restore(tmp_path / "late.png")
+        assert last["success"], last
 
 
 def test_visitor_who_leaves_while_an_image_is_computed_leaves_no_file_and_stops_nobody(

@@ -45,8 +45,9 @@ def with_segments(*segments: tuple[bytes, bytes], fill: bytes = b"") -> bytes:
         (PLAIN + PLAIN, [BESIDE]),
         (PLAIN + bytes(9) + PLAIN + bytes(9) + VIDEO, [BESIDE, BEHIND]),
         (PLAIN + bytes(100), []),
+        (PLAIN + b"\r\n", []),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_else_a_jpeg_file_holds_is_reported(tmp_path, content, lost):
     (tmp_path / "a.jpg").write_bytes(content)

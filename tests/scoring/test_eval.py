@@ -185,6 +185,31 @@ def test_relative_paths_are_those_of_the_folder_that_they_were_given_in(
     score(checkpoint=Path("builtin"), data=Path("other/test"), output=Path("other/own"))
 
 
+def test_scores_of_a_dataset_are_its_own_whatever_it_is_called_and_from_any_folder(
+    place, program, monkeypatch
+):
+    for data_dir in ("one", "two"):
+        built(Path(data_dir, "rain/mine/1.0.0"), "mine")
+    (place / "elsewhere").mkdir()
+    work = program.Work("checkpoint", place / "net", 0, iter(()), ())
+
+    def told(data, data_dir):
+        command = program.Command(data=Path(data), data_dir=place / data_dir)
+        return program.described(work, command)
+
+    (place / "scores.json").write_text(json.dumps(told("mine", "one")))
+    monkeypatch.chdir("elsewhere")
+    for data in ("mine", "rain/mine", "mine:test", "mine:1.0.0"):
+        program.check_same(place, told(data, "one"))
+    with pytest.raises(InputError, match="holds scores with data_split test, not train; expected"):
+        program.check_same(place, told("mine:train", "one"))
+    with pytest.raises(InputError, match=r"holds scores with data_folder .*one/rain.*, not .*two/"):
+        program.check_same(place, told("mine", "two"))
+    older = {"checkpoint": str(place / "net"), "data": "mine"}
+    (place / "scores.json").write_text(json.dumps(older))
+    program.check_same(place, told("mine", "one"))
+
+
 def test_a_run_that_was_moved_is_scored_again_in_its_own_folder(place, score, model):
     shutil.copytree(model, "first")
     score(checkpoint=Path("first"), data=Path("data"))

@@ -38,7 +38,7 @@ def row(path: Path) -> str:
             f"{plan['flops'] / 1e9:.0f}",
             f"{1e3 * plan['bound']:.3g} ms, {binds}",
             f"{plan['hours']:.2g}",
-            f"{plan['chip_hours']:.3g}",
+            f"{plan['chip_hours']:,.0f}",
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no plan of training; expected one of --json") from error

@@ -50,7 +50,7 @@ def silence_repeated_errors() -> None:
     were never awaited and asyncio of exceptions that were never retrieved, since Orbax does not
     wait for the other writes after the first failure. TensorStore then calls back an event loop
     that is closed, and Python prints a traceback for each array. On a full disk these are
-    thousands of lines.
+    thousands of lines. The warning that a save took a second is dropped too.
     """
     warnings.filterwarnings("ignore", "coroutine .*async_serialize.* was never awaited")
     for name in ("absl", "asyncio"):
@@ -67,9 +67,11 @@ def silence_repeated_errors() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a log record says more than the error that is raised."""
+    """Whether a log record says what a user must know, beside the error that is raised."""
     if record.name == "asyncio":
         return "exception was never retrieved" not in record.getMessage()
+    if "Waiting for previous save to complete" in record.getMessage():
+        return False
     return not record.exc_info or record.module not in _RAISING
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from drsformer_jax.config.file import to_dict, write_config
 from drsformer_jax.errors import InputError
 from drsformer_jax.training import TrainState
 from drsformer_jax.training.checkpoint import Run
+from drsformer_jax.training.orbax_quirks import _is_news
 
 CONFIG = TrainConfig(model=SMALL, optim=OptimConfig(ema_decay=0.9))
 NAN = float("nan")
@@ -293,3 +295,12 @@ def test_run_belongs_to_one_training_program_at_a_time(tmp_path):
         Run(tmp_path / "run", keep=None)
     with Run(tmp_path / "run", keep=1):
         pass
+
+
+@pytest.mark.parametrize(
+    ("text", "is_told"),
+    [("Waiting for previous save to complete took 1.2 seconds. If", False), ("a fault", True)],
+)
+def test_that_a_save_waited_for_the_one_before_is_no_warning(text, is_told):
+    record = logging.LogRecord("absl", logging.WARNING, "", 1, text, (), None)
+    assert _is_news(record) == is_told

@@ -10,10 +10,8 @@ from drsformer_jax.errors import InputError, before_imports, check_device, one_l
 if __name__ == "__main__":
     before_imports()
 
-import csv
 import dataclasses
 import functools
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,14 +28,21 @@ from drsformer_jax.config import ModelConfig, Protocol
 from drsformer_jax.data.datasets import default_data_dir, find_dataset, name_of, open_dataset
 from drsformer_jax.data.folders import find_pairs_in, find_partners, read_pair
 from drsformer_jax.data.pairs import PairedFiles, Pairs, sizes_of
-from drsformer_jax.files import check_writable, write_text
+from drsformer_jax.files import check_writable
 from drsformer_jax.flags import parse
 from drsformer_jax.images.pixels import png_name, read_image, write_image
 from drsformer_jax.restoring import Restorer
 from drsformer_jax.scoring import complexity, evaluation, published
 from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.scoring.published import Dataset, System
-from drsformer_jax.scoring.tables import COLUMNS, RESTORED_COLUMNS, Column, figures, line
+from drsformer_jax.scoring.tables import (
+    COLUMNS,
+    RESTORED_COLUMNS,
+    Column,
+    figures,
+    line,
+    write_scores,
+)
 from drsformer_jax.training.reporting import finite
 
 _SCORE_WIDTH = 13
@@ -393,19 +398,6 @@ def measured(path: Path, average: Scores, size: Mapping[str, int] | None) -> Sys
         size["multiply_accumulates"] / 1e9 if size else None,
         "measured",
     )
-
-
-def write_scores(
-    folder: Path, document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> None:
-    """Writes scores.json (everything) and scores.csv (a row per image)."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    text = json.dumps({**document, "images": rows}, indent=2, allow_nan=False) + "\n"
-    write_text(folder / "scores.json", text)
-    write_text(folder / "scores.csv", table.getvalue())
 
 
 if __name__ == "__main__":

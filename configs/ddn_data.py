@@ -20,6 +20,6 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         model=PRESETS["drsformer"],
         data=DataConfig(train="ddn_data", validation="ddn_data"),
-        eval_every=10_000,  # Restoring 1,400 images takes longer than 1,000 steps.
+        eval_every=10_000,  # Restoring 1,400 images may take as long as 1,000 steps.
         protocol="did_ddn",
     )

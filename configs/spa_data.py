@@ -21,6 +21,6 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         model=PRESETS["drsformer_no_mefc"],
         data=DataConfig(train="spa_data", validation="spa_data", cache_mib=0),
-        eval_every=10_000,  # Restoring 1,000 images takes longer than 1,000 steps.
+        eval_every=10_000,  # Restoring 1,000 images may take as long as 1,000 steps.
         protocol="rain200_spa",
     )

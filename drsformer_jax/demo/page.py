@@ -116,8 +116,13 @@ def _check_route(request: Request) -> None:
     Of all that Gradio has for the latter, such as a recording of the screen, the page needs four.
     """
     named = any("://" in str(value) for value in request.path_params.values())
-    if named or (request.method == "POST" and request.scope["route"].path not in _POSTS):
+    if named or (request.method == "POST" and _posted(request) not in _POSTS):
         raise HTTPException(404)
+
+
+def _posted(request: Request) -> str:
+    """The route of a request; Gradio's page asks some with a slash behind."""
+    return str(request.scope["route"].path).rstrip("/")
 
 
 async def _no_download(*_: Any, **__: Any) -> str:

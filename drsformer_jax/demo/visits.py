@@ -82,8 +82,8 @@ class Visits:
         """Deletes what nothing was added to for `age` seconds, but for visits that `keep` names."""
         with self._lock:
             since = time.monotonic() - _LONGEST
-            waiting = [visit for visit, asked in self._asked.items() if asked > since]
-            needed = {path for visit in waiting for path in self._held.get(visit, ())}
+            self._asked = {visit: at for visit, at in self._asked.items() if at > since}
+            needed = {path for visit in self._asked for path in self._held.get(visit, ())}
             for path in set(self.root.iterdir()) - self._kept - needed:
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > age:

@@ -1,10 +1,16 @@
-"""Scores in tables: the columns that every table and file of scores has, and aligned lines."""
+"""Scores in tables and files: their columns, aligned lines, and what eval.py writes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from drsformer_jax.files import write_text
 from drsformer_jax.scoring.evaluation import Scores
 from drsformer_jax.training.reporting import finite
 
@@ -57,3 +63,16 @@ def line(cells: Sequence[str], widths: Sequence[int]) -> str:
         for cell, width in zip(cells, widths, strict=True)
     )
     return "  ".join(padded).rstrip()
+
+
+def write_scores(
+    folder: Path, document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes scores.json (everything) and scores.csv (a row per image)."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    text = json.dumps({**document, "images": rows}, indent=2, allow_nan=False) + "\n"
+    write_text(folder / "scores.json", text)
+    write_text(folder / "scores.csv", table.getvalue())

@@ -159,6 +159,14 @@ def test_taken_port_is_one_line(run, served):
     rejected(run("drsformer", "demo", "--port", served.port), "expected .* a free --port")
 
 
+@pytest.mark.parametrize("route", ["reset", "reset/", "cancel"])
+def test_server_takes_what_the_page_sends_when_it_is_reset(served, route):
+    request = urllib.request.Request(f"{served.url}gradio_api/{route}", b"{}")
+    request.add_header("Content-Type", "application/json")
+    with pytest.raises(urllib.error.HTTPError, match="422"):  # It is read, and found too short.
+        urllib.request.urlopen(request)
+
+
 @pytest.mark.parametrize("route", ["process_recording", "component_server", "run/accept"])
 def test_server_takes_only_what_the_page_sends(served, route):
     request = urllib.request.Request(f"{served.url}gradio_api/{route}", b"{}")

@@ -99,6 +99,8 @@ def _whole(
     counted: Array | None,
 ) -> ChannelSums:
     pointwise, depthwise = weights
+    if kernels is not None:  # Else XLA multiplies for the values too, and copies their part.
+        x = jax.lax.optimization_barrier(x)
     y = zero_outside(biased(linear(x, pointwise.kernel), pointwise), valid_mask)
     both = biased(depthwise_conv(y, depthwise.kernel, 1, kernels), depthwise)
     return _sums_of(zero_outside(both, counted), heads)

@@ -201,9 +201,7 @@ def _chosen(
         return plain
     channels = sum(part.shape[-1] for part in parts)
     shape = (*parts[0].shape[:3], channels)
-
-    # Kernels have no 64 bits, neither in values nor in indices.
-    narrow = jax.dtypes.canonicalize_dtype(float) == jnp.float32
+    narrow = implementations.narrow()
     by_name = {"plain": plain}
     for name in _KERNELS:
         kernels = _kernels(name)

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import export, lax
 
 from drsformer_jax.types import Array, Float
@@ -25,6 +26,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     "query_key_sums": {"cpu": "strips", "default": "whole"},
     "joined_linear": {"cpu": "sums", "default": "joined"},
     "depthwise_kernels": {"tpu": "mosaic", "cuda": "triton", "default": "plain"},
+    "mixed_scale_kernels": {"cuda": "triton", "default": "plain"},
 }
 """For each operation its implementation on each platform; `default` is for all not named."""
 
@@ -82,6 +84,11 @@ def jit_for(platform: str, function: Callable[..., Any], **options: Any) -> jax.
 def kernels_of(implementation: str | None) -> str | None:
     """The implementation of the convolutions in an operation with this one."""
     return PALLAS if implementation == PALLAS else None
+
+
+def narrow() -> bool:
+    """Whether arrays have no 64 bits: Pallas kernels have none, in values as in indices."""
+    return jax.dtypes.canonicalize_dtype(float) == jnp.float32
 
 
 def run(

@@ -56,14 +56,15 @@ def mixed_scale(
         valid_mask: True at the pixels of the images; default: everywhere. What the result has at
             other pixels means nothing.
         implementation: `whole` (convolutions of whole images), `aligned` (likewise, with hidden
-            channels in full vectors of `LANES`), `strips` (of a few rows at a time), None or
-            `pallas` (see `implementations.run`).
+            channels in full vectors of `LANES`), `strips` (of a few rows at a time), `triton`
+            (`whole` by kernels for GPUs), None or `pallas` (see `implementations.run`).
     """
     kernels = implementations.kernels_of(implementation)
     by_name: implementations.Implementations = {
         "whole": functools.partial(_whole, kernels),
         "aligned": functools.partial(_aligned, kernels),
         "strips": mixed_scale_in_strips,
+        "triton": functools.partial(_whole, "triton"),
     }
     return implementations.recomputed(
         "mixed_scale", by_name, implementation, x, weights, valid_mask
@@ -74,6 +75,19 @@ def _whole(
     kernels: str | None, x: Array, weights: MixedScaleWeights, valid_mask: Array | None
 ) -> Array:
     x = zero_outside(biased(linear(x, weights.project_in.kernel), weights.project_in), valid_mask)
+    plain = functools.partial(_convolutions, kernels)
+    fused = kernels is not None and valid_mask is None and _have_one_kernel(x, weights)
+    by_name = {"plain": plain, "triton": _convolutions_in_one_kernel if fused else plain}
+    convolutions = functools.partial(implementations.run, "mixed_scale_kernels", by_name)
+    mixed = convolutions(kernels or "plain", x, weights, valid_mask)
+    out = weights.project_out
+    return biased(linear(mixed, out.kernel), out)
+
+
+def _convolutions(
+    kernels: str | None, x: Array, weights: MixedScaleWeights, valid_mask: Array | None
+) -> Array:
+    """What is between the two 1x1 convolutions."""
     both = [
         zero_outside(relu(biased(depthwise_conv(x, path.kernel, 1, kernels), path)), valid_mask)
         for path in (weights.depthwise3x3, weights.depthwise5x5)
@@ -83,8 +97,22 @@ def _whole(
         relu(biased(grouped_conv(group_inputs(a, b), grouped.kernel, kernels), grouped))
         for a, b, grouped in ((a1, b1, weights.grouped3x3), (a2, b2, weights.grouped5x5))
     ]
-    out = weights.project_out
-    return biased(linear(jnp.concatenate(mixed, axis=-1), out.kernel), out)
+    return jnp.concatenate(mixed, axis=-1)
+
+
+def _have_one_kernel(x: Array, weights: MixedScaleWeights) -> bool:
+    """Whether GPUs have one kernel for both convolutions of a kind."""
+    from drsformer_jax.ops import triton
+
+    unbiased = all(affine.bias is None for affine in weights[1:-1])
+    return unbiased and implementations.narrow() and triton.supports(x.shape, x.dtype, 5)
+
+
+def _convolutions_in_one_kernel(x: Array, weights: MixedScaleWeights, _: None) -> Array:
+    from drsformer_jax.ops.mixed_scale_triton import mixed_convolutions
+
+    kernels = [affine.kernel for affine in weights[1:-1]]
+    return mixed_convolutions(x, tuple(kernels[:2]), tuple(kernels[2:]))
 
 
 def _aligned(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 from plain import STEPS, affines, conv, difference, masks, together, valid_only, with_gradients
 from recipe import relative_error
 
-from drsformer_jax.ops import implementations
+from drsformer_jax.ops import implementations, mixed_scale_triton, triton
 from drsformer_jax.ops.mixed_scale import mixed_scale
 from drsformer_jax.ops.mixed_scale_channels import (
     MixedScaleWeights,
@@ -23,6 +25,8 @@ from drsformer_jax.ops.mixed_scale_channels import (
 
 pytestmark = pytest.mark.usefixtures("one_platform")
 
+# Since 0.11 JAX calls the backend of the kernels for GPUs deprecated.
+DEPRECATED = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 IMPLEMENTATIONS = ("whole", "aligned", "strips")
 CASES = [
     # Height, width, hidden channels of a half, biases, mask.
@@ -119,6 +123,77 @@ def test_implementation_is_as_exact_as_its_dtype(implementation, dtype):
     # Rounding moves values through the zero of relu, which single gradients show strongly.
     error = relative_error(together([x_grad, *grads]), together(expected_grads))
     assert error < 16 * STEPS[dtype]
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Kernels for GPUs run without one."""
+    interpreted = {**vars(pl), "pallas_call": functools.partial(pl.pallas_call, interpret=True)}
+    for module in (triton, mixed_scale_triton):
+        monkeypatch.setattr(module, "pl", types.SimpleNamespace(**interpreted))
+    yield
+    jax.clear_caches()
+
+
+def unbiased(height, width, hidden, dtype):
+    """Arguments for kernels of GPUs, and what they are in float64."""
+    x, weights, _ = arguments(height, width, hidden, False, False, dtype=dtype)
+    weights = jax.tree.map(lambda leaf: leaf.astype("float32"), weights)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (x, weights))
+    return (x, weights), exact
+
+
+@DEPRECATED
+@pytest.mark.usefixtures("interpreted")
+def test_kernels_of_both_sizes_equal_the_equation():
+    found, exact = unbiased(11, 6, 7, "float32")
+    y = jax.jit(operation(None, "triton"))(*found)
+    with jax.enable_x64(True):
+        expected = jax.jit(equation(None))(*exact)
+    assert difference(y, expected) < 8 * STEPS["float32"]
+
+
+@pytest.mark.slow  # They take ten seconds each to compile without a GPU.
+@DEPRECATED
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("dtype", STEPS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        (11, 6, 7),  # An odd number of groups: one of them reads both paths.
+        (11, 6, 10),
+        (1, 1, 5),
+        (35, 40, 33),  # Several programs side by side, one below the other, and for the channels.
+    ],
+    ids=str,
+)
+def test_gradients_by_kernels_of_both_sizes_equal_the_equation(case, dtype):
+    found, exact = unbiased(*case, dtype)
+    (y,), grads = with_gradients(operation(None, "triton"), *found)
+    with jax.enable_x64(True):
+        (expected,), expected_grads = with_gradients(equation(None), *exact)
+    assert difference(y, expected) < 8 * STEPS[dtype]
+    assert relative_error(together(grads), together(expected_grads)) < 16 * STEPS[dtype]
+    if dtype == "float32":
+        assert difference(grads, expected_grads) < 64 * STEPS[dtype]
+
+
+@DEPRECATED
+def test_biases_masks_and_64_bits_are_computed_without_kernels_of_both_sizes():
+    def program(bias=False, mask=False, dtype="float32"):
+        x, weights, valid_mask = arguments(4, 5, 3, bias, mask, dtype=dtype)
+        with implementations.traced_for("cuda"):
+            return str(
+                jax.make_jaxpr(lambda x, w: mixed_scale(x, w, valid_mask, "pallas"))(x, weights)
+            )
+
+    assert "mixed_scale_paths" in program()
+    assert "mixed_scale_paths" not in program(bias=True)
+    assert "mixed_scale_paths" not in program(mask=True)
+    assert "mixed_scale_paths" not in program(dtype="float16")
+    with jax.enable_x64(True):
+        assert "mixed_scale_paths" not in program()
 
 
 @pytest.mark.parametrize("width", [implementations.NARROW - 1, implementations.NARROW])

@@ -77,13 +77,14 @@ def query_key_sums(
             zeros at other pixels.
         counted: True at the pixels to sum over, all of them valid; default: `valid_mask`.
         implementation: `whole` (convolutions of whole images), `strips` (of a few rows at a time),
-            None or `pallas` (see `implementations.run`).
+            `triton` (`whole` by kernels for GPUs), None or `pallas` (see `implementations.run`).
     """
     kernels = implementations.kernels_of(implementation)
     counted = valid_mask if counted is None else counted
     by_name = {
         "whole": functools.partial(_whole, heads, kernels),
         "strips": functools.partial(_strips, heads),
+        "triton": functools.partial(_whole, heads, "triton"),
     }
     return implementations.recomputed(
         "query_key_sums", by_name, implementation, x, weights, valid_mask, counted
@@ -103,7 +104,13 @@ def _whole(
         x = jax.lax.optimization_barrier(x)
     y = zero_outside(biased(linear(x, pointwise.kernel), pointwise), valid_mask)
     both = biased(depthwise_conv(y, depthwise.kernel, 1, kernels), depthwise)
-    return _sums_of(zero_outside(both, counted), heads)
+    plain = functools.partial(_sums_of, heads)
+    usable = kernels is not None and implementations.narrow() and both.dtype in _KERNEL_DTYPES
+    by_kernel = functools.partial(_sums_by_kernel, heads) if usable else plain
+    by_name = {"plain": plain, "triton": by_kernel}
+    return implementations.run(
+        "query_key_kernels", by_name, kernels or "plain", zero_outside(both, counted)
+    )
 
 
 def _strips(
@@ -152,10 +159,22 @@ def _strip_sums(both: Float[Array, "h w _"], heads: int) -> ChannelSums:
     return ChannelSums(jnp.stack(gram), *squares)
 
 
-def _sums_of(both: Float[Array, "b h w _"], heads: int) -> ChannelSums:
+def _sums_of(heads: int, both: Float[Array, "b h w _"]) -> ChannelSums:
     """`channel_sums` of queries and keys that are concatenated along channels."""
     parts = jnp.split(both, 2, axis=-1)
     return channel_sums(*(x.reshape(x.shape[0], -1, heads, x.shape[-1] // heads) for x in parts))
+
+
+_KERNEL_DTYPES = (jnp.float32, jnp.bfloat16)
+
+
+def _sums_by_kernel(heads: int, both: Float[Array, "b h w _"]) -> ChannelSums:
+    """`_sums_of` on GPUs."""
+    from drsformer_jax.ops.attention_triton import head_sums
+
+    gram, squares = head_sums(both, heads)
+    query, key = (x.reshape(*gram.shape[:-1]) for x in jnp.split(squares, 2, axis=-1))
+    return ChannelSums(gram, query, key)
 
 
 def channel_scores(sums: ChannelSums, temperature: Float[Array, " m"]) -> Float[Array, "b m d e"]:

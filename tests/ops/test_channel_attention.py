@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from plain import STEPS, affines, conv, difference, masks, together, with_gradients
+from jax.experimental import pallas as pl
+from plain import STEPS, affines, conv, difference, masks, normal, together, with_gradients
 from recipe import SMALL, relative_error
 
 from drsformer_jax.nn.attention import Attention
-from drsformer_jax.ops import implementations
-from drsformer_jax.ops.attention import QueryKeyWeights, query_key_sums
+from drsformer_jax.ops import attention_triton, implementations, triton
+from drsformer_jax.ops.attention import (
+    QueryKeyWeights,
+    _sums_by_kernel,
+    _sums_of,
+    query_key_sums,
+)
 
 pytestmark = pytest.mark.usefixtures("small_strips", "one_platform")
 
@@ -109,6 +116,60 @@ def test_sums_are_as_exact_as_their_type(implementation, dtype):
     # Values are rounded after each convolution and each bias, and summed without rounding.
     assert difference(values, expected) < 4 * STEPS[dtype]
     assert relative_error(together(gradients), together(expected_gradients)) < 4 * STEPS[dtype]
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Kernels for GPUs run without one, and a program of theirs takes a few pixels."""
+    interpreted = {**vars(pl), "pallas_call": functools.partial(pl.pallas_call, interpret=True)}
+    for module in (triton, attention_triton):
+        monkeypatch.setattr(module, "pl", types.SimpleNamespace(**interpreted))
+    monkeypatch.setattr(attention_triton, "_STEPS", 2)
+    yield
+    jax.clear_caches()
+
+
+# Since 0.11 JAX calls the backend of these kernels deprecated.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("dtype", STEPS)
+@pytest.mark.parametrize(
+    ("shape", "heads"),
+    [
+        ((2, 19, 9, 12), 3),  # Two programs for the pixels of an image, the second half empty.
+        pytest.param((1, 1, 1, 4), 1, marks=pytest.mark.slow),
+        pytest.param((1, 16, 17, 96), 1, marks=pytest.mark.slow),
+    ],
+)
+def test_sums_by_a_kernel_and_their_gradients_equal_those_of_plain_products(shape, heads, dtype):
+    both = normal(1, *shape, dtype=dtype)
+    values, gradients = with_gradients(functools.partial(_sums_by_kernel, heads), both)
+    with jax.enable_x64(True):
+        exact = with_gradients(functools.partial(_sums_of, heads), jnp.float64(both))
+    assert {leaf.dtype for leaf in values} == {jnp.dtype("float32")}
+    assert difference(values, exact[0]) < 16 * STEPS["float32"]
+    assert (gradients[0].dtype, gradients[0].shape) == (both.dtype, both.shape)
+    # bfloat16 is rounded twice; float32 adds the products of all channels of a head.
+    assert difference(gradients, exact[1]) < {"float32": 16, "bfloat16": 2}[dtype] * STEPS[dtype]
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+def test_only_gpus_sum_by_a_kernel_and_not_64_bits():
+    def program(platform, implementation="pallas", dtype="float32"):
+        x, weights, *where = arguments(4, 5, 3, False, False, dtype=dtype)
+        with implementations.traced_for(platform):
+            return str(
+                jax.make_jaxpr(
+                    lambda x, weights: query_key_sums(x, weights, 2, *where, implementation)
+                )(x, weights)
+            )
+
+    assert "head_sums" in program("cuda")
+    assert "head_sums" not in program("tpu")
+    assert "head_sums" not in program("cuda", None)
+    assert "head_sums" not in program("cuda", dtype="float16")
+    with jax.enable_x64(True):
+        assert "head_sums" not in program("cuda")
 
 
 def attended(module, x, valid_mask):

@@ -1,0 +1,171 @@
+"""Sums of queries and keys as kernels for GPUs: Pallas, compiled by Triton.
+
+A program multiplies the queries of a head with its keys, for some pixels of an image, as they lie
+in memory; XLA would copy the heads apart first. The backward pass is one kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from drsformer_jax.ops.linear import precision_of
+from drsformer_jax.types import Array, Float
+
+_PIXELS = 64
+"""Pixels that are multiplied together."""
+_STEPS = 32
+"""How often a program does that."""
+_OPTIONS = plgpu.CompilerParams(num_warps=4)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def head_sums(
+    both: Float[Array, "b h w _"], heads: int
+) -> tuple[Float[Array, "b m d d"], Float[Array, "b _"]]:
+    """Products of each query channel with each key channel of its head, and all squares.
+
+    Args:
+        both: queries, then keys, head by head; float32 or bfloat16.
+        heads: number m of heads.
+
+    Returns:
+        The products and the squares, summed over the pixels in float32. Their gradient is rounded
+        to the dtype of the images before it is multiplied by them.
+    """
+    return _sums(both, heads)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sums(both: Array, heads: int) -> tuple[Array, Array]:
+    tiles = _Tiles.of(both, heads)
+    parts = pl.cdiv(tiles.pixels, _PIXELS * _STEPS)
+
+    def body(x: Any, gram: Any, squares: Any) -> None:
+        image, head, part = (pl.program_id(axis) for axis in range(3))
+
+        def step(index: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+            first = (part * _STEPS + index) * _PIXELS
+            query, key = (tiles.load(x, image, first, head + heads * n) for n in range(2))
+            product = _product(query, key, 0, 0)
+            squares = (jnp.sum(value.astype(jnp.float32) ** 2, axis=0) for value in (query, key))
+            return tuple(map(jnp.add, sums, (product, *squares)))
+
+        zeros = jnp.zeros((tiles.padded, tiles.padded)), *[jnp.zeros(tiles.padded)] * 2
+        product, *both = lax.fori_loop(0, _STEPS, step, zeros)
+        lanes, inside = tiles.lanes, tiles.inside
+        place = (part, image, head, lanes[:, None], lanes[None])
+        plgpu.store(gram.at[place], product, mask=inside[:, None] & inside[None])
+        for number, total in enumerate(both):
+            channels = (head + heads * number) * tiles.depth + lanes
+            plgpu.store(squares.at[part, image, channels], total, mask=inside)
+
+    batch = both.shape[0]
+    shapes = (parts, batch, heads, tiles.depth, tiles.depth), (parts, batch, both.shape[-1])
+    sums = pl.pallas_call(
+        body,
+        out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
+        grid=(batch, heads, parts),
+        compiler_params=_OPTIONS,
+        name="head_sums",
+    )(both.reshape(batch, tiles.pixels, -1))
+    gram, squares = (jnp.sum(each, axis=0) for each in sums)
+    return gram, squares
+
+
+def _forward(both: Array, heads: int) -> tuple[tuple[Array, Array], Array]:
+    return _sums(both, heads), both
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _backward(heads: int, both: Array, grads: tuple[Array, Array]) -> tuple[Array]:
+    tiles = _Tiles.of(both, heads)
+
+    def body(x: Any, gram: Any, squares: Any, out: Any) -> None:
+        image, head, part = (pl.program_id(axis) for axis in range(3))
+        lanes, inside = tiles.lanes, tiles.inside
+        place = (image, head, lanes[:, None], lanes[None])
+        product = plgpu.load(gram.at[place], mask=inside[:, None] & inside[None], other=0)
+        product = product.astype(x.dtype)
+        first = part * _PIXELS
+        values = [tiles.load(x, image, first, head + heads * number) for number in range(2)]
+        for number, (own, other) in enumerate(zip(values, values[::-1], strict=True)):
+            channels = (head + heads * number) * tiles.depth + lanes
+            twice = 2 * plgpu.load(squares.at[image, channels], mask=inside, other=0)
+            # A query's gradient reads rows of the products' gradient, a key's its columns.
+            mixed = _product(other, product, 1, 1 - number)
+            tiles.store(out, image, first, channels, mixed + own.astype(jnp.float32) * twice)
+
+    batch = both.shape[0]
+    x = both.reshape(batch, tiles.pixels, -1)
+    grad = pl.pallas_call(
+        body,
+        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        grid=(batch, heads, pl.cdiv(tiles.pixels, _PIXELS)),
+        compiler_params=_OPTIONS,
+        name="head_sums_grad",
+    )(x, *grads)
+    return (grad.reshape(both.shape),)
+
+
+head_sums.defvjp(_forward, _backward)
+
+
+def _product(first: Array, second: Array, axis: int, other: int) -> Array:
+    """The product of two matrices, summed in float32 over these axes."""
+    return lax.dot_general(
+        first,
+        second,
+        (((axis,), (other,)), ((), ())),
+        precision=precision_of(first),
+        preferred_element_type=jnp.float32,
+    )
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Pixels and channels of a head that are multiplied together."""
+
+    pixels: int
+    """Of an image."""
+    depth: int
+    """Channels of a head."""
+
+    @classmethod
+    def of(cls, both: Array, heads: int) -> _Tiles:
+        _, height, width, channels = both.shape
+        return cls(height * width, channels // (2 * heads))
+
+    @property
+    def padded(self) -> int:
+        """Channels as tensor cores take them."""
+        return max(16, pl.next_power_of_2(self.depth))
+
+    @property
+    def lanes(self) -> Array:
+        return jnp.arange(self.padded)
+
+    @property
+    def inside(self) -> Array:
+        return self.lanes < self.depth
+
+    def load(self, x: Any, image: Array, first: Array, group: Array) -> Array:
+        """Pixels from the first one on, of a group of channels; zeros beyond."""
+        place, mask = self._place(image, first, group * self.depth + self.lanes)
+        return plgpu.load(x.at[place], mask=mask, other=0)
+
+    def store(self, out: Any, image: Array, first: Array, channels: Array, value: Array) -> None:
+        """Writes pixels from the first one on."""
+        place, mask = self._place(image, first, channels)
+        plgpu.store(out.at[place], value.astype(out.dtype), mask=mask)
+
+    def _place(self, image: Array, first: Array, channels: Array) -> tuple[Any, Array]:
+        pixels = (first + jnp.arange(_PIXELS))[:, None]
+        return (image, pixels, channels[None]), (pixels < self.pixels) & self.inside[None]

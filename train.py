@@ -65,6 +65,7 @@ from drsformer_jax.training.starting import announce, resumed
 from drsformer_jax.training.watchdog import waits_for
 
 _RESUME = "rerun the command to resume"
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -365,7 +366,7 @@ def parse_command(arguments: list[str]) -> Command:
     arguments = local(arguments, "train.py")
     path = Path("configs/quickstart.py")
     if not path.is_file():
-        path = Path(__file__).parent / path
+        path = _HERE / path
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
         if flag == "--config" or flag.startswith("--config="):
             path = Path(flag.partition("=")[2] or value)
@@ -376,4 +377,5 @@ def parse_command(arguments: list[str]) -> Command:
 
 
 if __name__ == "__main__":
+    del __file__  # Else each of --data.workers would import all of the above, too.
     main()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rain_sets import write_pairs, write_splits
 
+from drsformer_jax.data.rain import build
 from drsformer_jax.data.verification import verify
 from drsformer_jax.errors import InputError
 from drsformer_jax.locks import locked
@@ -113,28 +114,27 @@ def test_a_dataset_that_is_being_built_is_left_alone(start, tmp_path):
     raw, data = write_splits(tmp_path / "raw"), tmp_path / "data"
     first = start(BUILD, raw, data, tmp_path / "go")
     assert first.stdout.readline() == "reading\n"
-    second = start(BUILD, raw, data, tmp_path)
-    errors = second.communicate(timeout=120)[1]
     folder = data / "rain/paired_folder"
-    assert (second.returncode, errors) == (
-        1,
-        f"error: {folder} is locked by another process, which writes there; expected to build "
-        "paired_folder after it has ended\n",
+    with pytest.raises(InputError) as error:
+        build("paired_folder", raw, data)
+    assert str(error.value) == (
+        f"{folder} is locked by another process, which writes there; expected to build "
+        "paired_folder after it has ended"
     )
     (tmp_path / "go").touch()
     assert first.communicate(timeout=120)[1] == ""
     assert list(verify(folder / "1.0.0")) == []
 
 
-def test_what_a_killed_build_left_is_removed_with_a_line(start, tmp_path):
+def test_what_a_killed_build_left_is_removed_with_a_line(start, tmp_path, capsys):
     raw, data = write_splits(tmp_path / "raw"), tmp_path / "data"
     killed = start(BUILD, raw, data, tmp_path / "never")
     assert killed.stdout.readline() == "reading\n"
     (left,) = (data / "rain/paired_folder").glob("incomplete.*")
     killed.kill()
     killed.wait()
-    errors = start(BUILD, raw, data, tmp_path).communicate(timeout=120)[1]
-    assert errors == f"removed {left}, left by a build that was killed\n"
+    build("paired_folder", raw, data)
+    assert capsys.readouterr().err == f"removed {left}, left by a build that was killed\n"
     names = {path.name for path in (data / "rain/paired_folder").iterdir()}
     assert names == {".lock", "1.0.0"}
 

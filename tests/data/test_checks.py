@@ -97,8 +97,8 @@ def clean_of(shared: Path, restored: Path) -> Path:
 @pytest.mark.parametrize("kind", ["light", "fine", "heavy"])
 def test_no_kind_of_synthetic_rain_is_called_a_fault(kind):
     rain = SyntheticRain(PHOTOGRAPHS, 4, 0, RainConfig.only(kind))
-    for index in range(len(rain)):
-        assert problems(rain[index]["rainy"], rain[index]["clean"]) == []
+    for pair in (rain[index] for index in range(len(rain))):
+        assert problems(pair["rainy"], pair["clean"]) == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 16, 32])

@@ -133,7 +133,7 @@ def test_patches_grow_over_a_mix_and_each_size_compiles_once(run, built, place):
         *("train", "--config", "config.py", "--workdir", "grown", "--data.data-dir", "data"),
         *("--data.sources", "rain200l", "3", "pairs", "1", "--data.crop-size", "24"),
         *("--data.progressive", "0", "16", "2", "2", "24", "1", "--steps", "5"),
-        *("--data.workers", "2", "--data.cache-dir", "decoded"),
+        *("--data.workers", "1", "--data.cache-dir", "decoded"),
         environment={**run.environment, "JAX_LOG_COMPILES": "1"},
     )
     assert result.returncode == 0, result.stderr
@@ -276,23 +276,36 @@ def test_wrong_flag_is_one_plain_line_where_output_is_ascii(run):
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", [b"\xff", b"\xff/pairs"])
-def test_names_in_no_encoding_are_shown_or_rejected_in_one_line(run, place, name):
-    folder = place / os.fsdecode(name)
+def write_odd(folder):
+    """Writes a pair whose name is no UTF-8; returns the folder."""
     write_pairs(folder, ["1.png"])
     for part in ("input", "target"):
         (folder / part / "1.png").rename(folder / part / os.fsdecode(b"\xfe.png"))
+    return folder
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"\xff/pairs"])
+def test_names_in_no_encoding_are_shown_or_rejected_in_one_line(run, place, name):
+    folder = write_odd(place / os.fsdecode(name))
     flags = ("--out", "named.png", "--crops", "1", "--crop-size", "16")
     shown = run("drsformer", "show-data", str(folder), *flags)
     assert shown.returncode == 0, shown.stderr
     assert r"\udcff" in shown.stdout
     command = ("build-data", "paired_folder", "--manual-dir", folder, "--data-dir", "data")
     rejected(run("drsformer", *command), r"\\udcfe\.png'?\)? has a name that is no UTF-8; expected")
+
+
+def test_names_in_no_encoding_are_written_trained_on_and_validated_on(run, place):
     sheet = ("--out", os.fsdecode(b"\xff.png"), "--crops", "1", "--crop-size", "16")
     assert run("drsformer", "show-data", "pairs", *sheet).returncode == 0
-    training = ("--data.train", str(folder), "--data.cache-dir", "decoded", "--steps", "1")
-    trained = run("train", "--config", "config.py", "--workdir", f"odd{len(name)}", *training)
+    folder, inside = (write_odd(place / os.fsdecode(name)) for name in (b"\xfd", b"\xfd/pairs"))
+    trained = run(
+        *("train", "--config", "config.py", "--workdir", "odd", "--data.sources", str(folder), "1"),
+        *(str(inside), "1", "--data.validation", str(folder)),
+        *("--data.cache-dir", "decoded", "--steps", "1"),
+    )
     assert trained.returncode == 0, trained.stderr
+    assert "2 training and 1 validation pairs" in trained.stdout
 
 
 @pytest.mark.parametrize("name", ["Pair", "Pairs", "open_pairs", "batches"])

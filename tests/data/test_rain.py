@@ -331,8 +331,17 @@ assert not any(name.split(".")[0] in ("tensorflow", "torch") for name in sys.mod
 """
 
 
+def test_building_imports_no_other_framework(raw, tmp_path):
+    command = [sys.executable, "-c", BUILD, str(raw), str(tmp_path / "data"), "0"]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert list(verify(tmp_path / "data/rain/paired_folder/1.0.0")) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-def test_a_build_that_is_interrupted_leaves_no_dataset_and_can_be_repeated(tmp_path, number):
+def test_a_build_that_is_interrupted_leaves_no_dataset_and_can_be_repeated(
+    tmp_path, number, capsys
+):
     raw = write_splits(tmp_path / "raw")
     command = [sys.executable, "-c", BUILD, str(raw), str(tmp_path / "data")]
     place = tmp_path / "data/rain/paired_folder"
@@ -345,7 +354,7 @@ def test_a_build_that_is_interrupted_leaves_no_dataset_and_can_be_repeated(tmp_p
     assert "Traceback" not in errors
     assert process.returncode != 0
     assert not (place / "1.0.0").exists()
-    again = subprocess.run([*command, "0"], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert ("left by a build that was killed" in again.stderr) == (number == signal.SIGKILL)
+    build("paired_folder", raw, tmp_path / "data")
+    said = capsys.readouterr().err
+    assert ("left by a build that was killed" in said) == (number == signal.SIGKILL)
     assert list(verify(place / "1.0.0")) == []

@@ -14,6 +14,11 @@ from drsformer_jax.data.synthetic import Photograph, SyntheticRain, photographs
 from drsformer_jax.images.pixels import read_image
 
 
+def rained(rain):
+    """Every pair, drawn once."""
+    return (rain[index] for index in range(len(rain)))
+
+
 @pytest.fixture(scope="module", params=("light", "fine", "heavy"))
 def strengths(request):
     """PSNR, mean added level and shares of pixels above 8 and 30, of 48 windows of a kind."""
@@ -22,7 +27,7 @@ def strengths(request):
     rain = SyntheticRain([*train, *validation], 8, 0, mix, 192, memory=2**27)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rain_statistics, "streaks", lambda layer: (math.nan,) * 3)
-        found = [statistics_of(rain[i]["rainy"], rain[i]["clean"]) for i in range(len(rain))]
+        found = [statistics_of(pair["rainy"], pair["clean"]) for pair in rained(rain)]
     return request.param, np.array([rain[:4] for rain in found])
 
 
@@ -66,7 +71,7 @@ def test_rain_of_each_kind_is_as_strong_as_the_benchmark(shared, kind, monkeypat
     rain = SyntheticRain(
         [Photograph(path) for path in sorted(photos)[::2]], 4, 5, RainConfig.only(kind)
     )
-    ours = [statistics_of(rain[index]["rainy"], rain[index]["clean"]) for index in range(len(rain))]
+    ours = [statistics_of(pair["rainy"], pair["clean"]) for pair in rained(rain)]
     assert (len(real), len(ours)) == ({"light": 28, "heavy": 6}[kind], 80)
     real, ours = (np.median([rain[:4] for rain in each], axis=0) for each in (real, ours))
     assert ours[0] == pytest.approx(real[0], abs=2)

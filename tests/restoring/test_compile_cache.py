@@ -37,14 +37,14 @@ def folder(tmp_path, monkeypatch):
 
 
 def restart() -> None:
-    """What the next process does."""
+    """What the next process does; what this one compiled is not forgotten, but see below."""
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
-    jax.clear_caches()
     compile_cache.use_compile_cache()
 
 
 def compile_some(*numbers: int) -> None:
+    """Compiles functions that are new to JAX each time, though their programs are not."""
     for number in numbers:
         jax.jit(lambda x, number=number: x + number)(jnp.zeros(number))
 

@@ -19,7 +19,7 @@ def test_derain_restores_a_folder_of_any_sizes_and_reports_a_bad_file(run, train
     source = place / "rainy"
     image = read_image(place / "pairs" / "input" / "0.png")
     write_image(source / "whole.png", image)
-    write_image(source / "odd.jpg", image[:13, :21])
+    write_image(source / "odd.jpg", image[:37, :45])
     write_image(source / "one.bmp", image[:1, :1])
     (source / "bad.png").write_text("no image")
     result = run("drsformer", "derain", source, "clear", "--checkpoint", folder)
@@ -31,7 +31,7 @@ def test_derain_restores_a_folder_of_any_sizes_and_reports_a_bad_file(run, train
         "one.bmp",
         "whole.png",
     ]
-    assert read_image(place / "clear" / "odd.jpg").shape == (13, 21, 3)
+    assert read_image(place / "clear" / "odd.jpg").shape == (37, 45, 3)
     assert read_image(place / "clear" / "one.bmp").shape == (1, 1, 3)
     in_training = read_image(folder / "validation" / "restored" / "0.png")
     np.testing.assert_array_equal(read_image(place / "clear" / "whole.png"), in_training)

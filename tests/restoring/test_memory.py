@@ -12,6 +12,7 @@ import pytest
 from drsformer_jax.config import PRESETS, ModelConfig
 from drsformer_jax.nn.functional import abstract_params, apply
 from drsformer_jax.nn.rows import AT_ONCE, Rows, Strips
+from drsformer_jax.ops.implementations import jit_for
 from drsformer_jax.restoring import Restorer, memory
 
 SMALL = dataclasses.replace(PRESETS["tiny"], blocks=(1, 1, 1, 1))
@@ -30,7 +31,7 @@ def reported_bytes(config: ModelConfig, height: int, width: int, rows: Rows = AT
         jax.ShapeDtypeStruct((1, height, width, 3), np.float32),
         jax.ShapeDtypeStruct((1, 2), np.int32),
     )
-    network = jax.jit(apply, static_argnums=(0, 4))
+    network = jit_for("cpu", apply, static_argnums=(0, 4))
     lowered = network.lower(config, abstract_params(config), *shapes, rows)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 

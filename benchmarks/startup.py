@@ -5,6 +5,7 @@ The median of several new processes each. The first two exceed `LIMIT` on no qui
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def seconds(arguments: list[str]) -> float:
 
 def main() -> None:
     """Prints a row for each command."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     print(f"median of {_RUNS} processes; limit {LIMIT} s")
     medians = []
     for name, arguments in _COMMANDS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from typing import Any
@@ -46,6 +47,9 @@ So listing the commands imports no JAX, and running one does not import what onl
 """
 
 
+_ABOUT = "`drsformer COMMAND --help` lists a command's flags, `drsformer --version` the version."
+
+
 def load(name: str) -> Any:
     """The dataclass of a command."""
     part, kind, _ = COMMANDS[name]
@@ -59,7 +63,7 @@ def main() -> None:
         chosen = [name] == sys.argv[1:2]
         application.command(name=name)(load(name) if chosen else _listed(description))
     with one_line_errors():
-        parse(application.cli, prog="drsformer").run()
+        parse(functools.partial(application.cli, description=_ABOUT), prog="drsformer").run()
 
 
 def _listed(description: str) -> Any:

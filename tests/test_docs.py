@@ -85,6 +85,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
         pair = {side: rain[0][side][32 * index :][:64, :96] for side in ("rainy", "clean")}
         if photograph:
             write_image(folder / "photos" / photograph, pair["rainy"])
+            write_image(folder / "clean" / photograph, pair["clean"])
         for split in ("train", "test"):
             for side, image in (("input", pair["rainy"]), ("target", pair["clean"])):
                 write_image(folder / "pairs" / split / side / f"0{index}.png", image)

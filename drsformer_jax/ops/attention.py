@@ -108,9 +108,7 @@ def _whole(
     usable = kernels is not None and implementations.narrow() and both.dtype in _KERNEL_DTYPES
     by_kernel = functools.partial(_sums_by_kernel, heads) if usable else plain
     by_name = {"plain": plain, "triton": by_kernel}
-    return implementations.run(
-        "query_key_kernels", by_name, kernels or "plain", zero_outside(both, counted)
-    )
+    return implementations.run("query_key_kernels", by_name, kernels or "plain", both, counted)
 
 
 def _strips(
@@ -159,20 +157,24 @@ def _strip_sums(both: Float[Array, "h w _"], heads: int) -> ChannelSums:
     return ChannelSums(jnp.stack(gram), *squares)
 
 
-def _sums_of(heads: int, both: Float[Array, "b h w _"]) -> ChannelSums:
+def _sums_of(
+    heads: int, both: Float[Array, "b h w _"], counted: Bool[Array, "b h w 1"] | None
+) -> ChannelSums:
     """`channel_sums` of queries and keys that are concatenated along channels."""
-    parts = jnp.split(both, 2, axis=-1)
+    parts = jnp.split(zero_outside(both, counted), 2, axis=-1)
     return channel_sums(*(x.reshape(x.shape[0], -1, heads, x.shape[-1] // heads) for x in parts))
 
 
 _KERNEL_DTYPES = (jnp.float32, jnp.bfloat16)
 
 
-def _sums_by_kernel(heads: int, both: Float[Array, "b h w _"]) -> ChannelSums:
+def _sums_by_kernel(
+    heads: int, both: Float[Array, "b h w _"], counted: Bool[Array, "b h w 1"] | None
+) -> ChannelSums:
     """`_sums_of` on GPUs."""
     from drsformer_jax.ops.attention_triton import head_sums
 
-    gram, squares = head_sums(both, heads)
+    gram, squares = head_sums(both, heads, counted)
     query, key = (x.reshape(*gram.shape[:-1]) for x in jnp.split(squares, 2, axis=-1))
     return ChannelSums(gram, query, key)
 

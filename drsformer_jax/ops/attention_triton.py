@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from drsformer_jax.ops.linear import precision_of
-from drsformer_jax.types import Array, Float
+from drsformer_jax.types import Array, Bool, Float
 
 _PIXELS = 64
 """Pixels that are multiplied together."""
@@ -28,32 +28,34 @@ _OPTIONS = plgpu.CompilerParams(num_warps=4)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def head_sums(
-    both: Float[Array, "b h w _"], heads: int
+    both: Float[Array, "b h w _"], heads: int, counted: Bool[Array, "b h w 1"] | None = None
 ) -> tuple[Float[Array, "b m d d"], Float[Array, "b _"]]:
     """Products of each query channel with each key channel of its head, and all squares.
 
     Args:
         both: queries, then keys, head by head; float32 or bfloat16.
         heads: number m of heads.
+        counted: True at the pixels to sum over; default: all.
 
     Returns:
         The products and the squares, summed over the pixels in float32. Their gradient is rounded
         to the dtype of the images before it is multiplied by them.
     """
-    return _sums(both, heads)
+    return _sums(both, heads, counted)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _sums(both: Array, heads: int) -> tuple[Array, Array]:
+def _sums(both: Array, heads: int, counted: Array | None) -> tuple[Array, Array]:
     tiles = _Tiles.of(both, heads)
     parts = pl.cdiv(tiles.pixels, _PIXELS * _STEPS)
 
-    def body(x: Any, gram: Any, squares: Any) -> None:
+    def body(x: Any, *rest: Any) -> None:
+        *masks, gram, squares = rest
         image, head, part = (pl.program_id(axis) for axis in range(3))
 
         def step(index: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
             first = (part * _STEPS + index) * _PIXELS
-            query, key = (tiles.load(x, image, first, head + heads * n) for n in range(2))
+            query, key = (tiles.load(x, image, first, head + heads * n, *masks) for n in range(2))
             product = _product(query, key, 0, 0)
             squares = (jnp.sum(value.astype(jnp.float32) ** 2, axis=0) for value in (query, key))
             return tuple(map(jnp.add, sums, (product, *squares)))
@@ -75,27 +77,29 @@ def _sums(both: Array, heads: int) -> tuple[Array, Array]:
         grid=(batch, heads, parts),
         compiler_params=_OPTIONS,
         name="head_sums",
-    )(both.reshape(batch, tiles.pixels, -1))
+    )(*tiles.images(both, counted))
     gram, squares = (jnp.sum(each, axis=0) for each in sums)
     return gram, squares
 
 
-def _forward(both: Array, heads: int) -> tuple[tuple[Array, Array], Array]:
-    return _sums(both, heads), both
+def _forward(both: Array, heads: int, counted: Array | None) -> tuple[Any, Any]:
+    return _sums(both, heads, counted), (both, counted)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _backward(heads: int, both: Array, grads: tuple[Array, Array]) -> tuple[Array]:
+def _backward(heads: int, saved: Any, grads: tuple[Array, Array]) -> tuple[Array, None]:
+    both, counted = saved
     tiles = _Tiles.of(both, heads)
 
-    def body(x: Any, gram: Any, squares: Any, out: Any) -> None:
+    def body(gram: Any, squares: Any, x: Any, *rest: Any) -> None:
+        *masks, out = rest
         image, head, part = (pl.program_id(axis) for axis in range(3))
         lanes, inside = tiles.lanes, tiles.inside
         place = (image, head, lanes[:, None], lanes[None])
         product = plgpu.load(gram.at[place], mask=inside[:, None] & inside[None], other=0)
         product = product.astype(x.dtype)
         first = part * _PIXELS
-        values = [tiles.load(x, image, first, head + heads * number) for number in range(2)]
+        values = [tiles.load(x, image, first, head + heads * n, *masks) for n in range(2)]
         for number, (own, other) in enumerate(zip(values, values[::-1], strict=True)):
             channels = (head + heads * number) * tiles.depth + lanes
             twice = 2 * plgpu.load(squares.at[image, channels], mask=inside, other=0)
@@ -104,15 +108,14 @@ def _backward(heads: int, both: Array, grads: tuple[Array, Array]) -> tuple[Arra
             tiles.store(out, image, first, channels, mixed + own.astype(jnp.float32) * twice)
 
     batch = both.shape[0]
-    x = both.reshape(batch, tiles.pixels, -1)
     grad = pl.pallas_call(
         body,
-        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        out_shape=jax.ShapeDtypeStruct((batch, tiles.pixels, both.shape[-1]), both.dtype),
         grid=(batch, heads, pl.cdiv(tiles.pixels, _PIXELS)),
         compiler_params=_OPTIONS,
         name="head_sums_grad",
-    )(x, *grads)
-    return (grad.reshape(both.shape),)
+    )(*grads, *tiles.images(both, counted))
+    return grad.reshape(both.shape), None
 
 
 head_sums.defvjp(_forward, _backward)
@@ -156,10 +159,21 @@ class _Tiles:
     def inside(self) -> Array:
         return self.lanes < self.depth
 
-    def load(self, x: Any, image: Array, first: Array, group: Array) -> Array:
-        """Pixels from the first one on, of a group of channels; zeros beyond."""
+    def images(self, both: Array, counted: Array | None) -> list[Array]:
+        """What `load` reads: pixels one after another, and where not all count, which do."""
+        shape = both.shape[0], self.pixels, -1
+        masks = [] if counted is None else [counted.astype(both.dtype).reshape(shape[:2])]
+        return [both.reshape(shape), *masks]
+
+    def load(self, x: Any, image: Array, first: Array, group: Array, counted: Any = None) -> Array:
+        """Pixels from the first one on, of a group of channels; zeros beyond, and not counted."""
         place, mask = self._place(image, first, group * self.depth + self.lanes)
-        return plgpu.load(x.at[place], mask=mask, other=0)
+        value = plgpu.load(x.at[place], mask=mask, other=0)
+        if counted is None:
+            return value
+        pixels = first + jnp.arange(_PIXELS)
+        counts = plgpu.load(counted.at[image, pixels], mask=pixels < self.pixels, other=0) > 0
+        return jnp.where(counts[:, None], value, 0)
 
     def store(self, out: Any, image: Array, first: Array, channels: Array, value: Array) -> None:
         """Writes pixels from the first one on."""

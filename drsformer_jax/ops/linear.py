@@ -55,7 +55,16 @@ def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     precision = precision_of(x)
     both = [each.reshape(-1, each.shape[-1]) for each in (x, grad)]
     first, second = sorted(both, key=lambda each: each.shape[-1])
-    product = jnp.matmul(first.T, second, precision=precision, preferred_element_type=wide)
+
+    def direct(first: Array, second: Array) -> Array:
+        return jnp.matmul(first.T, second, precision=precision, preferred_element_type=wide)
+
+    def widened(first: Array, second: Array) -> Array:
+        # XLA for CPUs has no product of bfloat16 that is written transposed in float32.
+        return direct(first.astype(wide), second.astype(wide))
+
+    by_name = {"direct": direct, "widened": widened}
+    product = implementations.run("linear_kernel_grad", by_name, None, first, second)
     kernel_grad = product if first is both[0] else product.T
     x_grad = jnp.matmul(grad, kernel.T.astype(grad.dtype), precision=precision)
     return x_grad, kernel_grad.astype(kernel.dtype)

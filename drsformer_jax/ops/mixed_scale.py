@@ -76,7 +76,7 @@ def _whole(
 ) -> Array:
     x = zero_outside(biased(linear(x, weights.project_in.kernel), weights.project_in), valid_mask)
     plain = functools.partial(_convolutions, kernels)
-    fused = kernels is not None and valid_mask is None and _have_one_kernel(x, weights)
+    fused = kernels is not None and _have_one_kernel(x, weights)
     by_name = {"plain": plain, "triton": _convolutions_in_one_kernel if fused else plain}
     convolutions = functools.partial(implementations.run, "mixed_scale_kernels", by_name)
     mixed = convolutions(kernels or "plain", x, weights, valid_mask)
@@ -108,11 +108,13 @@ def _have_one_kernel(x: Array, weights: MixedScaleWeights) -> bool:
     return unbiased and implementations.narrow() and triton.supports(x.shape, x.dtype, 5)
 
 
-def _convolutions_in_one_kernel(x: Array, weights: MixedScaleWeights, _: None) -> Array:
+def _convolutions_in_one_kernel(
+    x: Array, weights: MixedScaleWeights, valid_mask: Array | None
+) -> Array:
     from drsformer_jax.ops.mixed_scale_triton import mixed_convolutions
 
     kernels = [affine.kernel for affine in weights[1:-1]]
-    return mixed_convolutions(x, tuple(kernels[:2]), tuple(kernels[2:]))
+    return mixed_convolutions(x, tuple(kernels[:2]), tuple(kernels[2:]), valid_mask)
 
 
 def _aligned(

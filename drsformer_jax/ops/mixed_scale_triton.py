@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 
 from drsformer_jax.ops.mixed_scale_channels import group_inputs
 from drsformer_jax.ops.triton import OPTIONS, OUTPUTS, SUMS, Here, Taps, Tiles, add_taps, sum_taps
-from drsformer_jax.types import Array, Float
+from drsformer_jax.types import Array, Bool, Float
 
 _SIZES = (3, 5)
 """Of the kernels of both paths, and of both halves."""
@@ -33,6 +33,7 @@ def mixed_convolutions(
     x: Float[Array, "b h w _"],
     paths: tuple[Float[Array, "3 3 _"], Float[Array, "5 5 _"]],
     groups: tuple[Float[Array, "3 3 2 f"], Float[Array, "5 5 2 f"]],
+    valid_mask: Bool[Array, "b h w 1"] | None = None,
 ) -> Float[Array, "b h w _"]:
     """What an MSFN without biases computes from one 1x1 convolution to the other.
 
@@ -40,20 +41,21 @@ def mixed_convolutions(
         x: output of the first 1x1 convolution: 2f channels in the order of `hidden_order`.
         paths: kernels of the 3x3 and of the 5x5 path, in that order of channels.
         groups: kernels of the grouped convolutions of the first and of the second half.
+        valid_mask: True at the pixels of the images, as in `mixed_scale`; x is zero elsewhere.
 
     Returns:
         The outputs of all 2f groups, in the official order.
     """
-    return _forward(x, paths, groups)[0]
+    return _forward(x, paths, groups, valid_mask)[0]
 
 
-def _forward(x: Array, paths: Any, groups: Any) -> tuple[Array, Any]:
-    hidden = _of_paths(x, paths)
+def _forward(x: Array, paths: Any, groups: Any, valid_mask: Array | None) -> tuple[Array, Any]:
+    hidden = _of_paths(x, paths, valid_mask)
     mixed = _of_groups(hidden, groups)
     return mixed, (x, paths, groups, hidden, mixed)
 
 
-def _backward(saved: Any, grad: Array) -> tuple[Array, Any, Any]:
+def _backward(saved: Any, grad: Array) -> tuple[Array, Any, Any, None]:
     x, paths, groups, hidden, mixed = saved
     grad = jnp.where(mixed > 0, grad, 0)
     hidden_grad = _hidden_grad(grad, groups, hidden)
@@ -64,7 +66,7 @@ def _backward(saved: Any, grad: Array) -> tuple[Array, Any, Any]:
         sums.reshape(kernel.shape).astype(kernel.dtype)
         for sums, kernel in zip((*paths_grad, *groups_grad), kernels, strict=True)
     ]
-    return _x_grad(hidden_grad, paths), tuple(grads[:2]), tuple(grads[2:])
+    return _x_grad(hidden_grad, paths), tuple(grads[:2]), tuple(grads[2:]), None
 
 
 mixed_convolutions.defvjp(_forward, _backward)
@@ -72,22 +74,24 @@ mixed_convolutions.defvjp(_forward, _backward)
 
 # Compiled functions are traced once a shape.
 @jax.jit
-def _of_paths(x: Array, paths: Any) -> Array:
-    """The 4f channels of both paths."""
+def _of_paths(x: Array, paths: Any, valid_mask: Array | None) -> Array:
+    """The 4f channels of both paths, zeros where not valid."""
+    masks = [] if valid_mask is None else [valid_mask.astype(x.dtype)]
     tiles = _tiles(x, x.shape[-1], OUTPUTS)
 
-    def body(x: Any, small: Any, large: Any, out: Any) -> None:
+    def body(x: Any, small: Any, large: Any, *masks_and_out: Any) -> None:
+        *masks, out = masks_and_out
         here = tiles.here()
         for path, kernel in enumerate((small, large)):
 
             def compute(path: int = path, kernel: Any = kernel) -> None:
                 channels = here.channels(0)
                 taps = _taps(here, x, channels, kernel, channels, _SIZES[path])
-                add_taps(tiles, [taps], _store_relu(here, out, here.channels(path)))
+                add_taps(tiles, [taps], _store_relu(here, out, here.channels(path), *masks))
 
             pl.when(here.repeat == path)(compute)
 
-    return _image(body, tiles, x, 2 * x.shape[-1], "paths")(x, *_rows(paths))
+    return _image(body, tiles, x, 2 * x.shape[-1], "paths")(x, *_rows(paths), *masks)
 
 
 @jax.jit
@@ -226,8 +230,11 @@ def _taps(here: Here, x: Any, channels: Array, kernel: Any, of_taps: Array, size
     )
 
 
-def _store_relu(here: Here, out: Any, channels: Array) -> Any:
+def _store_relu(here: Here, out: Any, channels: Array, mask: Any = None) -> Any:
     def store(down: Array, total: Array, where: Array) -> None:
+        if mask is not None:
+            valid = here.load(mask, down, 0, jnp.zeros_like(channels), where) > 0
+            total = jnp.where(valid, total, 0)
         here.store(out, down, jnp.maximum(total, 0), channels, where)
 
     return store

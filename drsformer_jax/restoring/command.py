@@ -37,7 +37,10 @@ class Derain:
     """Removes rain from images, folders of images, or a video."""
 
     paths: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT [INPUT ...] OUTPUT")
+        tuple[str, ...],
+        tyro.conf.Positional,
+        # Without paths `restore` says what is missing: () is no default that a user has.
+        tyro.conf.arg(metavar="INPUT [INPUT ...] OUTPUT", help_behavior_hint=""),
     ]
     """Inputs, then the output. An input is an image (PNG, JPEG, WebP, BMP, TIFF, AVIF, GIF), a
     folder with its subfolders, or a pattern such as 'images/**/*.jpg'; the results go into the

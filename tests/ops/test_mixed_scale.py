@@ -135,22 +135,22 @@ def interpreted(monkeypatch):
     jax.clear_caches()
 
 
-def unbiased(height, width, hidden, dtype):
-    """Arguments for kernels of GPUs, and what they are in float64."""
-    x, weights, _ = arguments(height, width, hidden, False, False, dtype=dtype)
+def unbiased(height, width, hidden, mask, dtype):
+    """Arguments for kernels of GPUs, what they are in float64, and a mask."""
+    x, weights, valid_mask = arguments(height, width, hidden, False, mask, dtype=dtype)
     weights = jax.tree.map(lambda leaf: leaf.astype("float32"), weights)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (x, weights))
-    return (x, weights), exact
+    return (x, weights), exact, valid_mask
 
 
 @DEPRECATED
 @pytest.mark.usefixtures("interpreted")
 def test_kernels_of_both_sizes_equal_the_equation():
-    found, exact = unbiased(11, 6, 7, "float32")
-    y = jax.jit(operation(None, "triton"))(*found)
+    found, exact, valid_mask = unbiased(11, 6, 7, True, "float32")
+    y = jax.jit(operation(valid_mask, "triton"))(*found)
     with jax.enable_x64(True):
-        expected = jax.jit(equation(None))(*exact)
+        expected = jax.jit(equation(valid_mask))(*exact)
     assert difference(y, expected) < 8 * STEPS["float32"]
 
 
@@ -161,18 +161,23 @@ def test_kernels_of_both_sizes_equal_the_equation():
 @pytest.mark.parametrize(
     "case",
     [
-        (11, 6, 7),  # An odd number of groups: one of them reads both paths.
-        (11, 6, 10),
-        (1, 1, 5),
-        (35, 40, 33),  # Several programs side by side, one below the other, and for the channels.
+        (11, 6, 7, False),  # An odd number of groups: one of them reads both paths.
+        (11, 6, 10, True),
+        (1, 1, 5, False),
+        (
+            35,
+            40,
+            33,
+            True,
+        ),  # Several programs side by side, one below the other, and for the channels.
     ],
     ids=str,
 )
 def test_gradients_by_kernels_of_both_sizes_equal_the_equation(case, dtype):
-    found, exact = unbiased(*case, dtype)
-    (y,), grads = with_gradients(operation(None, "triton"), *found)
+    found, exact, valid_mask = unbiased(*case, dtype)
+    (y,), grads = with_gradients(operation(valid_mask, "triton"), *found)
     with jax.enable_x64(True):
-        (expected,), expected_grads = with_gradients(equation(None), *exact)
+        (expected,), expected_grads = with_gradients(equation(valid_mask), *exact)
     assert difference(y, expected) < 8 * STEPS[dtype]
     assert relative_error(together(grads), together(expected_grads)) < 16 * STEPS[dtype]
     if dtype == "float32":
@@ -180,9 +185,9 @@ def test_gradients_by_kernels_of_both_sizes_equal_the_equation(case, dtype):
 
 
 @DEPRECATED
-def test_biases_masks_and_64_bits_are_computed_without_kernels_of_both_sizes():
-    def program(bias=False, mask=False, dtype="float32"):
-        x, weights, valid_mask = arguments(4, 5, 3, bias, mask, dtype=dtype)
+def test_biases_and_64_bits_are_computed_without_kernels_of_both_sizes():
+    def program(bias=False, dtype="float32"):
+        x, weights, valid_mask = arguments(4, 5, 3, bias, True, dtype=dtype)
         with implementations.traced_for("cuda"):
             return str(
                 jax.make_jaxpr(lambda x, w: mixed_scale(x, w, valid_mask, "pallas"))(x, weights)
@@ -190,7 +195,6 @@ def test_biases_masks_and_64_bits_are_computed_without_kernels_of_both_sizes():
 
     assert "mixed_scale_paths" in program()
     assert "mixed_scale_paths" not in program(bias=True)
-    assert "mixed_scale_paths" not in program(mask=True)
     assert "mixed_scale_paths" not in program(dtype="float16")
     with jax.enable_x64(True):
         assert "mixed_scale_paths" not in program()

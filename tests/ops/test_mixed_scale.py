@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain import STEPS, affines, conv, difference, masks, together, valid_only, with_gradients
+from plain import (
+    STEPS,
+    affines,
+    conv,
+    difference,
+    drawn,
+    masks,
+    together,
+    valid_only,
+    with_gradients,
+)
 from recipe import relative_error
 
 from drsformer_jax.ops import implementations
@@ -38,7 +48,7 @@ def arguments(height, width, hidden, bias, mask, dtype="float64"):
     random = np.random.default_rng([height, width, hidden])
 
     def normal(*shape):
-        return jnp.asarray(random.standard_normal(shape), dtype)
+        return drawn(random, shape, dtype)
 
     shapes = [(3, 2 * hidden), (3, 3, 2 * hidden), (5, 5, 2 * hidden)]
     shapes += [(3, 3, 2, hidden), (5, 5, 2, hidden), (2 * hidden, 3)]
@@ -91,7 +101,7 @@ def exact_results(dtype):
     """Of the same rounded arguments, in float64."""
     x, weights, valid_mask = rounded_arguments(dtype)
     with jax.enable_x64(True):
-        exact = jax.tree.map(lambda a: jnp.asarray(np.float64(a)), (x, weights))
+        exact = jax.tree.map(np.float64, (x, weights))
         return with_gradients(equation(valid_mask), *exact)
 
 

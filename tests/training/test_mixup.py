@@ -78,7 +78,7 @@ def test_a_step_blends_by_the_seed_and_its_number():
         rainy, clean = mixup(key, *map(jnp.asarray, images))
         blended += not np.array_equal(rainy, images[0])
         expected = np.mean(np.abs(restore(initial.params, rainy) - clean))
-        state = initial._replace(step=np.int32(step))
+        state = sharded.copied(initial._replace(step=np.int32(step)))
         _, metrics = sharded.step(state, {"rainy": both[0], "clean": both[1]})
         assert math.isclose(metrics["loss"], expected, rel_tol=1e-5)
     assert 0 < blended < 8

@@ -59,7 +59,7 @@ def double_steps(double, double_start):
     """Four steps in float64: the states after each, and their metrics."""
     sharded, _, batch = double
     with jax.enable_x64(True):
-        state = double_start
+        state = sharded.copied(double_start)
         states, metrics = [], []
         for _ in range(4):
             state, scalars = sharded.step(state, batch)
@@ -128,7 +128,7 @@ def second_loss(double, double_start, first_gradients):
             pieces = np.split(np.asarray(optax.apply_updates(flat, updates)), ends)
             shaped = (piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True))
             state = double_start._replace(params=jax.tree.unflatten(tree, shaped))
-            _, metrics = sharded.step(state, batch)
+            _, metrics = sharded.step(sharded.copied(state), batch)
             return float(metrics["loss"])
 
     return run

@@ -41,7 +41,10 @@ def assert_bucket_equals_exact_shape(name: str, dtype: str, bound: float) -> Non
     assert relative_error(held[:, :height, :width], alone) < bound
 
 
-@pytest.mark.parametrize("name", ["dfn with experts", "restormer"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("drsformer", "bias", "dfn")]
+
+
+@pytest.mark.parametrize("name", ["dfn with experts", "restormer", *SLOW])
 def test_masked_bucket_equals_exact_shape_in_float64(name):
     with jax.enable_x64(True):
         assert_bucket_equals_exact_shape(name, "float64", 1e-12)

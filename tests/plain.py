@@ -1,8 +1,8 @@
-"""Drawn arrays, plain convolutions tap by tap, and how far results and gradients are apart."""
+"""Drawn arrays, plain convolutions, and how far results and gradients are apart."""
 
 from __future__ import annotations
 
-import itertools
+import math
 
 import jax
 import jax.extend
@@ -17,7 +17,12 @@ STEPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 
 
 def normal(seed, *shape, dtype="float64"):
-    return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), dtype)
+    return jax.device_put(drawn(np.random.default_rng([seed, *shape]), shape, dtype))
+
+
+def drawn(random, shape, dtype):
+    """Normal numbers in an array of NumPy's: `jnp.asarray` would compile a program a shape."""
+    return random.standard_normal(shape).astype(jnp.dtype(dtype))
 
 
 def equations(program):
@@ -31,7 +36,9 @@ def equations(program):
 def affines(normal, shapes, bias):
     """Layers with kernels of these shapes, sampled by `normal`, and maybe biases."""
     return [
-        Affine(normal(*shape) / np.sqrt(np.prod(shape[:-1])), normal(shape[-1]) if bias else None)
+        Affine(
+            normal(*shape) / math.sqrt(math.prod(shape[:-1])), normal(shape[-1]) if bias else None
+        )
         for shape in shapes
     ]
 
@@ -42,13 +49,21 @@ def valid_only(function, valid_mask):
 
 
 def conv(x, kernel, valid_mask=True, dilation=1):
-    """Depthwise: kernel k k c and x b h w c, zero where not `valid_mask`."""
+    """Depthwise: kernel k k c and x b h w c, zero where not `valid_mask`.
+
+    By XLA's convolution: it compiles in no time, sums of taps and their gradients in seconds.
+    """
     halo = dilation * (kernel.shape[0] // 2)
-    x = jnp.pad(jnp.where(valid_mask, x, 0), ((0, 0), (halo, halo), (halo, halo), (0, 0)))
-    rows, columns = x.shape[1] - 2 * halo, x.shape[2] - 2 * halo
-    taps = itertools.product(range(kernel.shape[0]), repeat=2)
-    places = ((i, j, i * dilation, j * dilation) for i, j in taps)
-    return sum(x[:, t : t + rows, s : s + columns] * kernel[i, j] for i, j, t, s in places)
+    return jax.lax.conv_general_dilated(
+        jnp.where(valid_mask, x, 0),
+        kernel[:, :, None],
+        window_strides=(1, 1),
+        padding=[(halo, halo)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+        precision="highest",
+    )
 
 
 def with_gradients(function, *arguments):
@@ -105,4 +120,4 @@ def masks(batch, height, width):
     valid_mask = np.ones((batch, height, width, 1), bool)
     valid_mask[0, (height + 1) // 2 :] = False
     valid_mask[1:, :, -2:] = False
-    return jnp.asarray(valid_mask)
+    return jax.device_put(valid_mask)  # Not compiled for each shape, as `jnp.asarray` is.

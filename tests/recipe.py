@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.functional import Params
+from drsformer_jax.weights.convert import params_from_torch
 
 SMALL = ModelConfig(
     dim=4,
@@ -23,6 +25,7 @@ SMALL = ModelConfig(
 )
 """A network that compiles in a moment."""
 FOLDER = Path(__file__).parent / "golden"
+EXPERTS = ("encoder_level0", "refinement")
 FORWARD = ("drsformer", "no_mefc", "restormer", "dfn", "fn", "dense", "bias", "bias_free")
 
 
@@ -36,7 +39,8 @@ class Golden(NamedTuple):
     arrays: dict[str, np.ndarray]
 
     def config(self, dtype: str = "float32", **fields: Any) -> ModelConfig:
-        return ModelConfig(**self.architecture, dtype=dtype, param_dtype=dtype, **fields)
+        fields = {**self.architecture, **fields}
+        return ModelConfig(dtype=dtype, param_dtype=dtype, **fields)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]
@@ -67,6 +71,19 @@ def load_small(name: str) -> Golden:
         for field, value in variant.items()
     }
     return load(path, architecture, keys)
+
+
+def dfn_with_experts(dtype: str) -> tuple[ModelConfig, Params]:
+    """The golden network with DFN, and the experts of another one: fewer taps to compile than MSFN.
+
+    It has every layer that a network can have beside the other feed-forward networks.
+    """
+    plain, other = load_small("dfn"), load_small("drsformer")
+    params, experts = (
+        params_from_torch(each.weights, each.config(dtype)) for each in (plain, other)
+    )
+    config = plain.config(dtype, **dict.fromkeys(EXPERTS, "mefc"))
+    return config, {**params, **{stage: experts[stage] for stage in EXPERTS}}
 
 
 def recipe_weights(keys: Mapping[str, Sequence[int]], seed: int) -> dict[str, np.ndarray]:

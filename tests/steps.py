@@ -40,6 +40,14 @@ class ShardedStep:
     def state(self, params: Params | None = None) -> TrainState:
         return sharded_state(self.config, self.mesh, params)
 
+    def copied(self, state: TrainState) -> TrainState:
+        """A state in the host's memory, on the devices: no step consumes the original.
+
+        Given as it is, the step would be compiled for it again.
+        """
+        like = abstract_state(self.config, self.mesh)
+        return jax.tree.map(lambda leaf, to: jax.device_put(leaf.copy(), to.sharding), state, like)
+
     def batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         return global_arrays(batch, batch_sharding(self.mesh))
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
@@ -229,7 +230,7 @@ def params_from_torch(state: Mapping[str, Any], config: ModelConfig) -> Params:
             problems.append(f"{key} holds values that are not finite")
     _reject(problems)
     with wide_types(config):
-        params = {leaf: jnp.asarray(value) for leaf, value in leaves.items()}
+        params = jax.device_put(leaves)  # `jnp.asarray` compiles a program for each shape.
     return traverse_util.unflatten_dict(params, sep=".")
 
 

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -150,7 +149,10 @@ def _read_folder(folder: Path) -> tuple[ModelConfig, Params]:
         listed = "; ".join(problems[:3]) + more
         raise InputError(f"{path} does not fit the config.json beside it: {listed}")
     with wide_types(config):
-        leaves = {name: jnp.asarray(stored[name], leaf.dtype) for name, leaf in expected.items()}
+        # NumPy converts: `jnp.asarray` would compile a program for each shape.
+        leaves = jax.device_put(
+            {name: stored[name].astype(leaf.dtype, copy=False) for name, leaf in expected.items()}
+        )
     return config, traverse_util.unflatten_dict(leaves, sep=".")
 
 

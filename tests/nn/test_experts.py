@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from flax import nnx
-from plain import STEPS, conv, difference, masks, together, with_gradients
+from plain import STEPS, conv, difference, drawn, masks, together, with_gradients
 from recipe import SMALL, relative_error
 
 from drsformer_jax.nn.experts import DILATED_SIZES, EXPERTS, SEPARABLE_SIZES, Step
@@ -33,8 +34,8 @@ def reference(step, x, gates, valid_mask):
         own = getattr(step, f"dilated{size}")
         y = conv(x, own.depthwise.kernel[...], valid_mask, dilation=2)
         experts.append(y @ own.pointwise_last.kernel[...])
-    ones = jnp.ones((3, 3, 1), x.dtype)
-    around = conv(jnp.broadcast_to(valid_mask, (*x.shape[:3], 1)).astype(x.dtype), ones, valid_mask)
+    ones = jnp.ones((3, 3, x.shape[-1]), x.dtype)
+    around = conv(jnp.broadcast_to(valid_mask, x.shape).astype(x.dtype), ones, valid_mask)
     experts.append(conv(x, ones, valid_mask) / jnp.maximum(around, 1))
     gated = [gates[:, n, None, None, None] * y for n, y in enumerate(experts)]
     return relu(x + relu(jnp.concatenate(gated, axis=-1) @ step.join.kernel[...]))
@@ -44,14 +45,15 @@ def programs(valid_mask, dtype):
     """Ours and the reference, of parameters, features and gates."""
     definition, params = nnx.split(Step(CHANNELS, dataclasses.replace(SMALL, param_dtype=dtype)))
     random = np.random.default_rng(3)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(random.standard_normal(leaf.shape) / 2, dtype), params
-    )
+    params = jax.tree.map(lambda leaf: drawn(random, leaf.shape, dtype) / 2, params)
     # Height and width of the images of which `valid_mask` has the pixels.
-    size = jnp.stack([valid_mask.any(axis=axis).sum(axis=1)[:, 0] for axis in (2, 1)])
+    pixels = np.asarray(valid_mask)
+    size = jax.device_put(
+        np.stack([pixels.any(axis=axis).sum(axis=1, dtype=np.int32)[:, 0] for axis in (2, 1)], 1)
+    )
 
     def own(params, x, gates):
-        y = nnx.merge(definition, params)(x, gates, AT_ONCE.with_size(size.T))
+        y = nnx.merge(definition, params)(x, gates, AT_ONCE.with_size(size))
         return jnp.where(valid_mask, y, 0)
 
     def papers(params, x, gates):
@@ -63,9 +65,9 @@ def programs(valid_mask, dtype):
 
 def features(height, width, dtype):
     random = np.random.default_rng([height, width])
-    gates = jax.nn.softmax(jnp.asarray(random.standard_normal((2, EXPERTS)), "float32"), axis=-1)
+    gates = np.float32(scipy.special.softmax(random.standard_normal((2, EXPERTS)), axis=-1))
     # At least 0, as features are after the first relu.
-    x = jnp.abs(jnp.asarray(random.standard_normal((2, height, width, CHANNELS)), dtype))
+    x = np.abs(drawn(random, (2, height, width, CHANNELS), dtype))
     return x, gates
 
 
@@ -88,7 +90,7 @@ def test_step_is_as_exact_as_its_type(dtype):
     found = with_gradients(own, params, x, gates)
     assert found[0][0].dtype == x.dtype
     with jax.enable_x64(True):
-        exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (params, x, gates))
+        exact = jax.tree.map(np.float64, (params, x, gates))
         expected = with_gradients(papers, *exact)
     assert relative_error(found[0][0], expected[0][0]) < 4 * STEPS[dtype]
     # Rounding moves values through the zeros of relu.

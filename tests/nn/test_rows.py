@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipe import SMALL, load_small, relative_error
+from recipe import SMALL, dfn_with_experts, load_small, relative_error
 
 from drsformer_jax.nn.feedforward import FEED_FORWARD
-from drsformer_jax.nn.functional import apply
+from drsformer_jax.nn.functional import apply, build
 from drsformer_jax.nn.linear import initialize
 from drsformer_jax.nn.rows import AT_ONCE, Rows, Shards, Strips
 from drsformer_jax.ops.masking import rows_between, size_mask
@@ -28,6 +28,8 @@ SIZE = np.array([[104, 8], [128, 40]], np.int32)
 
 @functools.cache
 def network(name: str):
+    if name == "dfn with experts":
+        return dfn_with_experts("float64")
     golden = load_small(name)
     config = golden.config("float64")
     return config, params_from_torch(golden.weights, config)
@@ -37,51 +39,100 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).random((2, HEIGHT, WIDTH, 3))
 
 
-def run(name: str, rows: Rows, size: np.ndarray | None) -> np.ndarray:
-    """Restores two images in float64."""
+def compute(function, rows: Rows, params, x, size: np.ndarray | None):
+    """Computes a function of parameters, images, their size and the rows, in float64."""
     with jax.enable_x64(True):
-        config, params = network(name)
-        restore = functools.partial(apply, config)
         if isinstance(rows, Shards):
-            restore = over_rows(functools.partial(restore, rows=rows), rows.count)
-            return np.asarray(jax.jit(restore)(params, images(), size))
-        return np.asarray(jax.jit(restore, static_argnums=3)(params, images(), size, rows))
+            function = over_rows(functools.partial(function, rows=rows), rows.count)
+            found = jax.jit(function)(params, x, size)
+        else:
+            found = jax.jit(function)(params, x, size, rows=rows)
+        return jax.device_get(found)
 
 
 @functools.cache
-def at_once(name: str, masked: bool) -> np.ndarray:
-    return run(name, AT_ONCE, SIZE if masked else None)
+def restored(name: str, masked: bool, rows: Rows = AT_ONCE) -> np.ndarray:
+    config, params = network(name)
+    return compute(functools.partial(apply, config), rows, params, images(), masked_size(masked))
 
 
-def assert_equal_inside(found: np.ndarray, expected: np.ndarray, masked: bool) -> None:
-    for one, other, (height, width) in zip(found, expected, SIZE, strict=True):
-        if masked:
+def masked_size(masked: bool) -> np.ndarray | None:
+    return SIZE if masked else None
+
+
+def assert_equal_inside(found: np.ndarray, expected: np.ndarray, size: np.ndarray | None) -> None:
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if size is not None:
+            height, width = size[index]
             one, other = one[:height, :width], other[:height, :width]
         assert relative_error(one, other) < 1e-12
 
 
-SLOW = pytest.mark.slow
+# Strips, and devices that share rows. Eight devices have two rows each at the lowest level: what
+# they read reaches past neighbors.
+MASKED = [Strips(height=50), Shards(count=8)]
+UNMASKED = [Strips(height=7), Shards(count=4)]
+
+
+@pytest.mark.parametrize("rows", MASKED, ids=str)
+def test_rows_in_parts_give_the_whole_image_in_float64(rows):
+    found = restored("dfn with experts", True, rows)
+    assert_equal_inside(found, restored("dfn with experts", True), SIZE)
+
+
+SLOW = [("drsformer", True, rows) for rows in (*MASKED, Strips(height=1), Shards(count=2))]
+SLOW += [("bias", False, rows) for rows in UNMASKED]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "masked", "rows"), SLOW, ids=str)
+def test_networks_in_parts_give_the_whole_image_in_float64(name, masked, rows):
+    found = restored(name, masked, rows)
+    assert_equal_inside(found, restored(name, masked), masked_size(masked))
+
+
+# Of networks whose seven levels take seconds to compile: the experts, and blocks with MSFN at a
+# level where CPUs compute strips and at the lowest one. The level, height and width of each.
+STAGES = {
+    "encoder_level0": (0, HEIGHT, WIDTH),
+    "encoder_level2": (1, HEIGHT, WIDTH),
+    "latent": (3, HEIGHT // 8, WIDTH // 8),
+}
+
+
+@functools.cache
+def stages(name: str, masked: bool, rows: Rows = AT_ONCE) -> dict[str, np.ndarray]:
+    config, params = network(name)
+    random = np.random.default_rng(0)
+    features = {
+        stage: random.standard_normal((2, height, width, config.channels(level)))
+        for stage, (level, height, width) in STAGES.items()
+    }
+
+    def run(params, features, size, rows):
+        found = build(config, params)
+        return {
+            stage: getattr(found, stage)(x, rows=rows.with_size(stage_size(size, stage)))
+            for stage, x in features.items()
+        }
+
+    return compute(run, rows, params, features, masked_size(masked))
+
+
+def stage_size(size, stage: str):
+    return size if size is None else size // (HEIGHT // STAGES[stage][1])
 
 
 @pytest.mark.parametrize(
-    ("name", "height"),
-    [("drsformer", 50), pytest.param("drsformer", 1, marks=SLOW), ("bias", 7)],
+    ("name", "masked", "rows"),
+    [("drsformer", True, rows) for rows in MASKED] + [("bias", False, rows) for rows in UNMASKED],
+    ids=str,
 )
-def test_strips_give_the_whole_image_in_float64(name, height):
-    masked = height == 50
-    found = run(name, Strips(height=height), SIZE if masked else None)
-    assert_equal_inside(found, at_once(name, masked), masked)
-
-
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [("drsformer", 8), pytest.param("drsformer", 2, marks=SLOW), ("bias", 4)],
-)
-def test_devices_that_share_rows_give_the_whole_image_in_float64(name, count):
-    # Eight devices have two rows each at the lowest level: what they read reaches past neighbors.
-    masked = count == 8
-    found = run(name, Shards(count=count), SIZE if masked else None)
-    assert_equal_inside(found, at_once(name, masked), masked)
+def test_stages_in_parts_give_those_of_the_whole_image_in_float64(name, masked, rows):
+    found, expected = stages(name, masked, rows), stages(name, masked)
+    for stage in STAGES:
+        size = stage_size(masked_size(masked), stage)
+        assert_equal_inside(found[stage], expected[stage], size)
 
 
 @pytest.mark.parametrize("rows", [Strips(height=1), Strips(height=3), Strips(height=7), AT_ONCE])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.experimental import pallas as pl
-from plain import STEPS, affines, conv, difference, masks, normal, together, with_gradients
+from plain import STEPS, affines, conv, difference, drawn, masks, normal, together, with_gradients
 from recipe import SMALL, relative_error
 
 from drsformer_jax.nn.attention import Attention
@@ -42,13 +42,13 @@ def arguments(height, width, size, bias, mask, dtype="float64"):
     random = np.random.default_rng([height, width, size])
 
     def normal(*shape):
-        return jnp.asarray(random.standard_normal(shape), dtype)
+        return drawn(random, shape, dtype)
 
     shapes = ((CHANNELS, 2 * CHANNELS), (size, size, 2 * CHANNELS))
     weights = affines(normal, shapes, bias)
     valid_mask = masks(2, height, width) if mask else None
     # Counts part of what is valid, as parts of images do.
-    counted = valid_mask.at[:, :2].set(False) if mask else None
+    counted = jax.device_put(valid_mask & (np.arange(height) >= 2)[:, None, None]) if mask else None
     return normal(2, height, width, CHANNELS), QueryKeyWeights(*weights), valid_mask, counted
 
 
@@ -86,7 +86,7 @@ def exact_results(dtype):
     """Of the same rounded arguments, in float64."""
     x, weights, *where = rounded_arguments(dtype)
     with jax.enable_x64(True):
-        exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (x, weights))
+        exact = jax.tree.map(np.float64, (x, weights))
         return with_gradients(lambda x, weights: reference(x, weights, 2, *where), *exact)
 
 
@@ -208,9 +208,7 @@ def network(**fields):
     attention = Attention(12, 2, config)
     random = np.random.default_rng(3)
     definition, params = nnx.split(attention)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(random.standard_normal(leaf.shape) / 2, config.param_dtype), params
-    )
+    params = jax.tree.map(lambda leaf: drawn(random, leaf.shape, config.param_dtype) / 2, params)
     return definition, params
 
 
@@ -234,7 +232,7 @@ def test_attention_and_its_gradients_equal_the_equations(attention, size):
     with jax.enable_x64(True):
         definition, params = network(attention=attention, bias=True, param_dtype="float64")
         valid_mask = masks(2, *size) if size != (1, 1) else jnp.ones((2, 1, 1, 1), bool)
-        x = jnp.asarray(np.random.default_rng(4).standard_normal((2, *size, 12)))
+        x = np.random.default_rng(4).standard_normal((2, *size, 12))
         found, expected = (
             with_gradients(of(definition, valid_mask), params, x) for of in (own, papers)
         )
@@ -250,11 +248,11 @@ def test_attention_is_as_exact_as_its_type(dtype):
     # Dense: in few bits other scores would be among the largest.
     definition, params = network(attention="dense", bias=True)
     valid_mask = masks(2, 13, 9)
-    x = jnp.asarray(np.random.default_rng(4).standard_normal((2, 13, 9, 12)), dtype)
+    x = drawn(np.random.default_rng(4), (2, 13, 9, 12), dtype)
     found = with_gradients(own(definition, valid_mask), params, x)
     assert (found[0][0].dtype, found[1][-1].dtype) == (x.dtype, x.dtype)
     with jax.enable_x64(True):
-        exact = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), (params, x))
+        exact = jax.tree.map(np.float64, (params, x))
         expected = with_gradients(papers(definition, valid_mask), *exact)
     for values, reference in zip(found, expected, strict=True):
         assert relative_error(together(values), together(reference)) < 4 * STEPS[dtype]

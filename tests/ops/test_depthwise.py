@@ -79,7 +79,7 @@ def rounded_arguments(dtype):
 def exact_depthwise(dtype):
     """Of the same rounded arguments, in float64."""
     with jax.enable_x64(True):
-        x, kernel, cotangent = (jnp.asarray(wide(a)) for a in rounded_arguments(dtype))
+        x, kernel, cotangent = map(wide, rounded_arguments(dtype))
         return vjp(reference_depthwise, (x, kernel), cotangent)
 
 
@@ -163,7 +163,7 @@ def test_grouped_conv_keeps_the_dtype(dtype, tolerance):
     y = grouped_conv([*first, *second], kernel)
     assert y.dtype == dtype
     with jax.enable_x64(True):
-        exact = jax.tree.map(lambda a: jnp.asarray(wide(a)), (first, second, kernel))
+        exact = jax.tree.map(wide, (first, second, kernel))
         assert_close(y, reference_grouped(*exact), tolerance)
 
 

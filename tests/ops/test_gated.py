@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain import STEPS, affines, conv, difference, masks, valid_only, with_gradients
+from plain import STEPS, affines, conv, difference, drawn, masks, valid_only, with_gradients
 
 from drsformer_jax.ops import implementations
 from drsformer_jax.ops.gated import GatedWeights, gated
@@ -28,7 +28,7 @@ def arguments(height, width, hidden, bias, mask, dtype="float64"):
     random = np.random.default_rng([height, width, hidden])
 
     def normal(*shape):
-        return jnp.asarray(random.standard_normal(shape), dtype)
+        return drawn(random, shape, dtype)
 
     shapes = ((3, 2 * hidden), (3, 3, 2 * hidden), (hidden, 3))
     weights = affines(normal, shapes, bias)
@@ -45,6 +45,28 @@ def reference(x, weights, valid_mask):
     return gelu * value @ out[0] + out[1]
 
 
+@functools.cache
+def expected_of(case):
+    with jax.enable_x64(True):
+        x, weights, valid_mask = arguments(*case)
+        return with_gradients(valid_only(reference, valid_mask), x, weights)
+
+
+def rounded_arguments(dtype):
+    x, weights, valid_mask = arguments(*CASES[1], dtype=dtype)
+    # As in training, where parameters stay in float32.
+    return x, jax.tree.map(lambda leaf: leaf.astype("float32"), weights), valid_mask
+
+
+@functools.cache
+def exact_results(dtype):
+    """Of the same rounded arguments, in float64."""
+    x, weights, valid_mask = rounded_arguments(dtype)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(np.float64, (x, weights))
+        return with_gradients(valid_only(reference, valid_mask), *exact)
+
+
 @pytest.mark.usefixtures("small_strips", "x64")
 @pytest.mark.parametrize("implementation", ["whole", "strips"])
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -52,24 +74,19 @@ def test_implementation_and_its_gradients_equal_the_equation(case, implementatio
     x, weights, valid_mask = arguments(*case)
     operation = functools.partial(gated, implementation=implementation)
     found = with_gradients(valid_only(operation, valid_mask), x, weights)
-    expected = with_gradients(valid_only(reference, valid_mask), x, weights)
-    assert difference(found, expected) < 1e-13
+    assert difference(found, expected_of(case)) < 1e-13
 
 
 @pytest.mark.usefixtures("small_strips")
 @pytest.mark.parametrize("implementation", ["whole", "strips"])
 @pytest.mark.parametrize("dtype", STEPS)
 def test_implementation_is_as_exact_as_its_dtype(implementation, dtype):
-    x, weights, valid_mask = arguments(*CASES[1], dtype=dtype)
-    # As in training, where parameters stay in float32.
-    weights = jax.tree.map(lambda leaf: leaf.astype("float32"), weights)
+    x, weights, valid_mask = rounded_arguments(dtype)
     operation = functools.partial(gated, implementation=implementation)
     (y,), (x_grad, *grads) = with_gradients(valid_only(operation, valid_mask), x, weights)
     assert (y.dtype, x_grad.dtype) == (x.dtype, x.dtype)
     assert {leaf.dtype for leaf in grads} == {jnp.dtype("float32")}
-    with jax.enable_x64(True):
-        exact = jax.tree.map(lambda a: jnp.asarray(np.float64(a)), (x, weights))
-        expected, expected_grads = with_gradients(valid_only(reference, valid_mask), *exact)
+    expected, expected_grads = exact_results(dtype)
     assert difference([y], expected) < 8 * STEPS[dtype]
     assert difference([x_grad, *grads], expected_grads) < 16 * STEPS[dtype]
 

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipe import load_small, relative_error
+from recipe import dfn_with_experts, load_small, relative_error
 
-from drsformer_jax.nn.functional import apply
+from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.functional import Params, apply, build
+from drsformer_jax.nn.rows import AT_ONCE
 from drsformer_jax.ops.depthwise import average_pool
 from drsformer_jax.ops.masking import size_mask, zero_outside
 from drsformer_jax.weights.convert import params_from_torch
@@ -21,10 +23,16 @@ BUCKET, SIZE = (40, 48), (24, 32)
 run = jax.jit(apply, static_argnums=0)
 
 
-def assert_bucket_equals_exact_shape(name: str, dtype: str, bound: float) -> None:
+def golden_network(name: str, dtype: str) -> tuple[ModelConfig, Params]:
+    if name == "dfn with experts":
+        return dfn_with_experts(dtype)
     golden = load_small(name)
     config = golden.config(dtype)
-    params = params_from_torch(golden.weights, config)
+    return config, params_from_torch(golden.weights, config)
+
+
+def assert_bucket_equals_exact_shape(name: str, dtype: str, bound: float) -> None:
+    config, params = golden_network(name, dtype)
     height, width = SIZE
     x = np.random.default_rng(0).random((1, *BUCKET, 3)).astype(dtype)
     alone = run(config, params, x[:, :height, :width])
@@ -33,10 +41,46 @@ def assert_bucket_equals_exact_shape(name: str, dtype: str, bound: float) -> Non
     assert relative_error(held[:, :height, :width], alone) < bound
 
 
-@pytest.mark.parametrize("name", ["drsformer", "restormer", "bias", "dfn"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("drsformer", "bias", "dfn")]
+
+
+@pytest.mark.parametrize("name", ["dfn with experts", "restormer", *SLOW])
 def test_masked_bucket_equals_exact_shape_in_float64(name):
     with jax.enable_x64(True):
         assert_bucket_equals_exact_shape(name, "float64", 1e-12)
+
+
+# Two levels of networks whose seven take seconds to compile: MSFN with biases and without.
+@pytest.mark.parametrize("name", ["drsformer", "bias"])
+def test_masked_blocks_equal_those_of_the_exact_shape_in_float64(name):
+    random = np.random.default_rng(0)
+    # In the bucket of the first, which 48 columns make no narrow one, CPUs compute strips.
+    cases = {"encoder_level2": (BUCKET, SIZE), "decoder_level2": ((20, 24), (12, 16))}
+
+    @jax.jit
+    def run(params, features, sizes):
+        network = build(config, params)
+        return {
+            stage: getattr(network, stage)(x, rows=AT_ONCE.with_size(sizes.get(stage)))
+            for stage, x in features.items()
+        }
+
+    with jax.enable_x64(True):
+        config, params = golden_network(name, "float64")
+        features = {
+            stage: random.standard_normal((1, *bucket, config.channels(1)))
+            for stage, (bucket, _) in cases.items()
+        }
+        inside = {
+            stage: (slice(None), slice(height), slice(width))
+            for stage, (_, (height, width)) in cases.items()
+        }
+        alone = run(params, {stage: x[inside[stage]] for stage, x in features.items()}, {})
+        sizes = {stage: np.array([size], np.int32) for stage, (_, size) in cases.items()}
+        held = run(params, features, sizes)
+    for stage, x in features.items():
+        assert held[stage].shape == x.shape
+        assert relative_error(held[stage][inside[stage]], alone[stage]) < 1e-12
 
 
 def test_masked_bucket_equals_exact_shape_in_float32_with_dense_attention():

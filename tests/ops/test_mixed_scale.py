@@ -10,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
-from plain import STEPS, affines, conv, difference, masks, together, valid_only, with_gradients
+from plain import (
+    STEPS,
+    affines,
+    conv,
+    difference,
+    drawn,
+    masks,
+    together,
+    valid_only,
+    with_gradients,
+)
 from recipe import relative_error
 
 from drsformer_jax.ops import implementations, mixed_scale_triton, triton
@@ -42,7 +52,7 @@ def arguments(height, width, hidden, bias, mask, dtype="float64"):
     random = np.random.default_rng([height, width, hidden])
 
     def normal(*shape):
-        return jnp.asarray(random.standard_normal(shape), dtype)
+        return drawn(random, shape, dtype)
 
     shapes = [(3, 2 * hidden), (3, 3, 2 * hidden), (5, 5, 2 * hidden)]
     shapes += [(3, 3, 2, hidden), (5, 5, 2, hidden), (2 * hidden, 3)]
@@ -95,7 +105,7 @@ def exact_results(dtype):
     """Of the same rounded arguments, in float64."""
     x, weights, valid_mask = rounded_arguments(dtype)
     with jax.enable_x64(True):
-        exact = jax.tree.map(lambda a: jnp.asarray(np.float64(a)), (x, weights))
+        exact = jax.tree.map(np.float64, (x, weights))
         return with_gradients(equation(valid_mask), *exact)
 
 
@@ -169,7 +179,7 @@ def test_kernels_of_both_sizes_equal_the_equation():
             40,
             33,
             True,
-        ),  # Several programs side by side, one below the other, and for the channels.
+        ),  # Several programs across, down, and for channels.
     ],
     ids=str,
 )

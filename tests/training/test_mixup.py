@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -11,6 +12,7 @@ from steps import ShardedStep
 
 from drsformer_jax.config import DataConfig, TrainConfig
 from drsformer_jax.nn.functional import apply
+from drsformer_jax.ops.implementations import jit_for
 from drsformer_jax.training.step import mixup
 
 VALUES = np.array([1.0, 10.0, 100.0, 1000.0])
@@ -67,16 +69,16 @@ def test_a_step_blends_by_the_seed_and_its_number():
     config = TrainConfig(model=model, data=DataConfig(mixup=True), seed=5)
     both = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), np.uint8)
     sharded = ShardedStep(config)
-    initial = sharded.state()
-    restore = jax.jit(lambda rainy: apply(model, initial.params, rainy))
+    initial = jax.device_get(sharded.state())  # No step consumes it there.
+    restore = jit_for("cpu", functools.partial(apply, model))
     blended = 0
     for step in range(8):
         images = both.astype(np.float32) / 255
         key = jax.random.fold_in(jax.random.key(5), step)
         rainy, clean = mixup(key, *map(jnp.asarray, images))
         blended += not np.array_equal(rainy, images[0])
-        expected = jnp.mean(jnp.abs(restore(rainy) - clean))
-        state = sharded.state()._replace(step=jnp.int32(step))
+        expected = np.mean(np.abs(restore(initial.params, rainy) - clean))
+        state = sharded.copied(initial._replace(step=np.int32(step)))
         _, metrics = sharded.step(state, {"rainy": both[0], "clean": both[1]})
         assert math.isclose(metrics["loss"], expected, rel_tol=1e-5)
     assert 0 < blended < 8

@@ -6,11 +6,11 @@ import dataclasses
 import math
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from plain import together
 from recipe import SMALL, Golden, load_small, relative_error
 from steps import OFFICIAL_RATES, ShardedStep
 
@@ -47,11 +47,19 @@ def start(golden: Golden, dtype: str) -> tuple[ShardedStep, Params, dict[str, np
 
 
 @pytest.fixture(scope="module")
-def double_steps(double):
-    """Four steps in float64: the states after each, and their metrics."""
-    sharded, params, batch = double
+def double_start(double):
+    """The state before the first step, in the host's memory, which no step consumes."""
+    sharded, params, _ = double
     with jax.enable_x64(True):
-        state = sharded.state(params)
+        return jax.device_get(sharded.state(params))
+
+
+@pytest.fixture(scope="module")
+def double_steps(double, double_start):
+    """Four steps in float64: the states after each, and their metrics."""
+    sharded, _, batch = double
+    with jax.enable_x64(True):
+        state = sharded.copied(double_start)
         states, metrics = [], []
         for _ in range(4):
             state, scalars = sharded.step(state, batch)
@@ -101,19 +109,26 @@ def test_gradient_of_every_official_key_has_the_norm_of_the_reference(golden, fi
 
 
 @pytest.fixture(scope="module")
-def second_loss(double, first_gradients):
+def second_loss(double, double_start, first_gradients):
     """Loss of the second step, had an optimizer of this configuration made the first."""
+
+    sharded, initial, batch = double
+    # In one array: its arithmetic does not know the tree, and compiles in no time.
+    leaves, tree = jax.tree.flatten(jax.device_get(initial))
+    flat, gradients = (
+        np.concatenate([leaf.ravel() for leaf in each])
+        for each in (leaves, jax.tree.leaves(first_gradients))
+    )
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
 
     def run(optim: OptimConfig) -> float:
         with jax.enable_x64(True):
-            sharded, initial, batch = double
-            # In one array: its arithmetic does not know the tree, and compiles in no time.
-            flat, unravel = jax.flatten_util.ravel_pytree(initial)
-            gradients = jax.flatten_util.ravel_pytree(first_gradients)[0]
             optimizer = make_optimizer(optim)
             updates, _ = optimizer.update(gradients, optimizer.init(flat), flat)
-            params = unravel(optax.apply_updates(flat, updates))
-            _, metrics = sharded.step(sharded.state(params), batch)
+            pieces = np.split(np.asarray(optax.apply_updates(flat, updates)), ends)
+            shaped = (piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True))
+            state = double_start._replace(params=jax.tree.unflatten(tree, shaped))
+            _, metrics = sharded.step(sharded.copied(state), batch)
             return float(metrics["loss"])
 
     return run
@@ -246,7 +261,7 @@ def test_eight_bit_batch_equals_the_same_batch_in_floating_point(compact):
     for name, value in expected.items():
         assert math.isclose(found[name], value, rel_tol=1e-6), name
     # The parameters differ by more: Adam's first step makes tiny gradients as large as others.
-    means = [jax.flatten_util.ravel_pytree(adam_mean(state))[0] for state in (first, second)]
+    means = [together(jax.tree.leaves(adam_mean(state))) for state in (first, second)]
     assert relative_error(*means) < 1e-5
 
 
@@ -329,4 +344,4 @@ def test_initial_state_has_the_parameters_of_the_seed_and_no_history():
         state.params,
         expected,
     )
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(jax.device_get(state.opt_state)))

@@ -98,6 +98,8 @@ def main() -> None:
     started = time.monotonic()
     with processes.ended_together(), one_line_errors(), memory_in_one_line():
         command = parse_command(sys.argv[1:])
+        if __name__ == "__main__":  # Else each of --data.workers would import all of this, too.
+            globals().pop("__file__", None)  # The flags' help needed it.
         configure_jax(command)
         with opened(command) as found:
             if found is None:
@@ -377,5 +379,4 @@ def parse_command(arguments: list[str]) -> Command:
 
 
 if __name__ == "__main__":
-    del __file__  # Else each of --data.workers would import all of the above, too.
     main()

@@ -265,6 +265,13 @@ def test_programs_say_their_version_and_help_from_any_folder(run, tmp_path, prog
     assert "usage: " in helped.stdout
 
 
+def test_flags_of_train_have_their_help_in_a_process_of_its_own(run, tmp_path):
+    with run.start("train", "--help", cwd=tmp_path) as process:
+        output, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "")
+    assert "Folder of the run" in output
+
+
 def test_empty_value_is_accepted_where_it_means_none_and_home_is_expanded(monkeypatch, place):
     monkeypatch.setenv("HOME", "/home/of/me")
     monkeypatch.syspath_prepend(Path(__file__).parents[1])

@@ -23,7 +23,7 @@ _PIXELS = 64
 """Pixels that are multiplied together."""
 _STEPS = 32
 """How often a program does that."""
-_OPTIONS = plgpu.CompilerParams(num_warps=4)
+_OPTIONS = plgpu.CompilerParams(num_warps=8)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -46,8 +46,8 @@ def head_sums(
 
 @functools.partial(jax.jit, static_argnums=1)
 def _sums(both: Array, heads: int, counted: Array | None) -> tuple[Array, Array]:
-    tiles = _Tiles.of(both, heads)
-    parts = pl.cdiv(tiles.pixels, _PIXELS * _STEPS)
+    pixels = _Pixels.of(both, heads)
+    parts = pl.cdiv(pixels.count, _PIXELS * _STEPS)
 
     def body(x: Any, *rest: Any) -> None:
         *masks, gram, squares = rest
@@ -55,29 +55,29 @@ def _sums(both: Array, heads: int, counted: Array | None) -> tuple[Array, Array]
 
         def step(index: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
             first = (part * _STEPS + index) * _PIXELS
-            query, key = (tiles.load(x, image, first, head + heads * n, *masks) for n in range(2))
+            query, key = (pixels.load(x, image, first, head + heads * n, *masks) for n in range(2))
             product = _product(query, key, 0, 0)
-            squares = (jnp.sum(value.astype(jnp.float32) ** 2, axis=0) for value in (query, key))
-            return tuple(map(jnp.add, sums, (product, *squares)))
+            squared = (jnp.sum(value.astype(jnp.float32) ** 2, axis=0) for value in (query, key))
+            return tuple(map(jnp.add, sums, (product, *squared)))
 
-        zeros = jnp.zeros((tiles.padded, tiles.padded)), *[jnp.zeros(tiles.padded)] * 2
-        product, *both = lax.fori_loop(0, _STEPS, step, zeros)
-        lanes, inside = tiles.lanes, tiles.inside
+        zeros = jnp.zeros((pixels.padded, pixels.padded)), *[jnp.zeros(pixels.padded)] * 2
+        product, *totals = lax.fori_loop(0, _STEPS, step, zeros)
+        lanes, inside = pixels.lanes, pixels.inside
         place = (part, image, head, lanes[:, None], lanes[None])
         plgpu.store(gram.at[place], product, mask=inside[:, None] & inside[None])
-        for number, total in enumerate(both):
-            channels = (head + heads * number) * tiles.depth + lanes
+        for number, total in enumerate(totals):
+            channels = (head + heads * number) * pixels.depth + lanes
             plgpu.store(squares.at[part, image, channels], total, mask=inside)
 
     batch = both.shape[0]
-    shapes = (parts, batch, heads, tiles.depth, tiles.depth), (parts, batch, both.shape[-1])
+    shapes = (parts, batch, heads, pixels.depth, pixels.depth), (parts, batch, both.shape[-1])
     sums = pl.pallas_call(
         body,
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
         grid=(batch, heads, parts),
         compiler_params=_OPTIONS,
         name="head_sums",
-    )(*tiles.images(both, counted))
+    )(*pixels.images(both, counted))
     gram, squares = (jnp.sum(each, axis=0) for each in sums)
     return gram, squares
 
@@ -89,32 +89,32 @@ def _forward(both: Array, heads: int, counted: Array | None) -> tuple[Any, Any]:
 @functools.partial(jax.jit, static_argnums=0)
 def _backward(heads: int, saved: Any, grads: tuple[Array, Array]) -> tuple[Array, None]:
     both, counted = saved
-    tiles = _Tiles.of(both, heads)
+    pixels = _Pixels.of(both, heads)
 
     def body(gram: Any, squares: Any, x: Any, *rest: Any) -> None:
         *masks, out = rest
         image, head, part = (pl.program_id(axis) for axis in range(3))
-        lanes, inside = tiles.lanes, tiles.inside
+        lanes, inside = pixels.lanes, pixels.inside
         place = (image, head, lanes[:, None], lanes[None])
         product = plgpu.load(gram.at[place], mask=inside[:, None] & inside[None], other=0)
         product = product.astype(x.dtype)
         first = part * _PIXELS
-        values = [tiles.load(x, image, first, head + heads * n, *masks) for n in range(2)]
+        values = [pixels.load(x, image, first, head + heads * n, *masks) for n in range(2)]
         for number, (own, other) in enumerate(zip(values, values[::-1], strict=True)):
-            channels = (head + heads * number) * tiles.depth + lanes
+            channels = (head + heads * number) * pixels.depth + lanes
             twice = 2 * plgpu.load(squares.at[image, channels], mask=inside, other=0)
             # A query's gradient reads rows of the products' gradient, a key's its columns.
             mixed = _product(other, product, 1, 1 - number)
-            tiles.store(out, image, first, channels, mixed + own.astype(jnp.float32) * twice)
+            pixels.store(out, image, first, channels, mixed + own.astype(jnp.float32) * twice)
 
     batch = both.shape[0]
     grad = pl.pallas_call(
         body,
-        out_shape=jax.ShapeDtypeStruct((batch, tiles.pixels, both.shape[-1]), both.dtype),
-        grid=(batch, heads, pl.cdiv(tiles.pixels, _PIXELS)),
+        out_shape=jax.ShapeDtypeStruct((batch, pixels.count, both.shape[-1]), both.dtype),
+        grid=(batch, heads, pl.cdiv(pixels.count, _PIXELS)),
         compiler_params=_OPTIONS,
         name="head_sums_grad",
-    )(*grads, *tiles.images(both, counted))
+    )(*grads, *pixels.images(both, counted))
     return grad.reshape(both.shape), None
 
 
@@ -133,16 +133,16 @@ def _product(first: Array, second: Array, axis: int, other: int) -> Array:
 
 
 @dataclass(frozen=True)
-class _Tiles:
+class _Pixels:
     """Pixels and channels of a head that are multiplied together."""
 
-    pixels: int
-    """Of an image."""
+    count: int
+    """Pixels of an image."""
     depth: int
     """Channels of a head."""
 
     @classmethod
-    def of(cls, both: Array, heads: int) -> _Tiles:
+    def of(cls, both: Array, heads: int) -> _Pixels:
         _, height, width, channels = both.shape
         return cls(height * width, channels // (2 * heads))
 
@@ -161,9 +161,12 @@ class _Tiles:
 
     def images(self, both: Array, counted: Array | None) -> list[Array]:
         """What `load` reads: pixels one after another, and where not all count, which do."""
-        shape = both.shape[0], self.pixels, -1
-        masks = [] if counted is None else [counted.astype(both.dtype).reshape(shape[:2])]
-        return [both.reshape(shape), *masks]
+        shape = both.shape[0], self.count, -1
+        images = [both.reshape(shape)]
+        if counted is not None:
+            counted = jnp.broadcast_to(counted, (*both.shape[:3], 1))
+            images.append(counted.astype(both.dtype).reshape(shape[:2]))
+        return images
 
     def load(self, x: Any, image: Array, first: Array, group: Array, counted: Any = None) -> Array:
         """Pixels from the first one on, of a group of channels; zeros beyond, and not counted."""
@@ -171,8 +174,8 @@ class _Tiles:
         value = plgpu.load(x.at[place], mask=mask, other=0)
         if counted is None:
             return value
-        pixels = first + jnp.arange(_PIXELS)
-        counts = plgpu.load(counted.at[image, pixels], mask=pixels < self.pixels, other=0) > 0
+        places = first + jnp.arange(_PIXELS)
+        counts = plgpu.load(counted.at[image, places], mask=places < self.count, other=0) > 0
         return jnp.where(counts[:, None], value, 0)
 
     def store(self, out: Any, image: Array, first: Array, channels: Array, value: Array) -> None:
@@ -181,5 +184,5 @@ class _Tiles:
         plgpu.store(out.at[place], value.astype(out.dtype), mask=mask)
 
     def _place(self, image: Array, first: Array, channels: Array) -> tuple[Any, Array]:
-        pixels = (first + jnp.arange(_PIXELS))[:, None]
-        return (image, pixels, channels[None]), (pixels < self.pixels) & self.inside[None]
+        places = (first + jnp.arange(_PIXELS))[:, None]
+        return (image, places, channels[None]), (places < self.count) & self.inside[None]

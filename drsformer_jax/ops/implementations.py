@@ -24,7 +24,6 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     "mixed_scale": {"cpu": "strips", "tpu": "aligned", "default": "whole"},
     "gated": {"cpu": "strips", "default": "whole"},
     "query_key_sums": {"cpu": "strips", "default": "whole"},
-    "linear_kernel_grad": {"cpu": "widened", "default": "direct"},
     "joined_linear": {"cpu": "sums", "default": "joined"},
     "depthwise_kernels": {"tpu": "mosaic", "cuda": "triton", "default": "plain"},
     "query_key_kernels": {"cuda": "triton", "default": "plain"},

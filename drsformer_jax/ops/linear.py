@@ -51,23 +51,14 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
+    wide = jnp.promote_types(x.dtype, kernel.dtype)
+    precision = precision_of(x)
     both = [each.reshape(-1, each.shape[-1]) for each in (x, grad)]
     first, second = sorted(both, key=lambda each: each.shape[-1])
-    dtype = jnp.promote_types(x.dtype, kernel.dtype)
-    by_name = {
-        "direct": functools.partial(_transposed_product, dtype),
-        "widened": lambda *both: _transposed_product(dtype, *(x.astype(dtype) for x in both)),
-    }
-    product = implementations.run("linear_kernel_grad", by_name, None, first, second)
+    product = jnp.matmul(first.T, second, precision=precision, preferred_element_type=wide)
     kernel_grad = product if first is both[0] else product.T
-    x_grad = jnp.matmul(grad, kernel.T.astype(grad.dtype), precision=precision_of(x))
+    x_grad = jnp.matmul(grad, kernel.T.astype(grad.dtype), precision=precision)
     return x_grad, kernel_grad.astype(kernel.dtype)
-
-
-def _transposed_product(dtype: jnp.dtype, first: Array, second: Array) -> Array:
-    """`first.T @ second`; XLA for CPUs cannot always write one of bfloat16 in float32."""
-    precision = precision_of(first)
-    return jnp.matmul(first.T, second, precision=precision, preferred_element_type=dtype)
 
 
 linear.defvjp(_forward, _backward)

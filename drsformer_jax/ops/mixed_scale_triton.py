@@ -76,7 +76,9 @@ mixed_convolutions.defvjp(_forward, _backward)
 @jax.jit
 def _of_paths(x: Array, paths: Any, valid_mask: Array | None) -> Array:
     """The 4f channels of both paths, zeros where not valid."""
-    masks = [] if valid_mask is None else [valid_mask.astype(x.dtype)]
+    masks = []
+    if valid_mask is not None:
+        masks.append(jnp.broadcast_to(valid_mask, (*x.shape[:3], 1)).astype(x.dtype))
     tiles = _tiles(x, x.shape[-1], OUTPUTS)
 
     def body(x: Any, small: Any, large: Any, *masks_and_out: Any) -> None:
@@ -235,7 +237,8 @@ def _store_relu(here: Here, out: Any, channels: Array, mask: Any = None) -> Any:
         if mask is not None:
             valid = here.load(mask, down, 0, jnp.zeros_like(channels), where) > 0
             total = jnp.where(valid, total, 0)
-        here.store(out, down, jnp.maximum(total, 0), channels, where)
+        # Not the maximum, which GPUs take to be 0 for a NaN.
+        here.store(out, down, jnp.where(total <= 0, 0, total), channels, where)
 
     return store
 

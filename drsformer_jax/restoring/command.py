@@ -66,8 +66,8 @@ class Derain:
     """What the network computes in; default: as it was trained. bfloat16 is faster on accelerators
     and changes images by a little."""
     kernels: Kernels | None = None
-    """pallas: custom kernels for depthwise convolutions on TPUs and NVIDIA GPUs, which have not run
-    on such hardware yet; default: as it was trained."""
+    """pallas: custom kernels on TPUs and NVIDIA GPUs, which have not run on such hardware yet;
+    default: as it was trained."""
     batch: int | None = None
     """Images of like sizes that are computed together, as far as memory goes; default: 8, on CPUs
     1."""

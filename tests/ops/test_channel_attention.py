@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental import pallas as pl
 from plain import STEPS, affines, conv, difference, drawn, masks, normal, together, with_gradients
 from recipe import SMALL, relative_error
 
 from drsformer_jax.nn.attention import Attention
-from drsformer_jax.ops import attention_triton, implementations, triton
+from drsformer_jax.ops import attention_triton, implementations
 from drsformer_jax.ops.attention import (
     QueryKeyWeights,
     _sums_by_kernel,
@@ -118,17 +116,6 @@ def test_sums_are_as_exact_as_their_type(implementation, dtype):
     assert relative_error(together(gradients), together(expected_gradients)) < 4 * STEPS[dtype]
 
 
-@pytest.fixture
-def interpreted(monkeypatch):
-    """Kernels for GPUs run without one, and a program of theirs takes a few pixels."""
-    interpreted = {**vars(pl), "pallas_call": functools.partial(pl.pallas_call, interpret=True)}
-    for module in (triton, attention_triton):
-        monkeypatch.setattr(module, "pl", types.SimpleNamespace(**interpreted))
-    monkeypatch.setattr(attention_triton, "_STEPS", 2)
-    yield
-    jax.clear_caches()
-
-
 # Since 0.11 JAX calls the backend of these kernels deprecated.
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 @pytest.mark.usefixtures("interpreted")
@@ -141,7 +128,10 @@ def interpreted(monkeypatch):
         pytest.param((1, 16, 17, 96), 1, marks=pytest.mark.slow),
     ],
 )
-def test_sums_by_a_kernel_and_their_gradients_equal_those_of_plain_products(shape, heads, dtype):
+def test_sums_by_a_kernel_and_their_gradients_equal_those_of_plain_products(
+    shape, heads, dtype, monkeypatch
+):
+    monkeypatch.setattr(attention_triton, "_STEPS", 2)
     both = normal(1, *shape, dtype=dtype)
     counted = masks(*shape[:3]) if shape[0] > 1 else None
     by_kernel, plain = (

@@ -160,6 +160,23 @@ def test_what_they_do_not_support_is_computed_without_them(shape, dtype, options
     assert CALL["tpu"] not in run.trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
 
 
+@pytest.mark.slow  # They take seconds to lower.
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_layers_are_lowered_for_gpus(masked, dtype):
+    config = ModelConfig(kernels="pallas")
+    definition, params = nnx.split(Block(8, 1, config))
+    rows = AT_ONCE.with_size(jnp.array([[8, 60]], "int32")) if masked else AT_ONCE
+
+    def gradient(params, x):
+        loss = lambda params, x: jnp.sum(nnx.merge(definition, params)(x, rows=rows))  # noqa: E731
+        return jax.grad(loss, argnums=(0, 1))(params, x)
+
+    text = lowered("cuda", gradient, params, jax.ShapeDtypeStruct((1, 8, 64, 8), dtype))
+    for name in ("head_sums_grad", "mixed_scale_groups_x_grad", "mixed_scale_paths_grad"):
+        assert name in text
+
+
 def test_arrays_of_64_bits_are_computed_without_them(x64):
     x, kernel = normal(1, 1, 5, 4, 3), normal(2, 3, 3, 3)
     np.testing.assert_array_equal(depthwise_conv(x, kernel, 1, "pallas"), depthwise_conv(x, kernel))

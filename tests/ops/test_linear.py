@@ -22,12 +22,10 @@ def test_linear_and_its_gradients_equal_a_matrix_product(shape, out):
     jax.tree.map(lambda f, e: assert_close(f, e, 1e-14), found, expected)
 
 
-@pytest.mark.parametrize(("channels", "out"), [(4, 3), (4, 6), (14, 3)])
-def test_linear_keeps_types_and_sums_the_kernel_gradient_in_float32(channels, out):
-    x, cotangent = (
-        normal(n, 9, 999, size, dtype="bfloat16") for n, size in ((1, channels), (2, out))
-    )
-    kernel = normal(3, channels, out, dtype="float32")
+@pytest.mark.parametrize("out", [3, 6])
+def test_linear_keeps_types_and_sums_the_kernel_gradient_in_float32(out):
+    x, cotangent = normal(1, 9, 999, 4, dtype="bfloat16"), normal(2, 9, 999, out, dtype="bfloat16")
+    kernel = normal(3, 4, out, dtype="float32")
     y, (x_grad, kernel_grad) = vjp(linear, (x, kernel), cotangent)
     assert (y.dtype, x_grad.dtype, kernel_grad.dtype) == ("bfloat16", "bfloat16", "float32")
     assert_close(y, wide(x) @ wide(kernel), 2 * BF16_STEP)

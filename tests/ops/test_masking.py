@@ -55,7 +55,10 @@ def test_masked_bucket_equals_exact_shape_in_float64(name):
 def test_masked_blocks_equal_those_of_the_exact_shape_in_float64(name):
     random = np.random.default_rng(0)
     # In the bucket of the first, which 48 columns make no narrow one, CPUs compute strips.
-    cases = {"encoder_level2": (BUCKET, SIZE), "decoder_level2": ((20, 24), (12, 16))}
+    # The experts are in encoder_level0.
+    small = (20, 24), (12, 16)
+    cases = {"encoder_level0": small, "encoder_level2": (BUCKET, SIZE), "decoder_level2": small}
+    levels = {"encoder_level0": 0, "encoder_level2": 1, "decoder_level2": 1}
 
     @jax.jit
     def run(params, features, sizes):
@@ -68,7 +71,7 @@ def test_masked_blocks_equal_those_of_the_exact_shape_in_float64(name):
     with jax.enable_x64(True):
         config, params = golden_network(name, "float64")
         features = {
-            stage: random.standard_normal((1, *bucket, config.channels(1)))
+            stage: random.standard_normal((1, *bucket, config.channels(levels[stage])))
             for stage, (bucket, _) in cases.items()
         }
         inside = {

@@ -220,7 +220,8 @@ def _rows(kernels: Any, turned: bool = False) -> list[Array]:
 
 
 def _tiles(x: Array, unit: int, elements: int) -> Tiles:
-    return Tiles.of(*x.shape[1:3], unit, 1, elements)
+    _, height, width, _ = x.shape
+    return Tiles.of(height, width, unit, 1, elements)
 
 
 def _taps(here: Here, x: Any, channels: Array, kernel: Any, of_taps: Array, size: int) -> Taps:

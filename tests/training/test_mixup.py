@@ -1,5 +1,3 @@
-import dataclasses
-import functools
 import itertools
 import math
 
@@ -7,12 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipe import SMALL
-from steps import ShardedStep
+from steps import ShardedStep, replace_network
 
 from drsformer_jax.config import DataConfig, TrainConfig
-from drsformer_jax.nn.functional import apply
-from drsformer_jax.ops.implementations import jit_for
 from drsformer_jax.training.step import mixup
 
 VALUES = np.array([1.0, 10.0, 100.0, 1000.0])
@@ -64,20 +59,19 @@ def test_half_of_the_batches_stay_and_shares_have_their_beta_distribution(blend)
     assert abs(blended.var() - 1 / (4 * (2 * 1.2 + 1))) < 0.0035
 
 
-def test_a_step_blends_by_the_seed_and_its_number():
-    model = dataclasses.replace(SMALL, dim=2, attention="dense", feed_forward="fn")
-    config = TrainConfig(model=model, data=DataConfig(mixup=True), seed=5)
+def test_a_step_blends_by_the_seed_and_its_number(monkeypatch):
+    apply = replace_network(monkeypatch)
+    config = TrainConfig(data=DataConfig(mixup=True), seed=5)
     both = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), np.uint8)
     sharded = ShardedStep(config)
     initial = jax.device_get(sharded.state())  # No step consumes it there.
-    restore = jit_for("cpu", functools.partial(apply, model))
     blended = 0
     for step in range(8):
         images = both.astype(np.float32) / 255
         key = jax.random.fold_in(jax.random.key(5), step)
         rainy, clean = mixup(key, *map(jnp.asarray, images))
         blended += not np.array_equal(rainy, images[0])
-        expected = np.mean(np.abs(restore(initial.params, rainy) - clean))
+        expected = np.mean(np.abs(apply(config.model, initial.params, rainy) - clean))
         state = sharded.copied(initial._replace(step=np.int32(step)))
         _, metrics = sharded.step(state, {"rainy": both[0], "clean": both[1]})
         assert math.isclose(metrics["loss"], expected, rel_tol=1e-5)

@@ -91,6 +91,10 @@ def query_key_sums(
     )
 
 
+# Else XLA for GPUs multiplies for the values too, and copies both parts for the kernels.
+_INPUTS = {"apart": jax.lax.optimization_barrier, "shared": lambda x: x}
+
+
 def _whole(
     heads: int,
     kernels: str | None,
@@ -100,8 +104,8 @@ def _whole(
     counted: Array | None,
 ) -> ChannelSums:
     pointwise, depthwise = weights
-    if kernels is not None:  # Else XLA multiplies for the values too, and copies their part.
-        x = jax.lax.optimization_barrier(x)
+    if kernels is not None:
+        x = implementations.run("query_key_input", _INPUTS, None, x)
     y = zero_outside(biased(linear(x, pointwise.kernel), pointwise), valid_mask)
     both = biased(depthwise_conv(y, depthwise.kernel, 1, kernels), depthwise)
     plain = functools.partial(_sums_of, heads)

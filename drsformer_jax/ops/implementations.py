@@ -26,6 +26,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     "query_key_sums": {"cpu": "strips", "default": "whole"},
     "joined_linear": {"cpu": "sums", "default": "joined"},
     "depthwise_kernels": {"tpu": "mosaic", "cuda": "triton", "default": "plain"},
+    "query_key_input": {"cuda": "apart", "default": "shared"},
     "query_key_kernels": {"cuda": "triton", "default": "plain"},
     "mixed_scale_kernels": {"cuda": "triton", "default": "plain"},
 }

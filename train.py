@@ -65,7 +65,6 @@ from drsformer_jax.training.starting import announce, resumed
 from drsformer_jax.training.watchdog import waits_for
 
 _RESUME = "rerun the command to resume"
-_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -368,7 +367,7 @@ def parse_command(arguments: list[str]) -> Command:
     arguments = local(arguments, "train.py")
     path = Path("configs/quickstart.py")
     if not path.is_file():
-        path = _HERE / path
+        path = Path(__file__).parent / path
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
         if flag == "--config" or flag.startswith("--config="):
             path = Path(flag.partition("=")[2] or value)

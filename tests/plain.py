@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -46,6 +47,35 @@ def affines(normal, shapes, bias):
 def valid_only(function, valid_mask):
     """`function` of images and weights, without what it makes of other pixels."""
     return lambda x, weights: zero_outside(function(x, weights, valid_mask), valid_mask)
+
+
+def results_of(arguments, reference, rounded):
+    """What an operation of images, weights and a mask must give, computed once for all its tests.
+
+    Returns:
+        The results of a case in float64; of a dtype, the arguments of the case `rounded`; and the
+        results of those in float64.
+    """
+
+    @functools.cache
+    def expected_of(case):
+        with jax.enable_x64(True):
+            x, weights, valid_mask = arguments(*case)
+            return with_gradients(valid_only(reference, valid_mask), x, weights)
+
+    def rounded_arguments(dtype):
+        x, weights, valid_mask = arguments(*rounded, dtype=dtype)
+        # As in training, where parameters stay in float32.
+        return x, jax.tree.map(lambda leaf: leaf.astype("float32"), weights), valid_mask
+
+    @functools.cache
+    def exact_results(dtype):
+        x, weights, valid_mask = rounded_arguments(dtype)
+        with jax.enable_x64(True):
+            exact = jax.tree.map(np.float64, (x, weights))
+            return with_gradients(valid_only(reference, valid_mask), *exact)
+
+    return expected_of, rounded_arguments, exact_results
 
 
 def conv(x, kernel, valid_mask=True, dilation=1):

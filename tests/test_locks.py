@@ -114,12 +114,13 @@ def test_a_dataset_that_is_being_built_is_left_alone(start, tmp_path):
     raw, data = write_splits(tmp_path / "raw"), tmp_path / "data"
     first = start(BUILD, raw, data, tmp_path / "go")
     assert first.stdout.readline() == "reading\n"
+    second = start(BUILD, raw, data, tmp_path)
+    errors = second.communicate(timeout=120)[1]
     folder = data / "rain/paired_folder"
-    with pytest.raises(InputError) as error:
-        build("paired_folder", raw, data)
-    assert str(error.value) == (
-        f"{folder} is locked by another process, which writes there; expected to build "
-        "paired_folder after it has ended"
+    assert (second.returncode, errors) == (
+        1,
+        f"error: {folder} is locked by another process, which writes there; expected to build "
+        "paired_folder after it has ended\n",
     )
     (tmp_path / "go").touch()
     assert first.communicate(timeout=120)[1] == ""

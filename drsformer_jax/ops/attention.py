@@ -108,11 +108,10 @@ def _whole(
         x = implementations.run("query_key_input", _INPUTS, None, x)
     y = zero_outside(biased(linear(x, pointwise.kernel), pointwise), valid_mask)
     both = biased(depthwise_conv(y, depthwise.kernel, 1, kernels), depthwise)
-    plain = functools.partial(_sums_of, heads)
-    usable = kernels is not None and implementations.narrow() and both.dtype in _KERNEL_DTYPES
-    by_kernel = functools.partial(_sums_by_kernel, heads) if usable else plain
-    by_name = {"plain": plain, "triton": by_kernel}
-    return implementations.run("query_key_kernels", by_name, kernels or "plain", both, counted)
+    sums = {"plain": _sums_of, "triton": _sums_by_kernel}
+    by_name = {name: functools.partial(sum_, heads) for name, sum_ in sums.items()}
+    chosen = kernels if kernels and implementations.kernels_take(both.dtype) else "plain"
+    return implementations.run("fused_kernels", by_name, chosen, both, counted)
 
 
 def _strips(
@@ -167,9 +166,6 @@ def _sums_of(
     """`channel_sums` of queries and keys that are concatenated along channels."""
     parts = jnp.split(zero_outside(both, counted), 2, axis=-1)
     return channel_sums(*(x.reshape(x.shape[0], -1, heads, x.shape[-1] // heads) for x in parts))
-
-
-_KERNEL_DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 def _sums_by_kernel(

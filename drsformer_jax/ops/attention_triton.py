@@ -66,7 +66,7 @@ def _sums(both: Array, heads: int, counted: Array | None) -> tuple[Array, Array]
         place = (part, image, head, lanes[:, None], lanes[None])
         plgpu.store(gram.at[place], product, mask=inside[:, None] & inside[None])
         for number, total in enumerate(totals):
-            channels = (head + heads * number) * pixels.depth + lanes
+            channels = pixels.channels(head + heads * number)
             plgpu.store(squares.at[part, image, channels], total, mask=inside)
 
     batch = both.shape[0]
@@ -101,7 +101,7 @@ def _backward(heads: int, saved: Any, grads: tuple[Array, Array]) -> tuple[Array
         first = part * _PIXELS
         values = [pixels.load(x, image, first, head + heads * n, *masks) for n in range(2)]
         for number, (own, other) in enumerate(zip(values, values[::-1], strict=True)):
-            channels = (head + heads * number) * pixels.depth + lanes
+            channels = pixels.channels(head + heads * number)
             twice = 2 * plgpu.load(squares.at[image, channels], mask=inside, other=0)
             # A query's gradient reads rows of the products' gradient, a key's its columns.
             mixed = _product(other, product, 1, 1 - number)
@@ -159,6 +159,10 @@ class _Pixels:
     def inside(self) -> Array:
         return self.lanes < self.depth
 
+    def channels(self, group: Array) -> Array:
+        """Those of a group: a head's queries or keys."""
+        return group * self.depth + self.lanes
+
     def images(self, both: Array, counted: Array | None) -> list[Array]:
         """What `load` reads: pixels one after another, and where not all count, which do."""
         shape = both.shape[0], self.count, -1
@@ -170,7 +174,7 @@ class _Pixels:
 
     def load(self, x: Any, image: Array, first: Array, group: Array, counted: Any = None) -> Array:
         """Pixels from the first one on, of a group of channels; zeros beyond, and not counted."""
-        place, mask = self._place(image, first, group * self.depth + self.lanes)
+        place, mask = self._place(image, first, self.channels(group))
         value = plgpu.load(x.at[place], mask=mask, other=0)
         if counted is None:
             return value

@@ -201,11 +201,10 @@ def _chosen(
         return plain
     channels = sum(part.shape[-1] for part in parts)
     shape = (*parts[0].shape[:3], channels)
-    narrow = implementations.narrow()
     by_name = {"plain": plain}
     for name in _KERNELS:
         kernels = _kernels(name)
-        usable = narrow and kernels.supports(shape, parts[0].dtype, size, dilation, terms)
+        usable = kernels.supports(shape, parts[0].dtype, size, dilation, terms)
         by_name[name] = functools.partial(by_kernel, kernels) if usable else plain
     return functools.partial(implementations.run, "depthwise_kernels", by_name, None)
 

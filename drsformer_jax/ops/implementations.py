@@ -27,8 +27,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     "joined_linear": {"cpu": "sums", "default": "joined"},
     "depthwise_kernels": {"tpu": "mosaic", "cuda": "triton", "default": "plain"},
     "query_key_input": {"cuda": "apart", "default": "shared"},
-    "query_key_kernels": {"cuda": "triton", "default": "plain"},
-    "mixed_scale_kernels": {"cuda": "triton", "default": "plain"},
+    "fused_kernels": {"cuda": "triton", "default": "plain"},
 }
 """For each operation its implementation on each platform; `default` is for all not named."""
 
@@ -88,9 +87,10 @@ def kernels_of(implementation: str | None) -> str | None:
     return PALLAS if implementation == PALLAS else None
 
 
-def narrow() -> bool:
-    """Whether arrays have no 64 bits: Pallas kernels have none, in values as in indices."""
-    return jax.dtypes.canonicalize_dtype(float) == jnp.float32
+def kernels_take(dtype: jnp.dtype) -> bool:
+    """Whether Pallas kernels compute images of this type: no 64 bits, not in indices either."""
+    narrow = jax.dtypes.canonicalize_dtype(float) == jnp.float32
+    return narrow and dtype in (jnp.float32, jnp.bfloat16)
 
 
 def run(

@@ -75,11 +75,14 @@ def _whole(
     kernels: str | None, x: Array, weights: MixedScaleWeights, valid_mask: Array | None
 ) -> Array:
     x = zero_outside(biased(linear(x, weights.project_in.kernel), weights.project_in), valid_mask)
-    plain = functools.partial(_convolutions, kernels)
-    fused = kernels is not None and _have_one_kernel(x, weights)
-    by_name = {"plain": plain, "triton": _convolutions_in_one_kernel if fused else plain}
-    convolutions = functools.partial(implementations.run, "mixed_scale_kernels", by_name)
-    mixed = convolutions(kernels or "plain", x, weights, valid_mask)
+    by_name: implementations.Implementations = {
+        "plain": functools.partial(_convolutions, kernels),
+        "triton": _convolutions_by_kernels,
+    }
+    unbiased = all(affine.bias is None for affine in weights[1:-1])
+    usable = unbiased and implementations.kernels_take(x.dtype)
+    chosen = kernels if kernels and usable else "plain"
+    mixed = implementations.run("fused_kernels", by_name, chosen, x, weights, valid_mask)
     out = weights.project_out
     return biased(linear(mixed, out.kernel), out)
 
@@ -100,17 +103,10 @@ def _convolutions(
     return jnp.concatenate(mixed, axis=-1)
 
 
-def _have_one_kernel(x: Array, weights: MixedScaleWeights) -> bool:
-    """Whether GPUs have one kernel for both convolutions of a kind."""
-    from drsformer_jax.ops import triton
-
-    unbiased = all(affine.bias is None for affine in weights[1:-1])
-    return unbiased and implementations.narrow() and triton.supports(x.shape, x.dtype, 5)
-
-
-def _convolutions_in_one_kernel(
+def _convolutions_by_kernels(
     x: Array, weights: MixedScaleWeights, valid_mask: Array | None
 ) -> Array:
+    """`_convolutions` without biases on GPUs."""
     from drsformer_jax.ops.mixed_scale_triton import mixed_convolutions
 
     kernels = [affine.kernel for affine in weights[1:-1]]

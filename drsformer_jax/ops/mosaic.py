@@ -22,6 +22,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from drsformer_jax.ops.implementations import kernels_take
 from drsformer_jax.types import Array, Float
 
 LANES = 128
@@ -48,8 +49,8 @@ def supports(
     """Whether these functions can compute images of this shape and type, and their gradients."""
     halo = dilation * (size // 2)
     strips = _Strips.of(shape, dtype, shape[-1] // terms, halo, 2, _GROUP * dilation)
-    narrow = dtype in (jnp.float32, jnp.bfloat16)
-    return narrow and halo <= _EDGE and strips.bytes(dtype, 2) <= _MEMORY
+    fits = halo <= _EDGE and strips.bytes(dtype, 2) <= _MEMORY
+    return fits and kernels_take(dtype)
 
 
 # Compiled functions are traced once a shape.

@@ -21,6 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from drsformer_jax.ops.implementations import kernels_take
 from drsformer_jax.types import Array, Float
 
 _ROWS = 32
@@ -37,7 +38,7 @@ def supports(
 ) -> bool:
     """Whether these functions can compute images of this shape and type, and their gradients."""
     del shape, size, dilation, terms
-    return dtype in (jnp.float32, jnp.bfloat16)
+    return kernels_take(dtype)
 
 
 # Compiled functions are traced once a shape.

@@ -39,7 +39,7 @@ class Derain:
     paths: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
-        # Without paths `restore` says what is missing: () is no default that a user has.
+        # Without paths `run` says what is missing: () is no default that a user has.
         tyro.conf.arg(metavar="INPUT [INPUT ...] OUTPUT", help_behavior_hint=""),
     ]
     """Inputs, then the output. An input is an image (PNG, JPEG, WebP, BMP, TIFF, AVIF, GIF), a

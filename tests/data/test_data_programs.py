@@ -306,6 +306,12 @@ def test_names_in_no_encoding_are_written_trained_on_and_validated_on(run, place
     )
     assert trained.returncode == 0, trained.stderr
     assert "2 training and 1 validation pairs" in trained.stdout
+    for number, odd in enumerate((folder, inside)):
+        alone = run(
+            *("train", "--config", "config.py", "--workdir", f"odd{number}", "--steps", "1"),
+            *("--data.train", str(odd), "--data.cache-dir", "decoded"),
+        )
+        assert alone.returncode == 0, alone.stderr
 
 
 @pytest.mark.parametrize("name", ["Pair", "Pairs", "open_pairs", "batches"])

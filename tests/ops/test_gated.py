@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain import STEPS, affines, conv, difference, drawn, masks, valid_only, with_gradients
+from plain import (
+    STEPS,
+    affines,
+    conv,
+    difference,
+    drawn,
+    masks,
+    results_of,
+    valid_only,
+    with_gradients,
+)
 
 from drsformer_jax.ops import implementations
 from drsformer_jax.ops.gated import GatedWeights, gated
@@ -45,26 +55,7 @@ def reference(x, weights, valid_mask):
     return gelu * value @ out[0] + out[1]
 
 
-@functools.cache
-def expected_of(case):
-    with jax.enable_x64(True):
-        x, weights, valid_mask = arguments(*case)
-        return with_gradients(valid_only(reference, valid_mask), x, weights)
-
-
-def rounded_arguments(dtype):
-    x, weights, valid_mask = arguments(*CASES[1], dtype=dtype)
-    # As in training, where parameters stay in float32.
-    return x, jax.tree.map(lambda leaf: leaf.astype("float32"), weights), valid_mask
-
-
-@functools.cache
-def exact_results(dtype):
-    """Of the same rounded arguments, in float64."""
-    x, weights, valid_mask = rounded_arguments(dtype)
-    with jax.enable_x64(True):
-        exact = jax.tree.map(np.float64, (x, weights))
-        return with_gradients(valid_only(reference, valid_mask), *exact)
+expected_of, rounded_arguments, exact_results = results_of(arguments, reference, CASES[1])
 
 
 @pytest.mark.usefixtures("small_strips", "x64")

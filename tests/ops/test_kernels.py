@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh
 from plain import STEPS, assert_close, conv, normal, vjp, wide
@@ -53,8 +50,7 @@ def kernels(request, monkeypatch):
         )
         interpreter = pltpu.force_tpu_interpret_mode(params)
     else:
-        interpreted = {**vars(pl), "pallas_call": functools.partial(pl.pallas_call, interpret=True)}
-        monkeypatch.setattr(triton, "pl", types.SimpleNamespace(**interpreted))
+        request.getfixturevalue("interpreted")
         interpreter = contextlib.nullcontext()
     with interpreter:
         yield request.param

@@ -15,6 +15,7 @@ from plain import (
     difference,
     drawn,
     masks,
+    results_of,
     together,
     valid_only,
     with_gradients,
@@ -85,26 +86,7 @@ def equation(valid_mask):
     return valid_only(reference, valid_mask)
 
 
-@functools.cache
-def expected_of(case):
-    with jax.enable_x64(True):
-        x, weights, valid_mask = arguments(*case)
-        return with_gradients(equation(valid_mask), x, weights)
-
-
-def rounded_arguments(dtype):
-    x, weights, valid_mask = arguments(*CASES[1], dtype=dtype)
-    # As in training, where parameters stay in float32.
-    return x, jax.tree.map(lambda leaf: leaf.astype("float32"), weights), valid_mask
-
-
-@functools.cache
-def exact_results(dtype):
-    """Of the same rounded arguments, in float64."""
-    x, weights, valid_mask = rounded_arguments(dtype)
-    with jax.enable_x64(True):
-        exact = jax.tree.map(np.float64, (x, weights))
-        return with_gradients(equation(valid_mask), *exact)
+expected_of, rounded_arguments, exact_results = results_of(arguments, reference, CASES[1])
 
 
 @pytest.mark.usefixtures("small_strips")

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -227,16 +228,20 @@ def test_first_float32_gradient_is_close_and_black_images_do_not_break_it(golden
     sharded, params, batch = start(golden, "float32")
 
     # Without the optimizer, which takes a third of a step's time to compile.
-    def run(params: Params, rainy: jax.Array, clean: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def run(params: Params, rainy: jax.Array, clean: jax.Array) -> tuple[jax.Array, ...]:
         loss, grads = _loss_and_grads(sharded.config, sharded.mesh, params, rainy, clean)
-        return loss, optax.tree.norm(grads)
+        return loss, optax.tree.norm(grads), jax.flatten_util.ravel_pytree(grads)[0]
 
     gradient = jit_for("cpu", run)
-    loss, norm = gradient(params, batch["rainy"], batch["clean"])
+    loss, norm, _ = gradient(params, batch["rainy"], batch["clean"])
     assert math.isclose(loss, golden["losses"][0], rel_tol=1e-5)
     assert math.isclose(norm, golden["total_grad_norms"][0], rel_tol=1e-4)
-    _, norm = gradient(params, np.zeros_like(batch["rainy"]), batch["clean"])
+    _, norm, grads = gradient(params, np.zeros_like(batch["rainy"]), batch["clean"])
     assert np.isfinite(norm)
+    # In one array, as above: the optimizer does not know the tree.
+    optimizer = make_optimizer(sharded.config.optim)
+    state = optimizer.update(grads, optimizer.init(grads), grads)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
 
 
 def test_mixed_precision_keeps_parameters_optimizer_and_loss_in_float32():

@@ -6,8 +6,6 @@ import contextlib
 import gc
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,24 +37,27 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("markexpr") != "golden":
         flags.append(UNOPTIMIZED)
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
-    share_compiled(config)
+    share_compiled()
 
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # What was imported stays too.
 
 
-def share_compiled(config: pytest.Config) -> None:
-    """Lets this process, and the programs that it starts, find what one of them compiled.
+def share_compiled() -> None:
+    """Keeps what is compiled: for other workers, programs that tests start, and the next run.
 
-    Workers have folders of their own: they would read what another has written half of.
+    With a limit on its size JAX locks the folder, so that nobody reads what is half written.
     """
-    starts_workers = bool(getattr(config.option, "numprocesses", None))
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not starts_workers:
-        folder = tempfile.mkdtemp()
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # Of processes that begin from now on.
-        jax.config.update("jax_compilation_cache_dir", folder)
+    settings = {
+        "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache/compiled"),
+        "jax_compilation_cache_max_size": 2**29,
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            os.environ[name.upper()] = str(value)  # Of processes that begin from now on.
+            jax.config.update(name, value)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from drsformer_jax.restoring.jobs import Job
 
 ROOT = Path(__file__).parents[2]
 COMPUTING = """
-import sys, time
+import sys, threading, time
 from collections import Counter
 from pathlib import Path
 from drsformer_jax.errors import one_line_errors
@@ -37,6 +37,15 @@ class Restorer:
     def batch(self, images, count):
         print("computing", flush=True)
         time.sleep(300)
+
+if sys.argv[3:]:
+    start = threading.Thread.start
+
+    def start_slowly(thread):
+        start(thread)
+        time.sleep(float(sys.argv[3]))
+
+    threading.Thread.start = start_slowly
 
 jobs = [Job(Path(sys.argv[1]), Path(sys.argv[2]) / name) for name in ("a.png", "b.png")]
 with one_line_errors():
@@ -71,15 +80,16 @@ def images(folder: Path, *names: str) -> list[Job]:
 
 
 @pytest.mark.parametrize(
-    ("number", "line"),
+    ("number", "line", "seconds"),
     [
-        (signal.SIGINT, "waiting for the image that is computed; Ctrl-C again ends at once\n"),
-        (signal.SIGTERM, "waiting for the image that is computed; Ctrl-C ends at once\n"),
+        (signal.SIGINT, "waiting for the image that is computed; Ctrl-C again ends at once\n", []),
+        (signal.SIGTERM, "waiting for the image that is computed; Ctrl-C ends at once\n", ["1"]),
     ],
+    ids=["while it waits", "while threads start"],
 )
-def test_second_signal_ends_the_program_amid_a_computation(tmp_path, number, line):
+def test_second_signal_ends_the_program_amid_a_computation(tmp_path, number, line, seconds):
     write_image(tmp_path / "a.png", np.zeros((4, 6, 3), np.uint8))
-    command = [sys.executable, "-c", COMPUTING, tmp_path / "a.png", tmp_path / "out"]
+    command = [sys.executable, "-c", COMPUTING, tmp_path / "a.png", tmp_path / "out", *seconds]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
         try:

@@ -151,3 +151,42 @@ def end_program(number: int, frame: FrameType | None) -> None:
     if number != signal.SIGTERM:
         leave_terminal()
     sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Lets another handler than `end_program` have these signals."""
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number in numbers if signal.getsignal(number) is end_program]
+    for number in ours:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, end_program)
+
+
+@contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """Lets signals that end the program wait for the end of the block, which must be short.
+
+    A pool that is interrupted while it starts a thread does not know of it, nor waits for it.
+    """
+    held: list[int] = []
+    holding = True
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if holding:
+            held.append(number)
+        else:  # While the handlers change back.
+            end_program(number, frame)
+
+    with handled_by(hold, *ending_signals()):
+        try:
+            yield
+        finally:
+            holding = False
+            for number in held:
+                end_program(number, None)

@@ -49,15 +49,23 @@ def share_compiled() -> None:
 
     With a limit on its size JAX locks the folder, so that nobody reads what is half written.
     """
+    from drsformer_jax.restoring.compile_cache import delete_unfinished
+
+    folder = Path(__file__).parents[1] / ".compiled"
+    # A worker has all from the process that started it; a user's folder is left as it is.
+    ours = os.access(folder if folder.exists() else folder.parent, os.W_OK)
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not ours:
+        return
+    folder.mkdir(exist_ok=True)
+    delete_unfinished(folder)  # Tests kill programs.
     settings = {
-        "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache/compiled"),
+        "jax_compilation_cache_dir": str(folder),
         "jax_compilation_cache_max_size": 2**29,
         "jax_persistent_cache_min_compile_time_secs": 0.2,
     }
     for name, value in settings.items():
-        if name.upper() not in os.environ:
-            os.environ[name.upper()] = str(value)  # Of processes that begin from now on.
-            jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # Of processes that begin from now on.
+        jax.config.update(name, value)
 
 
 @pytest.fixture

@@ -69,8 +69,10 @@ for line in sys.stdin:
         faulthandler.dump_traceback_later(300, exit=True, file=2)
         os.environ.clear()
         os.environ.update(environment)
-        folder = environment.get("JAX_COMPILATION_CACHE_DIR")  # As JAX does when it is imported.
-        jax.config.update("jax_compilation_cache_dir", folder)
+        # As JAX does when it is imported.
+        limit = int(environment.get("JAX_COMPILATION_CACHE_MAX_SIZE", -1))
+        jax.config.update("jax_compilation_cache_dir", environment.get("JAX_COMPILATION_CACHE_DIR"))
+        jax.config.update("jax_compilation_cache_max_size", limit)
         sys.argv = [program, *arguments]
         try:
             mains[program]()

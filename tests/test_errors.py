@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from drsformer_jax.config.file import load_config
+from drsformer_jax.errors import end_program, ending_signals, held_signals
 
 SIGNAL_AT_GARBAGE_COLLECTION = """
 import signal, time
@@ -128,6 +129,50 @@ from drsformer_jax.errors import one_line_errors
 with one_line_errors():
     load_config(Path(sys.argv[1]))
 """
+
+
+@pytest.fixture
+def ending():
+    """The handlers of a program, as long as a test lasts."""
+    before = {number: signal.signal(number, end_program) for number in ending_signals()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_held_signal_ends_the_program_after_the_block_even_if_that_fails(ending, number, fails):
+    reached = []
+
+    @held_signals()
+    def block():
+        signal.raise_signal(number)
+        reached.append(True)
+        if fails:
+            raise RuntimeError("can't start new thread")
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)) as end:
+        block()
+    assert reached
+    if number == signal.SIGINT:
+        assert end.type is KeyboardInterrupt
+    else:
+        assert end.value.code == 128 + number
+    assert all(signal.getsignal(each) is end_program for each in ending_signals())
+
+
+def test_a_signal_while_handlers_change_back_is_not_lost(ending, monkeypatch):
+    change = signal.signal
+
+    def interrupted(number, handler):
+        if handler is end_program and number == signal.SIGINT:
+            signal.raise_signal(signal.SIGTERM)  # Whose turn comes next.
+        return change(number, handler)
+
+    with pytest.raises(SystemExit) as end, held_signals():
+        monkeypatch.setattr(signal, "signal", interrupted)
+    assert end.value.code == 128 + signal.SIGTERM
 
 
 def test_configuration_may_define_dataclasses_of_its_own(tmp_path):

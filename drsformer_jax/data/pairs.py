@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from drsformer_jax.data.folders import pair_size, read_pair
-from drsformer_jax.errors import InputError
+from drsformer_jax.errors import InputError, held_signals
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -87,7 +87,9 @@ def map_in_threads(function: Callable[[U], T], items: Sequence[U], title: str) -
         ThreadPoolExecutor(_THREADS) as pool,
         tqdm(desc=title, total=len(items), delay=1, disable=None) as bar,
     ):
-        for results in pool.map(call, range(0, len(items), chunk)):
+        with held_signals():
+            parts = pool.map(call, range(0, len(items), chunk))
+        for results in parts:
             yield from results
             bar.update(len(results))
 

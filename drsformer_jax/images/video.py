@@ -7,14 +7,14 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from drsformer_jax.errors import InputError
+from drsformer_jax.errors import InputError, held_signals
 from drsformer_jax.files import replacing
 from drsformer_jax.images.formats import format_of, image_file
 from drsformer_jax.images.pixels import image_size
@@ -161,16 +161,21 @@ def _restored(
     Yields:
         The number of frames that are restored, after each batch.
     """
+
+    def submit(*call: Any) -> Future[Any]:
+        with held_signals():
+            return threads.submit(*call)
+
     count = 0
-    ahead = threads.submit(_take, reader.items, batch)
-    written = threads.submit(writer.write, (), ())
+    ahead = submit(_take, reader.items, batch)
+    written = submit(writer.write, (), ())
     while taken := ahead.result():
-        ahead = threads.submit(_take, reader.items, batch)
+        ahead = submit(_take, reader.items, batch)
         images = [item.pixels for item in taken if isinstance(item, Image)]
         padded = images + images[-1:] * (batch - len(images))
         restored = restore(np.stack(padded)) if images else ()
         written.result()
-        written = threads.submit(writer.write, taken, restored)
+        written = submit(writer.write, taken, restored)
         count += len(images)
         yield count
     written.result()

@@ -37,10 +37,10 @@ def use_compile_cache() -> None:
             limit = MAX_BYTES
             jax.config.update("jax_compilation_cache_max_size", limit)
         if limit not in (None, -1):
-            _delete_unfinished(folder)
+            delete_unfinished(folder)
 
 
-def _delete_unfinished(folder: Path) -> None:
+def delete_unfinished(folder: Path) -> None:
     """Deletes entries whose writing was interrupted, which JAX would not write again.
 
     An entry's time of use, in a second file, is written after it. JAX fails at entries without one,

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from drsformer_jax.data.pairs import map_in_threads
 from drsformer_jax.data.sheets import contact_sheet
-from drsformer_jax.errors import InputError, end_program, ending_signals, one_line
+from drsformer_jax.errors import InputError, handled_by, held_signals, one_line
 from drsformer_jax.images.image import LoadedImage, load_image, save_image
 from drsformer_jax.images.pixels import check_extension, image_size, to_8_bits, write_image
 from drsformer_jax.restoring import Restorer
@@ -112,13 +112,13 @@ def restore_files(
     batches = _batches(todo, sizes, restorer, batch)
     with ThreadPoolExecutor(workers) as pool:
         try:
-            with _held_signals():
+            with held_signals():
                 running = [pool.submit(files.restore, each) for each in batches]
             results = (outcome for future in running for outcome in future.result())
             outcomes = _report(results, len(todo), alone=alone)
         finally:
-            # A terminal that is closed may send SIGHUP twice.
-            with _handled_by(_end_at_once, signal.SIGINT, signal.SIGTERM):
+            # Not SIGHUP, which a terminal that is closed may send twice.
+            with handled_by(_end_at_once, signal.SIGINT, signal.SIGTERM):
                 files.stop()
                 pool.shutdown(cancel_futures=True)
     programs = restorer.programs - before
@@ -248,31 +248,6 @@ class _Files:
 
 def _too_large(job: Job) -> InputError:
     return InputError(f"{job.source} does not fit into memory; expected a smaller image")
-
-
-@contextlib.contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
-    """Lets another handler than `end_program` have these signals."""
-    ours = []
-    if threading.current_thread() is threading.main_thread():
-        ours = [number for number in numbers if signal.getsignal(number) is end_program]
-    for number in ours:
-        signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, end_program)
-
-
-@contextlib.contextmanager
-def _held_signals() -> Iterator[None]:
-    """Lets signals wait: a pool that is interrupted while it starts a thread does not know it."""
-    held: list[int] = []
-    with _handled_by(lambda number, frame: held.append(number), *ending_signals()):
-        yield
-    for number in held:
-        end_program(number, None)
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:

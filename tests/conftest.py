@@ -53,8 +53,8 @@ def share_compiled() -> None:
 
     folder = Path(__file__).parents[1] / ".compiled"
     # A worker has all from the process that started it; a user's folder is left as it is.
-    ours = os.access(folder if folder.exists() else folder.parent, os.W_OK)
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not ours:
+    writable = os.access(folder if folder.exists() else folder.parent, os.W_OK)
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not writable:
         return
     folder.mkdir(exist_ok=True)
     delete_unfinished(folder)  # Tests kill programs.

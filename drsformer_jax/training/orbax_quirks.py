@@ -18,8 +18,11 @@ import orbax.checkpoint as ocp
 
 from drsformer_jax.errors import reason
 
-_RAISING = ("future", "async_checkpointer", "checkpoint_manager")
-"""Modules of Orbax that log an error with its traceback and raise it as well."""
+_RAISING = ("future", "async_checkpointer", "checkpoint_manager", "checkpoint")
+"""Modules of Orbax that log an error with its traceback and raise it as well.
+
+The last one writes metadata.
+"""
 
 
 class Manager(ocp.CheckpointManager):
@@ -50,7 +53,8 @@ def silence_repeated_errors() -> None:
     were never awaited and asyncio of exceptions that were never retrieved, since Orbax does not
     wait for the other writes after the first failure. TensorStore then calls back an event loop
     that is closed, and Python prints a traceback for each array. On a full disk these are
-    thousands of lines. The warning that a save took a second is dropped too.
+    thousands of lines. Where metadata is what could not be written, it warns that there is none
+    before it fails to add to it. The warning that a save took a second is dropped too.
     """
     warnings.filterwarnings("ignore", "coroutine .*async_serialize.* was never awaited")
     for name in ("absl", "asyncio"):
@@ -70,7 +74,8 @@ def _is_news(record: logging.LogRecord) -> bool:
     """Whether a log record says what a user must know, beside the error that is raised."""
     if record.name == "asyncio":
         return "exception was never retrieved" not in record.getMessage()
-    if "Waiting for previous save to complete" in record.getMessage():
+    message = record.getMessage()
+    if "Waiting for previous save to complete" in message or "Metadata file does not" in message:
         return False
     return not record.exc_info or record.module not in _RAISING
 

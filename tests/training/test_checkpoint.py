@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import itertools
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint._src.metadata import checkpoint as metadata
 from recipe import SMALL
 
 from drsformer_jax.config import DataConfig, OptimConfig, RainConfig, TrainConfig
@@ -295,6 +299,28 @@ def test_run_belongs_to_one_training_program_at_a_time(tmp_path):
         Run(tmp_path / "run", keep=None)
     with Run(tmp_path / "run", keep=1):
         pass
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_disk_that_is_full_at_the_metadata_of_a_checkpoint_is_one_error(
+    tmp_path, monkeypatch, caplog, failing
+):
+    """A later write adds to the metadata that the first has written."""
+    write, writes = metadata._MetadataStoreImpl.write, itertools.count(1)
+
+    def full(self, path, *rest):
+        if next(writes) >= failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(self, path, *rest)
+
+    monkeypatch.setattr(metadata._MetadataStoreImpl, "write", full)
+    with (
+        pytest.raises(InputError, match=r"cannot be written .*No space left.* of steps \[\] are"),
+        Run(tmp_path, keep=1) as run,
+    ):
+        run.save(CONFIG, state_at(2))
+    assert next(writes) > failing
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def measure(work: Work, build: Build) -> Row:
     text = program.as_text()
     once = program.cost_analysis()
     counted = hlo_cost.cost_once(text)
-    row["once_flops"] = once["flops"] / max(counted.flops, 1)
-    row["once_bytes"] = once["bytes accessed"] / max(counted.bytes, 1)
+    row["once_flops"] = once.get("flops", 0) / max(counted.flops, 1)
+    row["once_bytes"] = once.get("bytes accessed", 0) / max(counted.bytes, 1)
     schedules = bundles.Schedules()
     if not len(schedules):
         print("libtpu wrote no schedules: bundles are unknown")

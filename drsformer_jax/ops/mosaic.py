@@ -1,19 +1,19 @@
 """Depthwise convolutions as kernels for TPUs: Pallas, compiled by Mosaic.
 
 A kernel reads blocks of some rows and 128 channels, one on each lane of the vector unit, with the
-rows around them, into the core's own memory. There it widens them to float32 once, between columns
-of zeros, so that every tap is a load at another place. Sums stay in registers. Where an image has
-at most 64 channels, the upper and the lower half of a block share the lanes.
+rows around them, into the core's own memory, where it widens them to float32 (`mosaic_strips`), so
+that every tap is a load at another place. Sums stay in registers.
+
+What limits them is the vector unit. Larger kernels are Winograd's filters along the columns, of two
+thirds of the operations; for 3x3 it costs more to write what is multiplied than they would save.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -23,22 +23,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from drsformer_jax.ops.implementations import kernels_take
+from drsformer_jax.ops.mosaic_strips import EDGE, LANES, MEMORY, Strips, Values, for_columns
 from drsformer_jax.types import Array, Float
 
-LANES = 128
-"""Channels of a block."""
-_EDGE = 8
-"""Columns of zeros on each side of a strip: whole tiles, and at least the halo."""
-_ROWS = 64
-"""Most rows of a strip."""
-_MEMORY = 48 * 2**20
-"""Bytes of the core's memory that strips and blocks may have."""
-_GROUP = 4
-"""Rows that are computed together: they share loads."""
-_COLUMNS = 16
-"""Columns that are computed together: a tile of bfloat16."""
-_SUMS = 28
-"""Taps whose sums are in registers at the same time."""
+_SUMS = 56
+"""Sums of a gradient in registers at the same time."""
 _LIMIT = 60 * 2**20
 """Bytes that the compiler may use: cores of v5p have 64 MiB, of v5e and v6e 128, of v4 only 16."""
 
@@ -47,9 +36,8 @@ def supports(
     shape: tuple[int, ...], dtype: jnp.dtype, size: int, dilation: int = 1, terms: int = 1
 ) -> bool:
     """Whether these functions can compute images of this shape and type, and their gradients."""
-    halo = dilation * (size // 2)
-    strips = _Strips.of(shape, dtype, shape[-1] // terms, halo, 2, _GROUP * dilation)
-    fits = halo <= _EDGE and strips.bytes(dtype, 2) <= _MEMORY
+    strips = Strips.of(shape, dtype, shape[-1] // terms, size, dilation, 2)
+    fits = strips.halo <= EDGE and strips.bytes(dtype, 2) <= MEMORY
     return fits and kernels_take(dtype)
 
 
@@ -70,13 +58,13 @@ def correlate(
     """
     batch, height, width, inputs = x.shape
     size, _, outputs = kernel.shape
-    channels, halo = outputs // terms, dilation * (size // 2)
+    channels = outputs // terms
     if inputs < outputs and inputs % LANES:  # A block reads whole blocks.
         return correlate(_repeated(x, outputs), kernel, dilation, terms)
     if terms > 1 and channels % LANES:
         first, second = jnp.split(correlate(x, kernel, dilation), terms, axis=-1)
         return first + second
-    strips = _Strips.of(x.shape, x.dtype, channels, halo, terms, _GROUP * dilation)
+    strips = Strips.of(x.shape, x.dtype, channels, size, dilation, terms)
     blocks, read = pl.cdiv(channels, LANES), pl.cdiv(inputs, LANES)
 
     def block_of(term: int) -> Callable[..., tuple[Any, Any, Any]]:
@@ -85,66 +73,62 @@ def correlate(
     def taps_of(term: int) -> Callable[..., tuple[Any, Any]]:
         return lambda b, c, s: (0, term * blocks + c)
 
-    taps = strips.packed(kernel.astype(jnp.float32).reshape(size * size, outputs))
+    taps = strips.packed(jnp.concatenate(strips.filter.factors(list(kernel.astype(jnp.float32)))))
     views = [view for term in range(terms) for view in strips.views(block_of(term))]
-    kernels = [pl.BlockSpec((size * size, LANES), taps_of(term)) for term in range(terms)]
+    kernels = [pl.BlockSpec((len(taps), LANES), taps_of(term)) for term in range(terms)]
     return pl.pallas_call(
-        functools.partial(_correlate_block, strips, size, dilation, terms),
+        functools.partial(_correlate_block, strips, terms),
         out_shape=jax.ShapeDtypeStruct((batch, height, width, channels), x.dtype),
         grid=(batch, blocks, strips.steps),
         in_specs=[*views, *kernels],
         out_specs=strips.spec(lambda b, c, s: (b, s, c)),
-        scratch_shapes=[strips.scratch(halo)] * terms,
+        scratch_shapes=[strips.scratch(strips.halo), strips.changed()] * terms,
         compiler_params=_options("parallel", "parallel", "arbitrary"),
         name=f"correlate{size}x{size}",
     )(*[x] * len(views), *[taps] * terms)
 
 
-def _correlate_block(strips: _Strips, size: int, dilation: int, terms: int, *refs: Any) -> None:
-    """Computes a block: views of each term, taps of each term, the result, strips of each term."""
-    kernels, out, wide = refs[3 * terms : 4 * terms], refs[4 * terms], refs[4 * terms + 1 :]
-    for term, strip in enumerate(wide):
-        strips.load(refs[3 * term : 3 * term + 3], strip)
-    whole, rest = divmod(strips.width, _COLUMNS)
+def _correlate_block(strips: Strips, terms: int, *refs: Any) -> None:
+    """Computes a block: views of each term, taps of each term, the result, scratch of each term."""
+    kernels, out, scratch = refs[3 * terms : 4 * terms], refs[4 * terms], refs[4 * terms + 1 :]
+    for term in range(terms):
+        strips.load(refs[3 * term : 3 * term + 3], scratch[2 * term])
 
-    def rows(index: Array, _: None) -> None:
-        top = lax.div(index, dilation) * (_GROUP * dilation) + lax.rem(index, dilation)
-        add = functools.partial(_add_taps, strips, size, dilation, wide, kernels, out, top)
+    def rows(top: Array) -> None:
+        read = [strips.values(*each, top) for each in zip(scratch[::2], scratch[1::2], strict=True)]
 
-        def columns(column: Array, _: None) -> None:
-            add(pl.multiple_of(column * _COLUMNS, _COLUMNS), _COLUMNS)
+        def columns(left: Array | int, count: int) -> None:
+            _add_taps(strips, read, kernels, out, top, left, count)
 
-        lax.fori_loop(0, whole, columns, None, unroll=math.gcd(whole, 8))
-        if rest:
-            add(whole * _COLUMNS, rest)
+        for_columns(strips.width, 8, columns)
 
-    lax.fori_loop(0, strips.rows // _GROUP, rows, None)
+    strips.for_rows(rows)
 
 
 def _add_taps(
-    strips: _Strips,
-    size: int,
-    dilation: int,
-    wide: Sequence[Any],
+    strips: Strips,
+    values: Sequence[Values],
     kernels: Sequence[Any],
     out: Any,
     top: Array,
     left: Array | int,
     columns: int,
 ) -> None:
-    """Computes `columns` of `_GROUP` rows, which are as far apart as taps, from (top, left)."""
-    sums: list[Any] = [0] * _GROUP
-    for strip, taps in zip(wide, kernels, strict=True):
-        for dx, row in itertools.product(range(size), range(_GROUP + size - 1)):
-            start = left + (_EDGE - strips.halo + dilation * dx)
-            value = strip[top + dilation * row, pl.ds(start, columns)]
-            for dy in range(max(0, row - _GROUP + 1), min(size, row + 1)):
-                tap = dy * size + dx
-                sums[row - dy] += value * taps[tap : tap + 1]
-    for row, total in enumerate(sums):
+    """Computes `columns` of the rows that are computed together, from (top, left)."""
+    size, dilation = strips.filter.taps, strips.dilation
+    sums: list[Any] = [0] * strips.filter.sums
+    for read, taps in zip(values, kernels, strict=True):
+        for dx in range(size):
+            place = pl.ds(left + (EDGE - strips.halo + dilation * dx), columns)
+            for number, products in itertools.groupby(strips.filter.products, lambda each: each[0]):
+                value = read(number, place)
+                for _, factor, total in products:
+                    tap = factor * size + dx
+                    sums[total] += value * taps[tap : tap + 1]
+    for number, result in enumerate(strips.filter.results(sums)):
         for half, lanes in enumerate(strips.lanes):
-            place = half * strips.rows + top + dilation * row
-            out[0, place, pl.ds(left, columns)] = total[:, lanes].astype(out.dtype)
+            row = half * strips.rows + top + dilation * number
+            out[0, row, pl.ds(left, columns)] = result[:, lanes].astype(out.dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "dilation"))
@@ -161,60 +145,72 @@ def kernel_grad(
         dilation: distance of neighboring taps, in pixels.
     """
     batch, _, _, channels = x.shape
-    halo = dilation * (size // 2)
     if grad.shape[-1] < channels and grad.shape[-1] % LANES:
         grad = _repeated(grad, channels)
-    strips = _Strips.of(x.shape, x.dtype, channels, halo, 2, 8)
+    strips = Strips.of(x.shape, x.dtype, channels, size, dilation, 2)
+    taps = strips.filter.transposed()
     blocks, read = pl.cdiv(channels, LANES), pl.cdiv(grad.shape[-1], LANES)
     summed = pl.pallas_call(
-        functools.partial(_kernel_grad_block, strips, size, dilation),
-        out_shape=jax.ShapeDtypeStruct((size * size, 8, blocks * LANES), jnp.float32),
+        functools.partial(_kernel_grad_block, strips),
+        out_shape=jax.ShapeDtypeStruct((taps.sums * size, 8, blocks * LANES), jnp.float32),
         grid=(blocks, batch, strips.steps),
         in_specs=[
             *strips.views(lambda c, b, s: (b, s, c)),
             strips.spec(lambda c, b, s: (b, s, c % read)),
         ],
-        out_specs=pl.BlockSpec((size * size, 8, LANES), lambda c, b, s: (0, 0, c)),
-        scratch_shapes=[strips.scratch(halo), strips.scratch(0)],
+        out_specs=pl.BlockSpec((taps.sums * size, 8, LANES), lambda c, b, s: (0, 0, c)),
+        scratch_shapes=[
+            *(strips.scratch(strips.halo), strips.changed()),
+            *(strips.scratch(0), strips.changed()),
+        ],
         compiler_params=_options("parallel", "arbitrary", "arbitrary"),
         name=f"kernel_grad{size}x{size}",
     )(x, x, x, grad)
-    return strips.added(jnp.sum(summed, axis=1)).reshape(size, size, channels)
+    sums = strips.added(jnp.sum(summed, axis=1)).reshape(taps.sums, size, channels)
+    return jnp.stack(taps.results(list(sums)))
 
 
-def _kernel_grad_block(strips: _Strips, size: int, dilation: int, *refs: Any) -> None:
-    """Adds the sums of a block: views of the images, the gradient, the sums, strips of both."""
-    *views, grads, out, strip, weights = refs
+def _kernel_grad_block(strips: Strips, *refs: Any) -> None:
+    """Adds the sums of a block: views of the images, the gradient, the sums, scratch of both."""
+    *views, grads, out, strip, changed, weights, changed_weights = refs
     strips.load(views, strip)
     strips.load([None, grads, None], weights)
-    count = pl.cdiv(strips.width, 8)
+    taps = strips.filter.transposed()
+    size, dilation = strips.filter.taps, strips.dilation
 
     @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
     def _begin() -> None:
         out[...] = jnp.zeros_like(out)
 
-    def add(taps: list[tuple[int, int]], row: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-        """Adds a row to the sums of some taps."""
+    def rows(top: Array) -> None:
+        values = strips.values(strip, changed, top)
+        factors = strips.factors(weights, changed_weights, top)
 
-        def columns(column: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-            left = pl.multiple_of(column * 8, 8) + _EDGE
-            weight = weights[row, pl.ds(left, 8)]
-            return tuple(
-                total
-                + strip[row + dilation * dy, pl.ds(left - strips.halo + dilation * dx, 8)] * weight
-                for total, (dy, dx) in zip(sums, taps, strict=True)
-            )
+        def add(some: range) -> None:
+            """Adds the rows to the sums of some distances of columns."""
 
-        return lax.fori_loop(0, count, columns, sums, unroll=math.gcd(count, 8))
+            def columns(column: Array, sums: dict[int, Array]) -> dict[int, Array]:
+                left = pl.multiple_of(column * 8, 8) + EDGE
+                sums = dict(sums)
+                for number, factor, total in taps.products:
+                    weight = factors(factor, pl.ds(left, 8))
+                    for dx in some:
+                        place = pl.ds(left - strips.halo + dilation * dx, 8)
+                        sums[total * size + dx] += values(number, place) * weight
+                return sums
 
-    taps = list(itertools.product(range(size), range(size)))
-    at_once = max(1, _SUMS // size) * size  # Whole rows of taps.
-    for first in range(0, len(taps), at_once):
-        some = range(first, min(first + at_once, len(taps)))
-        step = functools.partial(add, [taps[tap] for tap in some])
-        sums = lax.fori_loop(0, strips.rows, step, tuple(out[tap] for tap in some))
-        for tap, total in zip(some, sums, strict=True):
-            out[tap] = total
+            places = [total * size + dx for total in range(taps.sums) for dx in some]
+            count = pl.cdiv(strips.width, 8)
+            sums = {place: out[place] for place in places}
+            sums = lax.fori_loop(0, count, columns, sums, unroll=math.gcd(count, 8))
+            for place in places:
+                out[place] = sums[place]
+
+        at_once = max(1, _SUMS // taps.sums)
+        for first in range(0, size, at_once):
+            add(range(first, min(first + at_once, size)))
+
+    strips.for_rows(rows)
 
 
 def _options(*semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
@@ -224,151 +220,3 @@ def _options(*semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerPara
 
 def _repeated(x: Array, channels: int) -> Array:
     return jnp.concatenate([x] * (channels // x.shape[-1]), axis=-1)
-
-
-@dataclass(frozen=True)
-class _Strips:
-    """How images are cut into blocks, and blocks into strips that share the lanes."""
-
-    height: int
-    width: int
-    channels: int
-    """Of the images, at most half of the lanes if there are two strips, or more."""
-    halo: int
-    rows: int
-    """Of a strip."""
-    view: int
-    """Rows of the blocks beside a block that have its halo; a divisor of its rows."""
-
-    @classmethod
-    def of(
-        cls,
-        shape: tuple[int, ...],
-        dtype: jnp.dtype,
-        channels: int,
-        halo: int,
-        copies: int,
-        unit: int,
-    ) -> _Strips:
-        """Chooses the rows: a multiple of `unit`, so that `copies` strips fit into memory."""
-        _, height, width, _ = shape
-        view = 1 << max(0, halo - 1).bit_length()
-        unit = math.lcm(view, unit)
-        least = cls(height, width, channels, halo, unit, view)
-        needed = pl.cdiv(height, len(least.lanes))
-        rows = min(max(_ROWS, unit), needed + unit - 1) // unit * unit
-        while rows > unit:
-            strips = dataclasses.replace(least, rows=rows)
-            if strips.bytes(dtype, copies) <= _MEMORY:
-                return strips
-            rows -= unit
-        return least
-
-    def bytes(self, dtype: jnp.dtype, copies: int) -> int:
-        """Bytes of so many strips, and of the blocks: one is computed, the next one loaded."""
-        strips = 4 * copies * (self.rows + 2 * self.halo) * (self.width + 3 * _EDGE)
-        rows = (copies + 1) * self.block + 2 * copies * self.view
-        return LANES * (strips + 2 * jnp.dtype(dtype).itemsize * rows * self.width)
-
-    @property
-    def lanes(self) -> list[slice]:
-        """Lanes of each strip of a block, one below the other."""
-        half = LANES // 2
-        if self.channels > half:
-            return [slice(0, LANES)]
-        return [slice(0, self.channels), slice(half, half + self.channels)]
-
-    @property
-    def block(self) -> int:
-        """Rows of a block."""
-        return self.rows * len(self.lanes)
-
-    @property
-    def steps(self) -> int:
-        """Blocks of an image, one below the other."""
-        return pl.cdiv(self.height, self.block)
-
-    def packed(self, taps: Array) -> Array:
-        """Rows of values by channel, for all lanes."""
-        if len(self.lanes) == 1:
-            return taps
-        half = jnp.pad(taps, ((0, 0), (0, LANES // 2 - self.channels)))
-        return jnp.concatenate([half, half], axis=-1)
-
-    def added(self, sums: Array) -> Array:
-        """Sums by channel of those of all lanes."""
-        if len(self.lanes) == 1:
-            return sums[:, : self.channels]
-        first, second = self.lanes
-        return sums[:, first] + sums[:, second]
-
-    def spec(
-        self, place: Callable[..., tuple[Any, Any, Any]], rows: int | None = None
-    ) -> pl.BlockSpec:
-        """A block of rows; `place` gives image, block of rows and block of channels."""
-        shape = (1, rows or self.block, self.width, self.lanes[0].stop)
-
-        def index(*ids: Array) -> tuple[Any, ...]:
-            image, row, channel = place(*ids)
-            return image, row, 0, channel
-
-        return pl.BlockSpec(shape, index)
-
-    def views(self, place: Callable[..., tuple[Any, Any, Any]]) -> list[pl.BlockSpec]:
-        """The block with the halo above a block, the block, and the one with the halo below."""
-        ratio = self.block // self.view
-        last = pl.cdiv(self.height, self.view) - 1
-
-        def above(*ids: Array) -> tuple[Any, Any, Any]:
-            image, step, channel = place(*ids)
-            return image, jnp.maximum(step * ratio - 1, 0), channel
-
-        def below(*ids: Array) -> tuple[Any, Any, Any]:
-            image, step, channel = place(*ids)
-            return image, jnp.minimum((step + 1) * ratio, last), channel
-
-        return [self.spec(above, self.view), self.spec(place), self.spec(below, self.view)]
-
-    def scratch(self, halo: int) -> Any:
-        """Strips in float32, with their halo."""
-        return pltpu.VMEM((self.rows + 2 * halo, self.width + 3 * _EDGE, LANES), jnp.float32)
-
-    def load(self, views: Sequence[Any], wide: Any) -> None:
-        """Fills strips in float32: zeros beyond the image.
-
-        Args:
-            views: blocks above, at and below this place; the first and the last are None where the
-                strips have no halo.
-            wide: the strips.
-        """
-        top, middle, bottom = views
-        halo = 0 if top is None else self.halo
-        image = slice(_EDGE, _EDGE + self.width)
-        step = pl.program_id(2)
-
-        @pl.when(step == 0)
-        def _zero_sides() -> None:
-            for side in (slice(0, _EDGE), slice(_EDGE + self.width, wide.shape[1])):
-                zeros = (wide.shape[0], side.stop - side.start, LANES)
-                wide[:, side] = jnp.zeros(zeros, jnp.float32)
-
-        for half, lanes in enumerate(self.lanes):
-            first = half * self.rows - halo
-            start, end = max(first, 0), min(first + wide.shape[0], self.block)
-            inside = middle[0, start:end].astype(jnp.float32)
-            wide[start - first : end - first, image, lanes] = inside
-            if first < 0:
-                above = top[0, self.view - halo :].astype(jnp.float32)
-                wide[:halo, image, lanes] = jnp.where(step > 0, above, 0)
-            if end - first < wide.shape[0]:
-                wide[end - first :, image, lanes] = bottom[0, :halo].astype(jnp.float32)
-            # Blocks have any values beyond the array. It ends in the last of them, or in the halo
-            # of the one before.
-            for last in range(max(0, self.steps - 2), self.steps):
-                beyond = max(0, self.height - last * self.block - first)
-                if beyond < wide.shape[0]:
-
-                    @pl.when(step == last)
-                    def _zero_below(beyond: int = beyond, lanes: slice = lanes) -> None:
-                        zeros = (wide.shape[0] - beyond, self.width, lanes.stop - lanes.start)
-                        wide[beyond:, image, lanes] = jnp.zeros(zeros, jnp.float32)

@@ -18,7 +18,7 @@ from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.drsformer import Block
 from drsformer_jax.nn.experts import EXPERTS, Step
 from drsformer_jax.nn.rows import AT_ONCE
-from drsformer_jax.ops import mosaic, triton
+from drsformer_jax.ops import mosaic, mosaic_strips, triton
 from drsformer_jax.ops.depthwise import depthwise_conv, grouped_conv
 
 BLOCK = mosaic.LANES
@@ -43,7 +43,8 @@ def lowered(platform, function, *arguments):
 def kernels(request, monkeypatch):
     """Kernels by name, which run without their hardware."""
     if request.param == "mosaic":
-        monkeypatch.setattr(mosaic, "_ROWS", 8)  # For several blocks, one below the other.
+        monkeypatch.setattr(mosaic_strips, "_ROWS", 8)  # For several blocks, one below the other.
+        monkeypatch.setattr(mosaic_strips, "_COLUMNS", 8)
         # What they read beyond arrays, or never wrote, is NaN.
         params = pltpu.InterpretParams(
             uninitialized_memory="nan", out_of_bounds_reads="uninitialized"

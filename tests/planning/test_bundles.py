@@ -70,6 +70,11 @@ def test_bundles_behind_a_branch_in_a_loop_belong_to_the_loop():
     assert bundles.read(text).bundles == OUTSIDE + 5 * (OUTER + 6) + 5 * 3 * INNER
 
 
+def test_empty_bundles_in_front_of_a_loop_do_not_end_the_one_around_it():
+    text = SCHEDULE.replace("   0x3 LB: >>", "   0x2   :  {}\n" * 3 + "   0x3 LB: >>")
+    assert bundles.read(text).bundles == OUTSIDE + 5 * (OUTER + 3) + 5 * 3 * INNER
+
+
 def test_equal_instructions_share_a_schedule_and_others_have_none(folder):
     schedules = bundles.Schedules(folder)
     assert len(schedules) == 1

@@ -69,6 +69,8 @@ class Work:
     """Rows of the strips that images are computed in; 0 for all at once."""
     variant: str = "xla"
     """`kernels` of `ModelConfig`."""
+    saving: bool = False
+    """`save_convolutions` of `ModelConfig`, where there is a backward pass."""
 
     @property
     def key(self) -> str:
@@ -77,7 +79,8 @@ class Work:
         rows = f" strips {self.strips}" if self.strips else ""
         variant = "" if self.variant == "xla" else f" {self.variant}"
         where = f"{self.topology} {self.chips}"
-        return f"{self.what} {self.preset} {size} {self.dtype} {where}{rows}{variant}"
+        saved = " saving" if self.saving else ""
+        return f"{self.what} {self.preset} {size} {self.dtype} {where}{rows}{variant}{saved}"
 
     @property
     def config(self) -> ModelConfig:
@@ -86,6 +89,7 @@ class Work:
             PRESETS[self.preset],
             dtype=self.dtype,
             remat=self.what == "train",
+            save_convolutions=self.saving,
             kernels=self.variant,
         )
 
@@ -267,6 +271,12 @@ def command_line(description: str, topology: str) -> argparse.Namespace:
     parser.add_argument("--chips", type=int, default=1, help="how many of them share the batch")
     parser.add_argument("--strips", type=int, default=0, help="rows of each (all at once)")
     parser.add_argument("--kernels", choices=("xla", "pallas"), default="xla")
+    parser.add_argument(
+        "--save-convolutions",
+        dest="saving",
+        action="store_true",
+        help="keep their results for the backward pass, which computes all else again",
+    )
     parser.add_argument("--channels", type=int, default=254, help="of an operation")
     parser.add_argument("--gradients", action="store_true", help="stages and operations with both")
     parser.add_argument("--json", type=Path, help="file for the figures")
@@ -285,7 +295,7 @@ def programs(arguments: argparse.Namespace, suite: Iterable[Work]) -> Iterator[t
     asked = Work(
         *(arguments.what, arguments.batch, arguments.height, arguments.width),
         *(arguments.preset, arguments.dtype, arguments.topology),
-        *(arguments.chips, arguments.strips, arguments.kernels),
+        *(arguments.chips, arguments.strips, arguments.kernels, arguments.saving),
     )
     suffix = "'" if arguments.gradients else ""
     if asked.what in whole:

@@ -12,13 +12,15 @@ The 12,600 pairs do not fit `--data.cache-mib`, so that most are decoded again f
 Expected: 34.35 dB, SSIM 0.9588 (published, Table 1 of the paper; not measured here).
 """
 
+from dataclasses import replace
+
 from drsformer_jax.config import PRESETS, DataConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
     """Returns the configuration."""
     return TrainConfig(
-        model=PRESETS["drsformer"],
+        model=replace(PRESETS["drsformer"], remat=True),
         data=DataConfig(train="ddn_data", validation="ddn_data"),
         eval_every=10_000,  # Restoring 1,400 images may take as long as 1,000 steps.
         protocol="did_ddn",

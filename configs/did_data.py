@@ -12,13 +12,15 @@ are decoded again for each crop; `--data.cache-dir DIR` decodes them once, to 19
 Expected: 35.35 dB, SSIM 0.9646 (published, Table 1 of the paper; not measured here).
 """
 
+from dataclasses import replace
+
 from drsformer_jax.config import PRESETS, DataConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
     """Returns the configuration."""
     return TrainConfig(
-        model=PRESETS["drsformer"],
+        model=replace(PRESETS["drsformer"], remat=True),
         data=DataConfig(train="did_data", validation="did_data"),
         eval_every=10_000,  # Restoring 1,200 images may take as long as 1,000 steps.
         protocol="did_ddn",

@@ -13,13 +13,15 @@ here). Scored on it while it trains; `eval.py --data rain13k:test1200 --dataset 
 another of the five test sets, whose published figures are in Restormer's paper.
 """
 
+from dataclasses import replace
+
 from drsformer_jax.config import PRESETS, RESTORMER_PATCHES, DataConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
     """Returns the configuration."""
     return TrainConfig(
-        model=PRESETS["restormer"],
+        model=replace(PRESETS["restormer"], remat=True),
         data=DataConfig(
             train="rain13k",
             validation="rain13k:test100",

@@ -13,13 +13,15 @@ images are not cached. If training waits for data (`data_wait` in the metrics), 
 Expected: 48.54 dB, SSIM 0.9924 (published, Table 1 of the paper; not measured here).
 """
 
+from dataclasses import replace
+
 from drsformer_jax.config import PRESETS, DataConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
     """Returns the configuration."""
     return TrainConfig(
-        model=PRESETS["drsformer_no_mefc"],
+        model=replace(PRESETS["drsformer_no_mefc"], remat=True),
         data=DataConfig(train="spa_data", validation="spa_data", cache_mib=0),
         eval_every=10_000,  # Restoring 1,000 images may take as long as 1,000 steps.
         protocol="rain200_spa",

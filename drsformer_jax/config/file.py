@@ -41,7 +41,8 @@ that added the fields, then name to value."""
 _HARMLESS = {
     *("steps", "log-every", "eval-every", "checkpoint-every", "keep-checkpoints"),
     *("data.data-dir", "data.cache-mib", "data.cache-dir", "data.workers"),
-    *("model.remat", "model.unroll", "model.kernels", "optim.nonfinite-steps"),
+    *("model.remat", "model.save-convolutions", "model.unroll", "model.kernels"),
+    "optim.nonfinite-steps",
 }
 """Fields that change no step of a run that has begun."""
 

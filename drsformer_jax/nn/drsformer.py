@@ -75,7 +75,7 @@ class Upsample(Conv3x3):
 
 
 def _stage(channels: int, heads: int, count: int, config: ModelConfig) -> Stack:
-    return Stack(Block(channels, heads, config), count, remat=config.remat, unroll=config.unroll)
+    return Stack(Block(channels, heads, config), count, config)
 
 
 class DRSformer(nnx.Module):

@@ -34,7 +34,7 @@ class ExpertCompensator(nnx.Module):
         self.gate_in = Conv1x1(channels, GATE_WIDTH, config, bias=True)
         self.gate_out = Conv1x1(GATE_WIDTH, STEPS * EXPERTS, config, bias=True)
         self.preprocess = Conv1x1(channels, channels, config, bias=False)
-        self.steps = Stack(Step(channels, config), STEPS, remat=config.remat, unroll=config.unroll)
+        self.steps = Stack(Step(channels, config), STEPS, config)
 
     def __call__(self, x: Float[Array, "b h w c"], rows: Rows = AT_ONCE) -> Float[Array, "b h w c"]:
         """Applies the steps; the gates depend on the mean of the whole image."""

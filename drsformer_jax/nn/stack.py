@@ -9,7 +9,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.rows import AT_ONCE, Rows
+from drsformer_jax.ops.depthwise import CONVOLVED
 from drsformer_jax.types import Array, Float
 
 
@@ -27,13 +29,16 @@ class Stack(nnx.Module):
     Args:
         layer: one layer; its parameters are repeated.
         count: number of layers.
-        remat: keep only each layer's input for the backward pass and recompute the rest.
-        unroll: compile every layer by itself instead.
+        config: `remat` keeps only each layer's input for the backward pass, and with
+            `save_convolutions` the results of its depthwise convolutions, and recomputes the rest;
+            `unroll` compiles every layer by itself instead.
     """
 
-    def __init__(self, layer: nnx.Module, count: int, *, remat: bool, unroll: bool) -> None:
-        self.remat = remat
-        self.unroll = unroll
+    def __init__(self, layer: nnx.Module, count: int, config: ModelConfig) -> None:
+        self.remat: bool | str = config.remat
+        if config.remat and config.save_convolutions:
+            self.remat = CONVOLVED
+        self.unroll = config.unroll
         self.layers = layer
         repeated = jax.tree.map(
             lambda leaf: np.broadcast_to(leaf, (count, *leaf.shape)), nnx.state(layer)
@@ -61,7 +66,7 @@ class Stack(nnx.Module):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _scan(
     definition: Any,
-    remat: bool,
+    remat: bool | str,
     unroll: bool,
     params: Any,
     x: Array,
@@ -74,7 +79,12 @@ def _scan(
 
     count = jax.tree.leaves(params)[0].shape[0]
     if remat:
-        apply = jax.checkpoint(apply, prevent_cse=count == 1)  # A scan cannot be merged with CSE.
+        names = () if remat is True else (remat,)
+        apply = jax.checkpoint(
+            apply,
+            prevent_cse=count == 1,  # A scan cannot be merged with CSE.
+            policy=jax.checkpoint_policies.save_only_these_names(*names),
+        )
     if count == 1:
         return apply(x, jax.tree.map(lambda leaf: leaf[0], (params, per_layer)))[0]
     return jax.lax.scan(apply, x, (params, per_layer), unroll=unroll)[0]

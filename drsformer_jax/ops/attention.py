@@ -66,8 +66,8 @@ def query_key_sums(
 ) -> ChannelSums:
     """`channel_sums` of the queries and keys that a 1x1 and a depthwise convolution make of `x`.
 
-    One operation, so that queries and keys need not exist for the whole image. The backward pass
-    saves `x` and the weights alone (see `implementations.recomputed`).
+    One operation, so that queries and keys need not exist for the whole image: the backward pass of
+    strips saves `x` and the weights alone.
 
     Args:
         x: images.
@@ -86,7 +86,7 @@ def query_key_sums(
         "strips": functools.partial(_strips, heads),
         "triton": functools.partial(_whole, heads, "triton"),
     }
-    return implementations.recomputed(
+    return implementations.run_by_width(
         "query_key_sums", by_name, implementation, x, weights, valid_mask, counted
     )
 

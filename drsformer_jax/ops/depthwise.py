@@ -19,11 +19,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from drsformer_jax.ops import implementations
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.strips import crop, materialized
 from drsformer_jax.types import Array, Bool, Dimension, Float
+
+CONVOLVED = "convolved"
+"""Name of the results of these convolutions in policies of `jax.checkpoint`."""
 
 
 def depthwise_conv(
@@ -46,7 +50,7 @@ def depthwise_conv(
             writing into zeros, or by `jnp.pad`); `mosaic` and `triton` are kernels for TPUs and
             GPUs. See `implementations.run` for others.
     """
-    return _depthwise([x], kernel, dilation, 1, implementation)
+    return checkpoint_name(_depthwise([x], kernel, dilation, 1, implementation), CONVOLVED)
 
 
 def grouped_conv(
@@ -67,7 +71,7 @@ def grouped_conv(
         implementation: as in `depthwise_conv`.
     """
     kernel = kernel.reshape(*kernel.shape[:2], -1)
-    return _depthwise(list(parts), kernel, 1, 2, implementation)
+    return checkpoint_name(_depthwise(list(parts), kernel, 1, 2, implementation), CONVOLVED)
 
 
 def average_pool(

@@ -38,8 +38,8 @@ def gated(
         gate, value = split(depthwise(project_in(x)))
         output = project_out(gelu(gate) * value)
 
-    The GELU is the exact one. The backward pass saves `x`, which has a fifth of the hidden
-    channels, and the weights, and recomputes the rest (see `implementations.recomputed`).
+    The GELU is the exact one. The backward pass of strips saves `x`, which has a fifth of the
+    hidden channels, and the weights, and recomputes the rest.
 
     Args:
         x: images.
@@ -54,7 +54,7 @@ def gated(
         "whole": functools.partial(_whole, kernels),
         "strips": _strips,
     }
-    return implementations.recomputed("gated", by_name, implementation, x, weights, valid_mask)
+    return implementations.run_by_width("gated", by_name, implementation, x, weights, valid_mask)
 
 
 def _whole(kernels: str | None, x: Array, weights: GatedWeights, valid_mask: Array | None) -> Array:

@@ -115,7 +115,7 @@ def run(
     return lax.platform_dependent(*arrays, **platforms)
 
 
-def recomputed(
+def run_by_width(
     operation: str,
     implementations: Implementations,
     implementation: str | None,
@@ -123,10 +123,9 @@ def recomputed(
     weights: Any,
     *masks: Array | None,
 ) -> Any:
-    """`run` of an operation whose backward pass saves its arguments alone and recomputes the rest.
+    """`run` of an operation that has strips.
 
-    Without an implementation's name, images narrower than `NARROW` are computed `whole` and
-    differentiated as usual: strips gain nothing there, and what would be saved is small. An image
+    Without an implementation's name, images narrower than `NARROW` are computed `whole`. An image
     of a program for any width (`jax.export`) is not taken for narrow.
 
     Args:
@@ -140,6 +139,4 @@ def recomputed(
     narrow = not export.is_symbolic_dim(x.shape[2]) and x.shape[2] < NARROW
     if implementation in (None, PALLAS) and narrow:
         return implementations["whole"](x, weights, *masks)
-    compute = functools.partial(run, operation, implementations, implementation)
-    # In the scans of layers nothing merges the two computations.
-    return jax.checkpoint(compute, prevent_cse=False)(x, weights, *masks)
+    return run(operation, implementations, implementation, x, weights, *masks)

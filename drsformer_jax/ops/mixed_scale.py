@@ -46,9 +46,8 @@ def mixed_scale(
     Each grouped convolution has f groups of two channels (see `mixed_scale_channels`).
 
     One operation from one 1x1 convolution to the other, because that leaves the order of the
-    hidden channels to each implementation. The backward pass saves `x`, which has a fifth of the
-    channels of the hidden images, and the weights, and recomputes those images (see
-    `implementations.recomputed`).
+    hidden channels to each implementation. The backward pass of strips saves `x`, which has a fifth
+    of the channels of the hidden images, and the weights, and recomputes those images.
 
     Args:
         x: images.
@@ -66,7 +65,7 @@ def mixed_scale(
         "strips": mixed_scale_in_strips,
         "triton": functools.partial(_whole, "triton"),
     }
-    return implementations.recomputed(
+    return implementations.run_by_width(
         "mixed_scale", by_name, implementation, x, weights, valid_mask
     )
 

@@ -54,13 +54,15 @@ class Plan:
     configured."""
     remat: Annotated[bool | None, tyro.conf.arg(metavar="{True,False}")] = None
     """Whether the backward pass computes activations again; default: as configured."""
+    save_convolutions: Annotated[bool | None, tyro.conf.arg(metavar="{True,False}")] = None
+    """Whether it then keeps the results of depthwise convolutions; default: as configured."""
     dtype: DType | None = None
     """What the network computes in; default: as configured."""
     kernels: Kernels | None = None
     """xla or pallas; default: as configured."""
     search: bool = False
-    """Try meshes, remat and smaller microbatches, each of which is compiled, and print the best
-    that fits."""
+    """Try meshes, remat with and without saved convolutions, and smaller microbatches, each of
+    which is compiled, and print the best that fits."""
     efficiency: float = 0.5
     """Share of the bound that is assumed to be reached."""
     json: Path | None = None
@@ -74,11 +76,12 @@ class Plan:
         """
         if not 0 < self.efficiency <= 1:
             raise InputError(f"--efficiency is {self.efficiency}; expected more than 0, at most 1")
-        of_training = ("search", "fsdp", "rows", "device_batch", "global_batch", "remat")
+        saving = ("remat", "save_convolutions")
+        of_training = ("search", "fsdp", "rows", "device_batch", "global_batch", *saving)
         if self.restore is not None:
             check_unused(self, of_training, "beside --restore")
         if self.search:
-            check_unused(self, ("fsdp", "device_batch", "remat"), "beside --search")
+            check_unused(self, ("fsdp", "device_batch", *saving), "beside --search")
         config = self._configured(load_config(self.config))
         if self.json:
             check_writable(self.json.parent)  # Compiling takes minutes.
@@ -95,7 +98,12 @@ class Plan:
 
     def _configured(self, config: TrainConfig) -> TrainConfig:
         """The run with the flags that were given."""
-        model = _given(remat=self.remat, dtype=self.dtype, kernels=self.kernels)
+        model = _given(
+            remat=self.remat,
+            save_convolutions=self.save_convolutions,
+            dtype=self.dtype,
+            kernels=self.kernels,
+        )
         mesh = _given(fsdp=self.fsdp, rows=self.rows, device_batch=self.device_batch)
         data = config.data
         if self.global_batch is not None:
@@ -302,10 +310,10 @@ def _over_all(mesh: MeshConfig, **changes: int) -> MeshConfig:
 def _families(config: TrainConfig, chips: Slice) -> Iterator[list[TrainConfig]]:
     """What `--search` tries: in each family the microbatches become smaller."""
     for fsdp in sorted({1, max(1, len(chips.devices) // max(1, config.mesh.rows))}):
-        for remat in (False, True):
+        for saving in (True, False):
             first = replace(
                 config,
-                model=replace(config.model, remat=remat),
+                model=replace(config.model, remat=True, save_convolutions=saving),
                 mesh=_over_all(config.mesh, fsdp=fsdp, device_batch=0),
             )
             yield [first, *_halved(first, chips)]
@@ -313,8 +321,10 @@ def _families(config: TrainConfig, chips: Slice) -> Iterator[list[TrainConfig]]:
 
 def _smaller(config: TrainConfig, chips: Slice) -> Iterator[TrainConfig]:
     """What needs less memory, the cheapest first."""
-    rematerialized = replace(config, model=replace(config.model, remat=True))
-    if not config.model.remat:
+    rematerialized = replace(
+        config, model=replace(config.model, remat=True, save_convolutions=False)
+    )
+    if config != rematerialized:
         yield rematerialized
     yield from _halved(rematerialized, chips)
 
@@ -333,7 +343,11 @@ def _halved(config: TrainConfig, chips: Slice) -> Iterator[TrainConfig]:
 def _flags(config: TrainConfig) -> str:
     """The flags of a run that the search changes."""
     mesh = config.mesh
-    return f"--fsdp {mesh.fsdp} --remat {config.model.remat} --device-batch {mesh.device_batch}"
+    model = config.model
+    saving = f"--remat {model.remat}"
+    if model.remat:
+        saving += f" --save-convolutions {model.save_convolutions}"
+    return f"--fsdp {mesh.fsdp} {saving} --device-batch {mesh.device_batch}"
 
 
 def _slice(chips: Slice, mesh: Mesh) -> Row:

@@ -285,7 +285,7 @@ def test_architecture_leaves_out_what_changes_no_parameter():
     config = PRESETS["drsformer"]
     running = {
         **{"dtype": "bfloat16", "param_dtype": "float64", "remat": True, "unroll": True},
-        "kernels": "pallas",
+        **{"save_convolutions": True, "kernels": "pallas"},
     }
     assert dataclasses.replace(config, **running).architecture() == config.architecture()
     every = {field.name for field in dataclasses.fields(ModelConfig)}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.rows import AT_ONCE, Rows, Shards, Strips
 from drsformer_jax.nn.stack import Stack
 
@@ -28,8 +29,8 @@ class Scale(nnx.Module):
 
 @pytest.mark.parametrize("kind", [Rows, Strips, Shards])
 def test_twins_are_traced_once_and_others_apart(kind):
-    first, twin = (Stack(Scale(by), 3, remat=False, unroll=False) for by in (2, 3))
-    other = Stack(Scale(2, power=2), 3, remat=False, unroll=False)
+    first, twin = (Stack(Scale(by), 3, ModelConfig()) for by in (2, 3))
+    other = Stack(Scale(2, power=2), 3, ModelConfig())
     x, rows = jnp.ones((1, 4, 4, 2)), kind(size=jnp.array([[4, 4]]))
 
     def network(x):
@@ -43,7 +44,7 @@ def test_twins_are_traced_once_and_others_apart(kind):
 
 
 def test_how_rows_are_computed_is_a_part_of_what_is_traced():
-    stack, x = Stack(Scale(2), 1, remat=False, unroll=False), jnp.ones((1, 4, 4, 2))
+    stack, x = Stack(Scale(2), 1, ModelConfig()), jnp.ones((1, 4, 4, 2))
     TRACED.clear()
     for rows in (AT_ONCE, Strips(height=2), Strips(height=3), Strips(height=2)):
         stack(x, rows=rows)

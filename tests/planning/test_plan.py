@@ -124,7 +124,8 @@ def chips(monkeypatch):
     def compile_nothing(function, arguments):
         config, _, batch = arguments
         limit = config.mesh.device_batch or batch
-        size = needs.get((config.model.remat, config.mesh.fsdp, limit))
+        kept = "all" if not config.model.remat else "some" if config.model.save_convolutions else ""
+        size = needs.get((kept, config.mesh.fsdp, limit))
         return compiled(hbm_bytes=819e9) if size is None else programs.TooLarge(int(size * 2**30))
 
     monkeypatch.setattr(programs, "prepare", lambda: None)
@@ -194,24 +195,25 @@ def test_search_over_more_rows_than_chips_is_rejected_in_one_line(chips, recipe)
 
 
 def test_what_does_not_fit_is_one_line_with_what_would(chips, recipe):
-    chips |= {(False, 1, 8): 40, (True, 1, 8): 30, (True, 1, 2): 20}
+    chips |= {("all", 1, 8): 40, ("", 1, 8): 30, ("", 1, 2): 20}
     with pytest.raises(InputError) as error:
         command.Plan(recipe, "v5e:1x2").run()
     assert str(error.value) == (
         f"the training step of {recipe}, float32 does not fit v5e:1x2: it needs 40.00 GiB of 15.75 "
-        "GiB per chip; expected less, such as --fsdp 1 --remat True --device-batch 1, which needs "
-        "4.01 GiB"
+        "GiB per chip; expected less, such as --fsdp 1 --remat True --save-convolutions False "
+        "--device-batch 1, which needs 4.01 GiB"
     )
 
 
 def test_search_prints_each_try_and_plans_the_fastest_that_fits(chips, recipe, capsys):
-    chips |= {(False, 1, 8): 40, (False, 2, 8): 40, (False, 2, 2): 40}
+    chips |= {("some", 1, 8): 40, ("some", 2, 8): 40, ("some", 2, 2): 40}
     command.Plan(recipe, "v5e:1x2", search=True).run()
     out = capsys.readouterr().out
-    assert "--fsdp 1 --remat False --device-batch 0: does not fit\n" in out
-    assert "--fsdp 1 --remat False --device-batch 2: 4.01 GiB, 1000.0 ms per step\n" in out
-    assert "--fsdp 2 --remat False --device-batch 1: 4.01 GiB, 1000.0 ms per step\n" in out
-    assert "--fsdp 1 --remat False --device-batch 1:" not in out  # It fitted before.
+    saving = "--remat True --save-convolutions True"
+    assert f"--fsdp 1 {saving} --device-batch 0: does not fit\n" in out
+    assert f"--fsdp 1 {saving} --device-batch 2: 4.01 GiB, 1000.0 ms per step\n" in out
+    assert f"--fsdp 2 {saving} --device-batch 1: 4.01 GiB, 1000.0 ms per step\n" in out
+    assert f"--fsdp 1 {saving} --device-batch 1:" not in out  # It fitted before.
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_the_flags_that_save_memory_are_taken(monkeypatch):
     with pytest.raises(InputError) as error, memory_in_one_line():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
     flags = re.findall(r"--[\w.-]+", str(error.value))
-    assert flags == ["--mesh.device-batch", "--model.remat"]
+    assert flags == ["--mesh.device-batch", "--model.remat", "--model.save-convolutions"]
     config = train.parse_command([flags[0], "2", flags[1]]).train
     assert (config.mesh.device_batch, config.model.remat) == (2, True)
 

@@ -210,7 +210,7 @@ def test_saved_convolutions_are_not_computed_again():
             return jnp.sum(nnx.merge(definition, params)(x))
 
         gradient = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, jnp.ones((1, 5, 6, 4)))
-        forward, backward = (
+        _, backward = (
             each.params["jaxpr"].jaxpr
             for each in equations(gradient.jaxpr)
             if each.primitive.name == "scan" and each.params["length"] == 2

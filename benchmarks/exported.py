@@ -65,7 +65,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     rainy = np.pad(rainy, [(0, beyond[0]), (0, beyond[1]), (0, 0)], "symmetric")
     rainy = np.ascontiguousarray(rainy[None, :height, :width])
     config, params = weights.load(checkpoint)
-    ours = jitted(program_of(dataclasses.replace(config, remat=False), params))
+    ours = jitted(
+        program_of(dataclasses.replace(config, remat=False, save_convolutions=False), params)
+    )
     programs: dict[str, Program] = {"ours": lambda rainy: np.asarray(ours(rainy))}
     files: dict[str, Path] = {}
     for kind in arguments.kinds:

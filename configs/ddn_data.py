@@ -1,4 +1,4 @@
-"""DRSformer on DDN-Data, by the official recipe: the fields' defaults.
+"""DRSformer on DDN-Data, by the official recipe: the fields' defaults, and `remat`.
 
     drsformer build-data ddn_data --manual-dir DDN-Data
     python train.py --config configs/ddn_data.py

@@ -1,4 +1,4 @@
-"""DRSformer on DID-Data, by the official recipe: the fields' defaults.
+"""DRSformer on DID-Data, by the official recipe: the fields' defaults, and `remat`.
 
     drsformer build-data did_data --manual-dir DID-Data
     python train.py --config configs/did_data.py

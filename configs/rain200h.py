@@ -1,4 +1,4 @@
-"""DRSformer on Rain200H, by the official recipe: the fields' defaults.
+"""DRSformer on Rain200H, by the official recipe: the fields' defaults, and `remat`.
 
     drsformer build-data rain200h --manual-dir Rain200H
     python train.py --config configs/rain200h.py

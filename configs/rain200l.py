@@ -1,4 +1,4 @@
-"""DRSformer on Rain200L, by the official recipe: the fields' defaults.
+"""DRSformer on Rain200L, by the official recipe: the fields' defaults, and `remat`.
 
     drsformer build-data rain200l --manual-dir Rain200L
     python train.py --config configs/rain200l.py

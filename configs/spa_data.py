@@ -1,4 +1,4 @@
-"""DRSformer on SPA-Data, by the official recipe: the fields' defaults.
+"""DRSformer on SPA-Data, by the official recipe: the fields' defaults, and `remat`.
 
     drsformer build-data spa_data --manual-dir SPA-Data
     python train.py --config configs/spa_data.py

@@ -28,8 +28,8 @@ def row(path: Path) -> str:
         binds = max(plan["bounds"], key=plan["bounds"].get)
         memory = plan["memory"]
         recipe = Path(plan["what"].split(",")[0]).stem
-        if "--remat True" in plan["flags"]:
-            recipe += " --model.remat"
+        if "--save-convolutions True" in plan["flags"]:
+            recipe += " --model.save-convolutions"
         cells = [
             f"`{recipe}`",
             plan["topology"],

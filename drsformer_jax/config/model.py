@@ -67,7 +67,8 @@ class ModelConfig:
     what is not recomputed is written to memory."""
     save_convolutions: bool = False
     """With `remat`, keep the results of depthwise convolutions: on TPUs a sixth less time by the
-    compiler's schedules, for about twice the memory. GPUs gain nothing by it."""
+    compiler's schedules, for two to three times the activations' memory. GPUs and CPUs gain nothing
+    by it."""
     unroll: bool = False
     """Compile every block by itself instead of one for each stage: a CPU trains networks of few
     blocks a sixth faster, and compiling takes longer."""
@@ -84,6 +85,12 @@ class ModelConfig:
             "model.dim",
             self.dim,
             "an even number of at least 2",
+        )
+        check(
+            self.remat or not self.save_convolutions,
+            "model.save-convolutions",
+            self.save_convolutions,
+            "False, or model.remat too: without it everything is kept",
         )
         check(min(self.blocks) >= 1, "model.blocks", self.blocks, "at least 1 block in each level")
         check(min(self.heads) >= 1, "model.heads", self.heads, "at least 1 head in each level")

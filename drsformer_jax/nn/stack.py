@@ -35,9 +35,9 @@ class Stack(nnx.Module):
     """
 
     def __init__(self, layer: nnx.Module, count: int, config: ModelConfig) -> None:
-        self.remat: bool | str = config.remat
-        if config.remat and config.save_convolutions:
-            self.remat = CONVOLVED
+        self.saved: tuple[str, ...] | None = None  # Everything.
+        if config.remat:
+            self.saved = (CONVOLVED,) if config.save_convolutions else ()
         self.unroll = config.unroll
         self.layers = layer
         repeated = jax.tree.map(
@@ -59,14 +59,14 @@ class Stack(nnx.Module):
             rows: how the rows of images are computed, by every layer.
         """
         definition, params = nnx.split(self.layers)
-        return _scan(definition, self.remat, self.unroll, params, x, per_layer, rows)
+        return _scan(definition, self.saved, self.unroll, params, x, per_layer, rows)
 
 
 # Stages of equal layers and shapes, as a level has in encoder and decoder, are traced once.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _scan(
     definition: Any,
-    remat: bool | str,
+    saved: tuple[str, ...] | None,
     unroll: bool,
     params: Any,
     x: Array,
@@ -78,12 +78,11 @@ def _scan(
         return nnx.merge(definition, params)(x, *arguments, rows=rows), None
 
     count = jax.tree.leaves(params)[0].shape[0]
-    if remat:
-        names = () if remat is True else (remat,)
+    if saved is not None:
         apply = jax.checkpoint(
             apply,
             prevent_cse=count == 1,  # A scan cannot be merged with CSE.
-            policy=jax.checkpoint_policies.save_only_these_names(*names),
+            policy=jax.checkpoint_policies.save_only_these_names(*saved),
         )
     if count == 1:
         return apply(x, jax.tree.map(lambda leaf: leaf[0], (params, per_layer)))[0]

@@ -91,7 +91,7 @@ def average_pool(
     """
     ones = jnp.ones((size, size, x.shape[-1]), _accumulator(x))
     counted = jnp.ones_like(x[:1, :, :, :1], ones.dtype) if valid_mask is None else valid_mask
-    count = depthwise_conv(counted.astype(ones.dtype), ones[..., :1])
+    count = _depthwise([counted.astype(ones.dtype)], ones[..., :1], 1, 1, None)
     total = depthwise_conv(zero_outside(x, valid_mask), ones, 1, implementation)
     return (total / jnp.maximum(count, 1)).astype(x.dtype)
 

@@ -7,6 +7,8 @@ polynomials, whose product is evaluated at 0, at infinity and at pairs of opposi
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,13 +69,16 @@ class Winograd(Plain):
     """As many products as values.
 
     Raises:
-        ValueError: if these are odd, or more than 8.
+        ValueError: if these are odd, fewer than 4 or more than 8, or there is one tap.
     """
 
     def __post_init__(self) -> None:
         most = 2 + 2 * len(_PAIRS)
-        if self.points % 2 or self.points > most:
-            raise ValueError(f"found {self.points} values; expected an even number up to {most}")
+        if self.points % 2 or not 4 <= self.points <= most or self.taps < 2:
+            raise ValueError(
+                f"found {self.taps} taps and {self.points} values; expected at least 2 taps, and "
+                f"an even number of values from 4 to {most}"
+            )
 
     @property
     def sums(self) -> int:
@@ -128,16 +133,12 @@ class Winograd(Plain):
 
 def _both_signs(even: Any, weights: Any, odd: Sequence[Any]) -> list[Any]:
     """The values of a polynomial at a point and at its opposite."""
-    if not len(odd):
-        return [even, even]
     total = _weighted(weights, odd)
     return [even + total, even - total]
 
 
 def _weighted(weights: Any, terms: Sequence[Any]) -> Any:
-    """A weighted sum, without products by 1; 0 without terms."""
-    total: Any = 0
-    for n, (weight, term) in enumerate(zip(weights, terms, strict=True)):
-        product = term if weight == 1 else float(weight) * term
-        total = total + product if n else product
-    return total
+    """A weighted sum, without products by 1."""
+    pairs = zip(weights, terms, strict=True)
+    products = (term if weight == 1 else float(weight) * term for weight, term in pairs)
+    return functools.reduce(operator.add, products)

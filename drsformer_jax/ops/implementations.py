@@ -123,14 +123,18 @@ def run_by_width(
     weights: Any,
     *masks: Array | None,
 ) -> Any:
-    """`run` of an operation that has strips.
+    """`run` of an operation that has `strips`.
 
     Without an implementation's name, images narrower than `NARROW` are computed `whole`. An image
     of a program for any width (`jax.export`) is not taken for narrow.
 
+    Strips save their arguments alone for the backward pass, also within a layer that is computed
+    again.
+
     Args:
         operation: a key of `CHOICES`.
-        implementations: each a function of `x`, `weights` and `masks`; one is named `whole`.
+        implementations: each a function of `x`, `weights` and `masks`; one is named `whole`, and
+            one `strips`.
         implementation: as in `run`.
         x: images.
         weights: tree of arrays.
@@ -139,4 +143,7 @@ def run_by_width(
     narrow = not export.is_symbolic_dim(x.shape[2]) and x.shape[2] < NARROW
     if implementation in (None, PALLAS) and narrow:
         return implementations["whole"](x, weights, *masks)
-    return run(operation, implementations, implementation, x, weights, *masks)
+    # Within a layer that is computed again JAX would save what all of the strips compute.
+    strips = jax.checkpoint(implementations["strips"], prevent_cse=False)
+    every = {**implementations, "strips": strips}
+    return run(operation, every, implementation, x, weights, *masks)

@@ -48,6 +48,9 @@ def correlate(
 ) -> Float[Array, "b h w _"]:
     """Depthwise convolution, stride 1, zeros beyond the border; sums are in float32.
 
+    With 5x5 and 7x7 kernels rounding errors are relative to the largest value that rows computed
+    together read, and what is not finite spreads to all of these rows.
+
     Args:
         x: images. With fewer channels than the kernel, where `terms` is 1, each channel is read
             several times: the kernel's channel c reads channel c modulo i.

@@ -32,7 +32,7 @@ _ROWS = 64
 _COLUMNS = 32
 """Columns that are computed together: they share loads of taps."""
 _TOGETHER = 4
-"""Rows that are computed together: they share loads, or products."""
+"""Rows that are computed together."""
 _WINOGRAD = {5: _TOGETHER, 7: 2}
 """The same where they are Winograd's, by the number of taps."""
 
@@ -115,7 +115,7 @@ class Strips:
 
     @property
     def written(self) -> int:
-        """Rows that are written instead of those that are computed together; 0: they are read."""
+        """Rows of changed values that are written to scratch; 0 for plain filters."""
         return self.filter.points if isinstance(self.filter, Winograd) else 0
 
     @property

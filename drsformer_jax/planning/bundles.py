@@ -170,8 +170,8 @@ def _bundles(text: str) -> list[_Bundle]:
     # that still run behind it: not so where a loop goes on.
     for index in range(1, len(bundles) - 1):
         before, bundle = bundles[index - 1], bundles[index]
-        if bundle.text.startswith("}"):  # An empty one, such as behind a branch, is nowhere.
-            bundle.depth = before.depth
+        if bundle.text.startswith("}") and not (bundle.depth or bundle.label):
+            bundle.depth = before.depth  # An empty one, such as behind a branch, is nowhere.
         if bundle.depth < before.depth and not bundle.label:
             after = bundles[index + 1 : index + _DELAY]
             inside = next((other for other in after if other.depth > bundle.depth), None)

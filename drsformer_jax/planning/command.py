@@ -61,8 +61,8 @@ class Plan:
     kernels: Kernels | None = None
     """xla or pallas; default: as configured."""
     search: bool = False
-    """Try meshes, remat with and without saved convolutions, and smaller microbatches, each of
-    which is compiled, and print the best that fits."""
+    """Try meshes, on TPUs saved convolutions, and smaller microbatches, all with remat; each is
+    compiled, and the best that fits is printed."""
     efficiency: float = 0.5
     """Share of the bound that is assumed to be reached."""
     json: Path | None = None
@@ -204,7 +204,9 @@ class Plan:
                 **_slice(one, mesh),
             }
             size = padded((height, width))
-            work = programs.restoring(replace(config.model, remat=False), mesh, *size, strip)
+            work = programs.restoring(
+                replace(config.model, remat=False, save_convolutions=False), mesh, *size, strip
+            )
             row |= self._compiled(row, one, mesh, *work)
             if "error" not in row:
                 return row | {"images_per_s": self.efficiency / row["bound"]}
@@ -310,7 +312,8 @@ def _over_all(mesh: MeshConfig, **changes: int) -> MeshConfig:
 def _families(config: TrainConfig, chips: Slice) -> Iterator[list[TrainConfig]]:
     """What `--search` tries: in each family the microbatches become smaller."""
     for fsdp in sorted({1, max(1, len(chips.devices) // max(1, config.mesh.rows))}):
-        for saving in (True, False):
+        # Saving gains nothing on GPUs, and without remat all chips need far more memory.
+        for saving in (True, False) if chips.chip.platform == "tpu" else (False,):
             first = replace(
                 config,
                 model=replace(config.model, remat=True, save_convolutions=saving),

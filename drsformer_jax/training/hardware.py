@@ -99,6 +99,5 @@ def memory_in_one_line() -> Iterator[None]:
         raise InputError(
             f"the run does not fit into the memory of the devices ({reason(error)}); expected a "
             "smaller --mesh.device-batch, --model.remat without --model.save-convolutions, smaller "
-            "crops or validation images, or "
-            "more devices (drsformer plan finds what fits)"
+            "crops or validation images, or more devices (drsformer plan finds what fits)"
         ) from error

@@ -281,6 +281,11 @@ def test_hidden_channels_are_cut_to_an_integer():
     assert [config.hidden(config.channels(level)) for level in range(4)] == [127, 255, 510, 1021]
 
 
+def test_saved_convolutions_without_remat_are_rejected():
+    with pytest.raises(InputError, match=r"model\.save-convolutions is True; expected False, or"):
+        ModelConfig(save_convolutions=True)
+
+
 def test_architecture_leaves_out_what_changes_no_parameter():
     config = PRESETS["drsformer"]
     running = {

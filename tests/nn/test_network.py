@@ -22,7 +22,8 @@ from drsformer_jax.nn.experts import ExpertCompensator
 from drsformer_jax.nn.functional import abstract_params, apply, build, init_params
 from drsformer_jax.nn.linear import initialize
 from drsformer_jax.nn.stack import Stack
-from drsformer_jax.ops.implementations import traced_for
+from drsformer_jax.ops import strips
+from drsformer_jax.ops.implementations import NARROW, traced_for
 from drsformer_jax.weights.convert import params_from_torch, params_to_torch
 
 pytestmark = pytest.mark.usefixtures("one_platform")
@@ -220,6 +221,25 @@ def test_saved_convolutions_are_not_computed_again():
 
     # Four of the MSFN and two of the attention, in each of which the gradient to x is one more.
     assert convolutions() - convolutions(save_convolutions=True) == 6
+
+
+def test_strips_of_a_layer_that_is_computed_again_save_nothing_of_each(monkeypatch):
+    monkeypatch.setattr(strips, "STRIP_ELEMENTS", 1)  # 8 rows.
+    count, layers = 5, 2
+    config = dataclasses.replace(COMPACT, remat=True)
+    definition, params = nnx.split(Stack(Block(4, 1, config), layers, config))
+
+    def loss(params, x):
+        return jnp.sum(nnx.merge(definition, params)(x))
+
+    x = jnp.ones((1, 8 * count, NARROW, 4))
+    with traced_for("cpu"):
+        gradient = jax.make_jaxpr(jax.grad(loss))(params, x)
+    loops = [each for each in equations(gradient.jaxpr) if each.primitive.name == "scan"]
+    assert count in [loop.params["length"] for loop in loops]
+    for loop in loops:
+        stacked = loop.outvars[loop.params["num_carry"] :]
+        assert loop.params["length"] != count or not stacked
 
 
 def stage_of_blocks(config: ModelConfig) -> nnx.Module:

@@ -68,16 +68,16 @@ CASES = {
     "a last block of few channels": (1, 6, 5, BLOCK + 4, 3, 2),
     "dilated, as wide as a block": (1, 21, 16, BLOCK, 7, 2),
     "dilated by 3": (1, 30, 4, 72, 3, 3),
+    "few channels of 5x5": (1, 11, 5, 8, 5, 1),
+    "several images, 5x5 and dilated": (2, 18, 17, 8, 5, 2),
 }
+FAST = {"few channels", "few channels of 5x5"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "case",
-    [
-        case if case == "few channels" else pytest.param(case, marks=pytest.mark.slow)
-        for case in CASES
-    ],
+    [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
 )
 def test_kernels_equal_plain_convolutions_and_their_gradients(kernels, case, dtype):
     *shape, size, dilation = CASES[case]
@@ -95,10 +95,13 @@ def test_kernels_equal_plain_convolutions_and_their_gradients(kernels, case, dty
         assert_close(wide(array), wide(expected), 2 * STEPS[str(array.dtype)] + 1e-6)
 
 
-@pytest.mark.parametrize("channels", [5, pytest.param(BLOCK, marks=pytest.mark.slow)])
-def test_grouped_convolutions_add_both_channels_of_a_group(kernels, channels):
+@pytest.mark.parametrize(
+    ("channels", "size"),
+    [(5, 3), *(pytest.param(BLOCK, size, marks=pytest.mark.slow) for size in (3, 5))],
+)
+def test_grouped_convolutions_add_both_channels_of_a_group(kernels, channels, size):
     parts = [normal(seed, 1, 9, 7, channels, dtype="float32") for seed in (1, 2)]
-    kernel = normal(3, 3, 3, 2, channels, dtype="float32")
+    kernel = normal(3, size, size, 2, channels, dtype="float32")
     cotangent = normal(4, 1, 9, 7, channels, dtype="float32")
     value, gradients = jax.vjp(lambda p, k: grouped_conv(p, k, kernels), parts, kernel)
     reference = vjp(

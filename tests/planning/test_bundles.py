@@ -75,6 +75,11 @@ def test_empty_bundles_in_front_of_a_loop_do_not_end_the_one_around_it():
     assert bundles.read(text).bundles == OUTSIDE + 5 * (OUTER + 3) + 5 * 3 * INNER
 
 
+def test_empty_bundles_behind_a_loop_are_where_they_say():
+    text = SCHEDULE.replace("   0x9   : >", "   0x8   : > {}\n" * 3 + "   0x9   : >")
+    assert bundles.read(text).bundles == OUTSIDE + 5 * (OUTER + 3) + 5 * 3 * INNER
+
+
 def test_equal_instructions_share_a_schedule_and_others_have_none(folder):
     schedules = bundles.Schedules(folder)
     assert len(schedules) == 1

@@ -30,9 +30,10 @@ def test_row_has_the_figures_of_a_plan_in_units_that_are_read(tmp_path):
     cells = ["`rain200h`", "h100:8", "16 of 128x128", "1.50 of 56.00 GiB", "711"]
     assert row == f"| {' | '.join([*cells, '40.8 ms, memory', '6.8', '54'])} |"
     assert row.count("|") == plan_table.HEAD.partition("\n")[0].count("|")
-    remat = {**PLAN, "flags": "--fsdp 1 --remat True --device-batch 0"}
-    (tmp_path / "b.json").write_text(json.dumps(remat))
-    assert plan_table.row(tmp_path / "b.json").startswith("| `rain200h --model.remat` | h100:8")
+    saving = {**PLAN, "flags": "--fsdp 1 --remat True --save-convolutions True --device-batch 0"}
+    (tmp_path / "b.json").write_text(json.dumps(saving))
+    row = plan_table.row(tmp_path / "b.json")
+    assert row.startswith("| `rain200h --model.save-convolutions` | h100:8")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"error": "does not fit"}'])

@@ -67,7 +67,7 @@ class ModelConfig:
     what is not recomputed is written to memory."""
     save_convolutions: bool = False
     """With `remat`, keep the results of depthwise convolutions: on TPUs a sixth less time by the
-    compiler's schedules, for two to three times the activations' memory. GPUs and CPUs gain nothing
+    compiler's schedules, for four to five times the activations' memory. GPUs and CPUs gain nothing
     by it."""
     unroll: bool = False
     """Compile every block by itself instead of one for each stage: a CPU trains networks of few

@@ -88,7 +88,7 @@ class Work:
         return dataclasses.replace(
             PRESETS[self.preset],
             dtype=self.dtype,
-            remat=self.what == "train",
+            remat=self.what == "train" or self.saving,
             save_convolutions=self.saving,
             kernels=self.variant,
         )
@@ -288,6 +288,11 @@ def command_line(description: str, topology: str) -> argparse.Namespace:
 def programs(arguments: argparse.Namespace, suite: Iterable[Work]) -> Iterator[tuple[Work, Build]]:
     """What the command line asks for."""
     whole: dict[str, Build] = {"forward": forward, "train": train}
+    layers = arguments.what == "train" or (arguments.what == "stages" and arguments.gradients)
+    if arguments.saving and (arguments.suite or not layers):
+        raise InputError(
+            "--save-convolutions is given; expected it beside train, or stages and --gradients"
+        )
     if arguments.suite:
         variant = arguments.kernels
         yield from ((replace(work, variant=variant), whole[work.what]) for work in suite)

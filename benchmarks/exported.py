@@ -9,7 +9,6 @@ installed, in float32 with all cores that they are allowed.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import importlib.util
 import tempfile
@@ -65,9 +64,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     rainy = np.pad(rainy, [(0, beyond[0]), (0, beyond[1]), (0, 0)], "symmetric")
     rainy = np.ascontiguousarray(rainy[None, :height, :width])
     config, params = weights.load(checkpoint)
-    ours = jitted(
-        program_of(dataclasses.replace(config, remat=False, save_convolutions=False), params)
-    )
+    ours = jitted(program_of(config.without_remat(), params))
     programs: dict[str, Program] = {"ours": lambda rainy: np.asarray(ours(rainy))}
     files: dict[str, Path] = {}
     for kind in arguments.kinds:

@@ -157,6 +157,10 @@ class ModelConfig:
         """Of operations that have kernels, see `ops.implementations.run`."""
         return None if self.kernels == "xla" else self.kernels
 
+    def without_remat(self) -> ModelConfig:
+        """The same for programs that have no backward pass."""
+        return dataclasses.replace(self, remat=False, save_convolutions=False)
+
     def architecture(self) -> dict[str, Any]:
         """The fields that decide which parameters there are and what they mean."""
         runtime = {"dtype", "param_dtype", "remat", "save_convolutions", "unroll", "kernels"}

@@ -106,8 +106,8 @@ class Export:
                 f".{format} file cannot; expected --dtype {' or '.join(dtypes)}"
             )
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-        plain: dict[str, Any] = {"remat": False, "save_convolutions": False, "kernels": "xla"}
-        return replace(config, dtype=dtype, param_dtype="float32", **plain), params
+        plain: dict[str, Any] = {"dtype": dtype, "param_dtype": "float32", "kernels": "xla"}
+        return replace(config.without_remat(), **plain), params
 
 
 def _onnx_file() -> Callable[[ModelConfig, Params, Shape], bytes]:

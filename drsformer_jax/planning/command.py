@@ -204,9 +204,7 @@ class Plan:
                 **_slice(one, mesh),
             }
             size = padded((height, width))
-            work = programs.restoring(
-                replace(config.model, remat=False, save_convolutions=False), mesh, *size, strip
-            )
+            work = programs.restoring(config.model.without_remat(), mesh, *size, strip)
             row |= self._compiled(row, one, mesh, *work)
             if "error" not in row:
                 return row | {"images_per_s": self.efficiency / row["bound"]}

@@ -161,6 +161,17 @@ def test_programs_to_compile_are_those_of_the_network(compiling, monkeypatch, wh
     assert (2, 32, 32) in shapes
 
 
+def test_convolutions_are_saved_where_there_is_a_backward_pass_of_layers(compiling, monkeypatch):
+    for what in (["train"], ["stages", "latent", "--gradients"]):
+        ((work, _),) = asked(compiling, monkeypatch, *what, "--save-convolutions")
+        assert work.config.remat
+        assert work.config.save_convolutions
+        assert work.key.endswith(" saving")
+    for what in (["forward"], ["stages"], ["op", "linear", "--gradients"], ["--suite"]):
+        with pytest.raises(InputError, match="--save-convolutions is given; expected it beside"):
+            asked(compiling, monkeypatch, *what, "--save-convolutions")
+
+
 def test_stages_are_those_that_the_network_has(compiling, monkeypatch):
     names = {work.what for work, _ in asked(compiling, monkeypatch, "stages")}
     assert len(names) == 7

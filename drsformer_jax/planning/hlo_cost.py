@@ -41,6 +41,7 @@ _ARITHMETIC = {
     *("select", "convert", "and", "or", "xor", "not", "clamp", "floor", "ceil", "sign", "power"),
     "remainder",
 }
+_RESHAPES = {"bitcast", "reshape"}
 _OF_SCALARS = _ARITHMETIC | {"copy"}
 """What TPUs compute without a schedule if it is one number, such as a loop's counter."""
 _MOVES = {
@@ -360,8 +361,10 @@ class _Count:
         total = 0.0 if users else math.inf
         for user in users:
             if user.opcode in ("dynamic-slice", "slice"):
-                total += hlo.elements(user.shape)
-            elif user.opcode in _ARITHMETIC and hlo.elements(user.shape) == elements:
+                total += min(hlo.elements(user.shape), self._needed(inner, user.name))
+            elif user.opcode in ("bitcast", "reshape") or (
+                user.opcode in _ARITHMETIC and hlo.elements(user.shape) == elements
+            ):
                 total += self._needed(inner, user.name)
             else:
                 return math.inf

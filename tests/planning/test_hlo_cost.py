@@ -51,6 +51,31 @@ ENTRY %main (x: bf16[4,8]) -> f32[4,2] {
     assert hlo_cost.cost(whole).bytes == 4 * 2 * 4 + 4 * 8 * 2
 
 
+def test_of_a_slice_that_is_sliced_in_the_end_the_last_slices_are_read():
+    program = """
+HloModule packed
+
+%two (p.1: f32[3,40], p.2: s32[]) -> (f32[4], f32[6]) {
+  %p.1 = f32[3,40]{1,0} parameter(0)
+  %p.2 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %layer = f32[1,40]{1,0} dynamic-slice(%p.1, %p.2, %zero), dynamic_slice_sizes={1,40}
+  %flat = f32[40]{0} bitcast(%layer)
+  %first = f32[4]{0} slice(%flat), slice={[0:4]}
+  %last = f32[6]{0} slice(%flat), slice={[34:40]}
+  ROOT %both = (f32[4]{0}, f32[6]{0}) tuple(%first, %last)
+}
+
+ENTRY %main (x: f32[3,40], place: s32[]) -> (f32[4], f32[6]) {
+  %x = f32[3,40]{1,0} parameter(0)
+  %place = s32[] parameter(1)
+  ROOT %y = (f32[4]{0}, f32[6]{0}) fusion(%x, %place), kind=kLoop, calls=%two
+}
+"""
+    read, written, place = 4 * (4 + 6), 4 * (4 + 6), 4
+    assert hlo_cost.cost(program).bytes == read + written + place
+
+
 def test_trips_that_the_compiler_knows_are_taken():
     known = 'body=%body, backend_config={"known_trip_count":{"n":"9"}}'
     program = PROGRAM.replace("constant(6)", "parameter(1)").replace("body=%body", known)

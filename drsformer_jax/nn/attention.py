@@ -81,7 +81,7 @@ class Attention(nnx.Module):
         """Attends to the values and projects the result."""
         channels = x.shape[-1]
         part = slice(2 * channels, None)
-        value = self.qkv_dwconv(self.qkv(x, part), valid_mask, part)
+        value = self.qkv_dwconv(self.qkv(x, valid_mask, part), part=part)
         mixing = mixing.astype(x.dtype)
         y = jnp.einsum("bhwc,bco->bhwo", value, mixing, precision=precision_of(x))
         return biased(y, self.project_out.weights())

@@ -39,14 +39,19 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], rows: Rows) -> Float[Array, "b h w c"]:
         """Applies the block."""
+        # Once, and so its gradient, where the windows of both are the image.
+        whole = self.norm1(x)
+
+        def norm1(window: Array) -> Array:
+            return whole if window is x else self.norm1(window)
 
         def sums(window: Array, valid_mask: Mask, counted: Mask) -> ChannelSums:
-            return self.attn.sums(self.norm1(window), valid_mask, counted)
+            return self.attn.sums(norm1(window), valid_mask, counted)
 
         mixing = self.attn.mixing(rows.sum(sums, x, halo=1))
 
         def residuals(window: Array, valid_mask: Mask) -> Array:
-            window = window + self.attn(self.norm1(window), mixing, valid_mask)
+            window = window + self.attn(norm1(window), mixing, valid_mask)
             return window + self.ffn(self.norm2(window), valid_mask)
 
         return rows.map(residuals, x, halo=1 + self.ffn.halo)

@@ -18,7 +18,7 @@ from flax import nnx
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.rows import AT_ONCE, Rows
 from drsformer_jax.ops.depthwise import depthwise_conv
-from drsformer_jax.ops.linear import Affine, biased, linear, precision_of
+from drsformer_jax.ops.linear import Affine, biased, precision_of, projected
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.types import Array, Bool, Float
 
@@ -85,10 +85,14 @@ class Conv1x1(_Affine):
         self.kernel = uninitialized((channels, out), channels, config)
         self.bias = uninitialized((out,), channels, config) if bias else None
 
-    def __call__(self, x: Float[Array, "*b c"], part: slice = _ALL) -> Float[Array, "*b o"]:
-        """Projects to `part` of the output channels, in the dtype of `x`."""
-        weights = self.weights(part)
-        return biased(linear(x, weights.kernel), weights)
+    def __call__(
+        self,
+        x: Float[Array, "*b c"],
+        valid_mask: Bool[Array, "*b 1"] | None = None,
+        part: slice = _ALL,
+    ) -> Float[Array, "*b o"]:
+        """Projects to `part` of the output channels: `ops.linear.projected`."""
+        return projected(x, self.weights(part), valid_mask)
 
 
 class Conv3x3(_Affine):

@@ -104,9 +104,12 @@ def _whole(
     counted: Array | None,
 ) -> ChannelSums:
     pointwise, depthwise = weights
+    x = zero_outside(x, valid_mask)
     if kernels is not None:
         x = implementations.run("query_key_input", _INPUTS, None, x)
-    y = zero_outside(biased(linear(x, pointwise.kernel), pointwise), valid_mask)
+    y = biased(linear(x, pointwise.kernel), pointwise)
+    if pointwise.bias is not None:  # Otherwise zeros have stayed zeros.
+        y = zero_outside(y, valid_mask)
     both = biased(depthwise_conv(y, depthwise.kernel, 1, kernels), depthwise)
     sums = {"plain": _sums_of, "triton": _sums_by_kernel}
     by_name = {name: functools.partial(sum_, heads) for name, sum_ in sums.items()}
@@ -217,11 +220,10 @@ def sparse_softmax(
     """
     ordered = jnp.sort(jax.lax.stop_gradient(scores), axis=-1)
     exponentials = jnp.exp(scores - ordered[..., -1:])
-    total = jnp.zeros_like(scores)
-    for index, count in enumerate(top_k):
-        kept = jnp.where(scores >= ordered[..., -count, None], exponentials, 0)
-        total += weights[index] * kept / jnp.sum(kept, axis=-1, keepdims=True)
-    return total
+    thresholds = jnp.stack([ordered[..., -count, None] for count in top_k])
+    kept = jnp.where(scores >= thresholds, exponentials, 0)
+    sums = jnp.sum(kept, axis=-1, keepdims=True)
+    return jnp.sum(kept * (weights.reshape(-1, 1, 1, 1, 1) / sums), axis=0)
 
 
 def _inverse_root(squares: Float[Array, "b m d"]) -> Float[Array, "b m d"]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from drsformer_jax.ops import implementations
 from drsformer_jax.ops.depthwise import depthwise_conv, window_conv
-from drsformer_jax.ops.linear import Affine, biased, linear
+from drsformer_jax.ops.linear import Affine, biased, linear, projected
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.strips import in_strips, rows_in_cache
 from drsformer_jax.types import Array, Bool, Float
@@ -59,7 +59,7 @@ def gated(
 
 def _whole(kernels: str | None, x: Array, weights: GatedWeights, valid_mask: Array | None) -> Array:
     into, depthwise, out = weights
-    hidden = zero_outside(biased(linear(x, into.kernel), into), valid_mask)
+    hidden = projected(x, into, valid_mask)
     both = biased(depthwise_conv(hidden, depthwise.kernel, 1, kernels), depthwise)
     return biased(linear(_product(both), out.kernel), out)
 

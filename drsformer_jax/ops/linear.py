@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from drsformer_jax.ops import implementations
-from drsformer_jax.types import Array, Float
+from drsformer_jax.ops.masking import zero_outside
+from drsformer_jax.types import Array, Bool, Float
 
 
 class Affine(NamedTuple):
@@ -64,6 +65,19 @@ def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
 linear.defvjp(_forward, _backward)
 
 
+def projected(
+    x: Float[Array, "*b c"], affine: Affine, valid_mask: Bool[Array, "*b 1"] | None = None
+) -> Float[Array, "*b o"]:
+    """A 1x1 convolution, in the dtype of `x`; zeros where `valid_mask` is False.
+
+    Without a bias zeros stay zeros. So `x` is masked, which often has fewer channels and is the
+    same for several convolutions.
+    """
+    if affine.bias is None:
+        return linear(zero_outside(x, valid_mask), affine.kernel)
+    return zero_outside(biased(linear(x, affine.kernel), affine), valid_mask)
+
+
 def joined_linear(
     parts: list[Array], kernel: Float[Array, "b _ o"], implementation: str | None = None
 ) -> Float[Array, "b h w o"]:
@@ -77,11 +91,26 @@ def joined_linear(
             vectors. Where gradients are computed it is `joined`, which has one product, not eight,
             in its backward pass. See `implementations.run` for others.
     """
-    by_name: implementations.Implementations = {"joined": _joined, "sums": _sums}
+    kernels = implementations.kernels_of(implementation)
+    if kernels and implementations.kernels_take(parts[0].dtype):
+        by_platform = {"plain": _without_kernels, "triton": _by_kernel}
+        return implementations.run("fused_kernels", by_platform, kernels, parts, kernel)
+    return _without_kernels(parts, kernel, None if kernels else implementation)
+
+
+def _without_kernels(parts: list[Array], kernel: Array, implementation: str | None = None) -> Array:
+    by_name: implementations.Implementations = {"joined": joined, "sums": _sums}
     return implementations.run("joined_linear", by_name, implementation, parts, kernel)
 
 
-def _joined(parts: list[Array], kernel: Array) -> Array:
+def _by_kernel(parts: list[Array], kernel: Array) -> Array:
+    from drsformer_jax.ops.linear_triton import joined_product
+
+    return joined_product(parts, kernel)
+
+
+def joined(parts: Sequence[Array], kernel: Array) -> Array:
+    """`joined_linear` as one product."""
     x = jnp.concatenate(parts, axis=-1)
     return jnp.einsum("bhwi,bio->bhwo", x, kernel, precision=precision_of(x))
 
@@ -100,7 +129,7 @@ def _sums(parts: list[Array], kernel: Array) -> Array:
 
 
 def _sums_forward(parts: list[Array], kernel: Array) -> tuple[Array, Callable[[Array], Any]]:
-    return jax.vjp(_joined, parts, kernel)
+    return jax.vjp(joined, parts, kernel)
 
 
 def _sums_backward(backward: Callable[[Array], Any], grad: Array) -> Any:

@@ -48,8 +48,8 @@ def rows_between(
 
 
 def zero_outside(
-    x: Float[Array, "*b h w c"], valid_mask: Bool[Array, "*b h w 1"] | None
-) -> Float[Array, "*b h w c"]:
+    x: Float[Array, "*b c"], valid_mask: Bool[Array, "*b 1"] | None
+) -> Float[Array, "*b c"]:
     """`x` where `valid_mask` is True, zero elsewhere; `x` itself where there is no mask."""
     # A product would let an infinity or a NaN from out there through.
     return x if valid_mask is None else jnp.where(valid_mask, x, 0)

@@ -10,7 +10,7 @@ from jax.nn import relu
 
 from drsformer_jax.ops import implementations
 from drsformer_jax.ops.depthwise import depthwise_conv, grouped_conv
-from drsformer_jax.ops.linear import biased, linear
+from drsformer_jax.ops.linear import biased, linear, projected
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.mixed_scale_channels import (
     MixedScaleWeights,
@@ -73,7 +73,7 @@ def mixed_scale(
 def _whole(
     kernels: str | None, x: Array, weights: MixedScaleWeights, valid_mask: Array | None
 ) -> Array:
-    x = zero_outside(biased(linear(x, weights.project_in.kernel), weights.project_in), valid_mask)
+    x = projected(x, weights.project_in, valid_mask)
     by_name: implementations.Implementations = {
         "plain": functools.partial(_convolutions, kernels),
         "triton": _convolutions_by_kernels,
@@ -82,8 +82,7 @@ def _whole(
     usable = unbiased and implementations.kernels_take(x.dtype)
     chosen = kernels if kernels and usable else "plain"
     mixed = implementations.run("fused_kernels", by_name, chosen, x, weights, valid_mask)
-    out = weights.project_out
-    return biased(linear(mixed, out.kernel), out)
+    return projected(mixed, weights.project_out)
 
 
 def _convolutions(
@@ -123,7 +122,7 @@ def _aligned(
     for path, depthwise in enumerate((weights.depthwise3x3, weights.depthwise5x5)):
         channels = np.concatenate([c for half in parts for c in half[path][:2]])
         into, kernel = select(weights.project_in, channels), select(depthwise, channels)
-        y = zero_outside(biased(linear(x, into.kernel), into), valid_mask)
+        y = projected(x, into, valid_mask)
         y = zero_outside(
             relu(biased(depthwise_conv(y, kernel.kernel, 1, kernels), kernel)), valid_mask
         )

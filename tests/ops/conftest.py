@@ -6,9 +6,16 @@ import types
 import pytest
 from jax.experimental import pallas as pl
 
-from drsformer_jax.ops import attention_triton, mixed_scale_triton, strips, triton
+from drsformer_jax.ops import (
+    attention_triton,
+    linear_triton,
+    mixed_scale_triton,
+    norm_triton,
+    strips,
+    triton,
+)
 
-TRITON = (triton, mixed_scale_triton, attention_triton)
+TRITON = (triton, mixed_scale_triton, attention_triton, norm_triton, linear_triton)
 
 
 @pytest.fixture

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain import STEPS, assert_close, normal, vjp, wide
+from plain import STEPS, assert_close, difference, masks, normal, vjp, wide, with_gradients
 
-from drsformer_jax.ops.linear import joined_linear, linear
+from drsformer_jax.ops.implementations import traced_for
+from drsformer_jax.ops.linear import Affine, joined, joined_linear, linear, projected
 
 BF16_STEP = STEPS["bfloat16"]
 
@@ -65,3 +67,63 @@ def test_joined_linear_sums_bfloat16_in_float32(implementation):
     expected = np.concatenate([wide(part) for part in parts], -1)[0] @ wide(kernel)[0]
     # Rounded once, at the end; eight sums in bfloat16 would be rounded eight times.
     assert np.all(abs(wide(y)[0] - expected) <= 1.01 * BF16_STEP * abs(expected) + 1e-5)
+
+
+# Since 0.11 JAX calls the backend of this kernel deprecated.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("dtype", STEPS)
+@pytest.mark.parametrize(
+    ("shape", "outputs"),
+    [
+        ((2, 7, 13, 40), 24),  # Two blocks of pixels and of channels, the second not full.
+        pytest.param((1, 1, 1, 3), 2, marks=pytest.mark.slow),
+        pytest.param((1, 8, 8, 96), 136, marks=pytest.mark.slow),  # Two blocks of outputs.
+    ],
+)
+def test_joined_linear_by_a_kernel_and_its_gradients_equal_one_product(shape, outputs, dtype):
+    parts = [normal(n, *shape, dtype=dtype) for n in range(3)]
+    kernel = normal(3, shape[0], 3 * shape[-1], outputs, dtype=dtype)
+    with traced_for("cuda"):
+        (y,), gradients = with_gradients(
+            lambda *all: joined_linear(list(all[:3]), all[3], "pallas"), *parts, kernel
+        )
+    with jax.enable_x64(True):
+        exact = with_gradients(
+            lambda *all: joined(all[:3], all[3]).astype(dtype), *map(jnp.float64, (*parts, kernel))
+        )
+    assert y.dtype == dtype
+    assert difference([y], exact[0]) < 8 * STEPS[dtype]
+    assert difference(gradients, exact[1]) < 8 * STEPS[dtype]
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+def test_only_gpus_join_by_a_kernel_and_not_64_bits():
+    def program(platform, implementation="pallas"):
+        parts, kernel = (
+            [normal(n, 1, 2, 3, 4, dtype="float32") for n in range(2)],
+            jnp.ones((1, 8, 4)),
+        )
+        with traced_for(platform):
+            return str(
+                jax.make_jaxpr(lambda parts: joined_linear(parts, kernel, implementation))(parts)
+            )
+
+    assert "joined_product" in program("cuda")
+    assert "joined_product" not in program("tpu")
+    assert "joined_product" not in program("cuda", None)
+    with jax.enable_x64(True):
+        assert "joined_product" not in program("cuda")
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("bias", [False, True])
+def test_projection_is_zero_outside_the_mask_whatever_is_there(bias):
+    kernel, mask = normal(1, 4, 6), masks(2, 5, 7)
+    affine = Affine(kernel, normal(2, 6) if bias else None)
+    x = jnp.where(mask, normal(3, 2, 5, 7, 4), jnp.inf)
+    expected = np.where(mask, np.where(mask, x, 0) @ kernel + (affine.bias if bias else 0), 0)
+    assert_close(projected(x, affine, mask), expected, 1e-14)
+    inside = jnp.where(mask, x, 1)
+    whole = inside @ kernel + (affine.bias if bias else 0)
+    assert_close(projected(inside, affine), whole, 1e-14)

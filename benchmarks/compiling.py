@@ -29,6 +29,7 @@ from drsformer_jax.files import write_text
 from drsformer_jax.nn.drsformer import DRSformer
 from drsformer_jax.ops.depthwise import average_pool, depthwise_conv, grouped_conv
 from drsformer_jax.ops.gated import GatedWeights, gated
+from drsformer_jax.ops.implementations import jit_for
 from drsformer_jax.ops.linear import Affine, linear
 from drsformer_jax.ops.mixed_scale import mixed_scale
 from drsformer_jax.ops.mixed_scale_channels import MixedScaleWeights
@@ -128,7 +129,7 @@ def stage(name: str, gradients: bool) -> Build:
             return nnx.merge(definition, params)(x)
 
         arguments = everywhere((nnx.to_pure_dict(params), x), mesh)
-        return jax.jit(_gradient(run) if gradients else run), arguments
+        return _jit_for(mesh, _gradient(run) if gradients else run), arguments
 
     return build
 
@@ -197,9 +198,13 @@ def operation(name: str, channels: int, gradients: bool) -> Build:
                 (weights(channels, channels), image(channels)),
             ),
         }[kind]
-        return jax.jit(_gradient(run) if gradients else run), everywhere(arguments, mesh)
+        return _jit_for(mesh, _gradient(run) if gradients else run), everywhere(arguments, mesh)
 
     return build
+
+
+def _jit_for(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    return jit_for(mesh.devices.flat[0].platform, function)
 
 
 def _gradient(run: Callable[[Any, Any], jax.Array]) -> Callable[..., Any]:

@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 
 from drsformer_jax.config import ModelConfig
 from drsformer_jax.nn.rows import AT_ONCE, Rows
 from drsformer_jax.ops.depthwise import CONVOLVED
+from drsformer_jax.ops.implementations import chosen
 from drsformer_jax.types import Array, Float
 
 
@@ -73,11 +75,19 @@ def _scan(
     per_layer: tuple[Any, ...],
     rows: Rows,
 ) -> Array:
+    count = jax.tree.leaves(params)[0].shape[0]
+    # A GPU would copy each array of a layer by a kernel of its own, and its gradient by another.
+    packed = count > 1 and not unroll and chosen("layer_weights") == "packed"
+    _, unpack = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], params))
+    if packed:
+        params = jax.vmap(lambda layer: ravel_pytree(layer)[0])(params)
+
     def apply(x: Array, layer: tuple[Any, tuple[Any, ...]]) -> tuple[Array, None]:
         params, arguments = layer
+        if packed:
+            params = unpack(params)
         return nnx.merge(definition, params)(x, *arguments, rows=rows), None
 
-    count = jax.tree.leaves(params)[0].shape[0]
     if saved is not None:
         apply = jax.checkpoint(
             apply,

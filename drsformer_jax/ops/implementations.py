@@ -28,6 +28,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     "depthwise_kernels": {"tpu": "mosaic", "cuda": "triton", "default": "plain"},
     "query_key_input": {"cuda": "apart", "default": "shared"},
     "fused_kernels": {"cuda": "triton", "default": "plain"},
+    "layer_weights": {"gpu": "packed", "default": "apart"},
 }
 """For each operation its implementation on each platform; `default` is for all not named."""
 
@@ -54,14 +55,14 @@ def traced_for(platform: str | None) -> AbstractContextManager[None]:
     """Operations that are traced within are for one platform alone, in two thirds of the time.
 
     Otherwise each is traced for every platform, and lowering chooses: a program may be traced on
-    one machine and run on another. GPUs of several makers have one name here, so that theirs are
-    chosen by lowering still.
+    one machine and run on another. GPUs of several makers have one name here: lowering chooses
+    among theirs.
 
     Args:
         platform: that of the devices that will run the program, as `jax.default_backend` and
             `jax.Device.platform` call it: cpu, gpu or tpu. None for all, as outside.
     """
-    return _TRACED_FOR(None if platform == "gpu" else platform)
+    return _TRACED_FOR(platform)
 
 
 def jit_for(platform: str, function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
@@ -108,11 +109,24 @@ def run(
     """
     if implementation not in (None, PALLAS):
         return implementations[implementation](*arrays)
-    choices = CHOICES[operation]
-    if (platform := _TRACED_FOR.value) is not None:
-        return implementations[choices.get(platform, choices["default"])](*arrays)
-    platforms = {platform: implementations[name] for platform, name in choices.items()}
+    platform = _TRACED_FOR.value
+    if platform not in (None, "gpu"):
+        return implementations[chosen(operation)](*arrays)
+    platforms = {
+        name: implementations[choice]
+        for name, choice in CHOICES[operation].items()
+        if platform is None or name not in ("cpu", "tpu")
+    }
     return lax.platform_dependent(*arrays, **platforms)
+
+
+def chosen(operation: str) -> str:
+    """The implementation of an operation on the platform of `traced_for`, `default` for all.
+
+    For what lowering cannot choose, because all of a program follows from it.
+    """
+    choices = CHOICES[operation]
+    return choices.get(_TRACED_FOR.value, choices["default"])
 
 
 def run_by_width(

@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from plain import assert_close, equations, normal
 
 from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.drsformer import Block
+from drsformer_jax.nn.linear import initialize
 from drsformer_jax.nn.rows import AT_ONCE, Rows, Shards, Strips
 from drsformer_jax.nn.stack import Stack
+from drsformer_jax.ops.implementations import traced_for
 
 TRACED = []
 
@@ -49,3 +53,36 @@ def test_how_rows_are_computed_is_a_part_of_what_is_traced():
     for rows in (AT_ONCE, Strips(height=2), Strips(height=3), Strips(height=2)):
         stack(x, rows=rows)
     assert [Rows, Strips, Strips] == TRACED
+
+
+def test_gpus_read_the_weights_of_a_layer_from_one_array():
+    config, layers = ModelConfig(remat=True), 7
+    stack = Stack(Block(4, 2, config), layers, config)
+    initialize(stack, jax.random.key(0))
+    definition, params = nnx.split(stack)
+    x = normal(1, 1, 6, 5, 4, dtype="float32")
+
+    def loss(params, x):
+        return jnp.sum(nnx.merge(definition, params)(x) ** 2)
+
+    def of(platform):
+        with traced_for(platform):
+            program = jax.make_jaxpr(jax.grad(loss))(params, x)
+            return program, jax.jit(jax.value_and_grad(loss))(params, x)
+
+    (apart, expected), (packed, found) = of("cpu"), of("gpu")
+
+    def of_a_layer(program):
+        """Arrays that each turn of the two loops reads and writes."""
+        scans = [each for each in equations(program.jaxpr) if each.primitive.name == "scan"]
+        for loop in (each for each in scans if each.params["length"] == layers):
+            carried = loop.params["num_carry"]
+            yield (
+                len(loop.invars) - loop.params["num_consts"] - carried,
+                len(loop.outvars) - carried,
+            )
+
+    arrays = len(jax.tree.leaves(params))
+    assert list(of_a_layer(apart)) == [(arrays, 1), (arrays + 1, arrays)]  # And the layer's input.
+    assert list(of_a_layer(packed)) == [(1, 1), (2, 1)]
+    jax.tree.map(lambda f, e: assert_close(f, e, 1e-5), found, expected)

@@ -36,7 +36,8 @@ def traced(platform: str | None, implementation: str | None = None) -> Counter[s
 
 def test_platform_is_chosen_by_lowering_unless_it_is_said():
     assert traced(None)["platform_index"]
-    assert traced("gpu")["platform_index"]  # NVIDIA's and AMD's have different kernels.
+    assert traced("gpu", PALLAS)["platform_index"]  # NVIDIA's and AMD's have different kernels.
+    assert traced("gpu", PALLAS)["pallas_call"] == 1  # No kernel for TPUs.
     # What was traced for one platform is not taken for another. All but CPUs write the padded image
     # to memory, and TPUs the sum of the first 28 of the 49 taps as well.
     for platform, barriers in (("cpu", 0), ("tpu", 2), ("another", 1), ("cpu", 0)):

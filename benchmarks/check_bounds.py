@@ -2,8 +2,9 @@
 
 python benchmarks/check_bounds.py [--write-bounds]
 
-It takes 12 minutes, for TPUs an hour more, and wants a machine that does nothing else. What
-cannot be measured here (PyTorch or libtpu is not installed) is said, and not a failure.
+It takes 12 minutes, for GPUs 7 more and for TPUs an hour, and wants a machine that does nothing
+else. What cannot be measured here (PyTorch or a compiler is not installed) is said, and not a
+failure.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ FOLDER = Path(__file__).parent
 BOUNDS = FOLDER / "bounds.json"
 NETWORKS = ("drsformer", "drsformer_no_mefc")
 SIZE = "256x256"
+PROGRAMS = (
+    ("libtpu", "tpu_compile.py", "xla"),
+    ("jax_cuda12_plugin", "gpu_compile.py", "xla"),
+    ("jax_cuda12_plugin", "gpu_compile.py", "pallas"),
+)
+"""What compiles them, our program, and its kernels."""
 
 
 def main() -> None:
@@ -45,8 +52,8 @@ def main() -> None:
             return
         lines = exceeded(rows, bounds["cpu"])
         print("\n".join(lines) or "all bounds of the CPU hold")
-        holds = check_tpu()
-        sys.exit(1 if lines or not holds else 0)
+        holds = [programs_hold(*row) for row in PROGRAMS]
+        sys.exit(1 if lines or not all(holds) else 0)
 
 
 def ratios_to_torch() -> list[Row]:
@@ -84,13 +91,16 @@ def figures(program: str, *arguments: str) -> list[dict[str, Any]]:
         return json.loads(file.read_text())["rows"]
 
 
-def check_tpu() -> bool:
-    """Whether programs compiled for a TPU keep their bounds; true where they cannot be compiled."""
-    if importlib.util.find_spec("libtpu") is None:
-        print("libtpu is not installed: programs for TPUs are not checked")
+def programs_hold(compiler: str, program: str, kernels: str) -> bool:
+    """Whether programs compiled for a TPU or a GPU keep their bounds.
+
+    True where they cannot be compiled, because the package `compiler` is missing.
+    """
+    if importlib.util.find_spec(compiler) is None:
+        print(f"{compiler} is not installed: {program} --kernels {kernels} is not checked")
         return True
-    command = [sys.executable, str(FOLDER / "tpu_compile.py"), "--suite", "--check", str(BOUNDS)]
-    return not subprocess.run(command).returncode
+    options = ("--suite", "--kernels", kernels, "--check", str(BOUNDS))
+    return not subprocess.run([sys.executable, str(FOLDER / program), *options]).returncode
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def bounds(tmp_path, monkeypatch):
     """Checks figures against bounds, without measuring; gives the path of the bounds."""
     monkeypatch.setattr(check_bounds, "BOUNDS", tmp_path / "bounds.json")
     monkeypatch.setattr(check_bounds, "figures", lambda program, *_: FIGURES[program])
-    monkeypatch.setattr(check_bounds, "check_tpu", lambda: True)
+    monkeypatch.setattr(check_bounds, "programs_hold", lambda *_: True)
     monkeypatch.setattr(check_bounds.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(sys, "argv", ["check_bounds.py"])
     return tmp_path / "bounds.json"
@@ -99,6 +99,19 @@ def test_each_bound_that_is_exceeded_is_a_line_and_the_check_fails(bounds, capsy
         "ratio_to_torch: drsformer 256x256 is 0.8; expected at most 0.79",
         "derain_folder: sizes_compiled is 3; expected at most 2",
     ]
+
+
+def test_check_fails_where_a_compiled_program_does_and_says_what_cannot_be_compiled(
+    bounds, monkeypatch, capsys
+):
+    bounds.write_text('{"cpu": {}}')
+    monkeypatch.setattr(check_bounds, "programs_hold", lambda _, program, kernels: kernels == "xla")
+    with pytest.raises(SystemExit, match="1"):
+        check_bounds.main()
+    monkeypatch.undo()
+    assert check_bounds.programs_hold("not_installed", "gpu_compile.py", "pallas")
+    missing = "not_installed is not installed: gpu_compile.py --kernels pallas is not checked"
+    assert missing in capsys.readouterr().out
 
 
 def test_chips_that_compute_more_than_fewer_of_them_do_are_reported():

@@ -91,7 +91,7 @@ class Conv1x1(_Affine):
         valid_mask: Bool[Array, "*b 1"] | None = None,
         part: slice = _ALL,
     ) -> Float[Array, "*b o"]:
-        """Projects to `part` of the output channels: `ops.linear.projected`."""
+        """Projects to `part` of the output channels, in the dtype of `x`; zeros where masked."""
         return projected(x, self.weights(part), valid_mask)
 
 

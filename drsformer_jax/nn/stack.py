@@ -76,10 +76,11 @@ def _scan(
     rows: Rows,
 ) -> Array:
     count = jax.tree.leaves(params)[0].shape[0]
-    # A GPU would copy each array of a layer by a kernel of its own, and its gradient by another.
+    # A GPU would copy each array of a layer by a kernel of its own, and its gradient by another:
+    # in the forward pass, and with `remat` in the backward pass too.
     packed = count > 1 and not unroll and chosen("layer_weights") == "packed"
-    _, unpack = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], params))
     if packed:
+        _, unpack = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], params))
         params = jax.vmap(lambda layer: ravel_pytree(layer)[0])(params)
 
     def apply(x: Array, layer: tuple[Any, tuple[Any, ...]]) -> tuple[Array, None]:

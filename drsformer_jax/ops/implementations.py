@@ -117,6 +117,8 @@ def run(
         for name, choice in CHOICES[operation].items()
         if platform is None or name not in ("cpu", "tpu")
     }
+    if platforms.keys() == {"default"}:
+        return platforms["default"](*arrays)
     return lax.platform_dependent(*arrays, **platforms)
 
 

@@ -89,10 +89,13 @@ def joined_linear(
         implementation: `joined` or `sums`, which adds the parts' products. CPUs do it in three
             quarters of the time: they would compute the parts while they join them, without
             vectors. Where gradients are computed it is `joined`, which has one product, not eight,
-            in its backward pass. See `implementations.run` for others.
+            in its backward pass. `pallas` is a kernel for bfloat16 on NVIDIA GPUs. See
+            `implementations.run` for others.
     """
     kernels = implementations.kernels_of(implementation)
-    if kernels and implementations.kernels_take(parts[0].dtype):
+    dtype = parts[0].dtype
+    # Without tensor cores, in float32, such a kernel keeps more than fits into registers.
+    if kernels and dtype == jnp.bfloat16 and implementations.kernels_take(dtype):
         by_platform = {"plain": _without_kernels, "triton": _by_kernel}
         return implementations.run("fused_kernels", by_platform, kernels, parts, kernel)
     return _without_kernels(parts, kernel, None if kernels else implementation)

@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from drsformer_jax.ops.linear import joined, precision_of
+from drsformer_jax.ops.linear import joined
 from drsformer_jax.types import Array, Float
 
 _PIXELS = 64
@@ -30,7 +30,7 @@ _OPTIONS = plgpu.CompilerParams(num_warps=4)
 def joined_product(
     parts: Sequence[Float[Array, "b h w c"]], kernel: Float[Array, "b _ o"]
 ) -> Float[Array, "b h w o"]:
-    """`linear.joined` of float32 or bfloat16, summed in float32; with the gradient of `joined`."""
+    """`linear.joined` of bfloat16, summed in float32; with the gradient of `joined`."""
     return _product(parts, kernel)
 
 
@@ -41,37 +41,28 @@ def _product(parts: Sequence[Array], kernel: Array) -> Array:
     columns = min(_OUTPUTS, max(16, pl.next_power_of_2(outputs)))
 
     def body(*refs: Any) -> None:
-        *images, kernel, out = refs
-        image, place, block = (pl.program_id(axis) for axis in range(3))
-        row = (place * _PIXELS + jnp.arange(_PIXELS))[:, None]
-        column = (block * columns + jnp.arange(columns))[None]
+        *images, matrices, out = refs
+        image, tile, block = (pl.program_id(axis) for axis in range(3))
+        pixel = (tile * _PIXELS + jnp.arange(_PIXELS))[:, None]
+        output = (block * columns + jnp.arange(columns))[None]
         total = jnp.zeros((_PIXELS, columns))
         for number, x in enumerate(images):
             for first in range(0, channels, _INPUTS):
                 channel = first + jnp.arange(_INPUTS)
-                values, weights = (
-                    plgpu.load(ref.at[index], mask=mask, other=0)
-                    for ref, index, mask in (
-                        (
-                            x,
-                            (image, row, channel[None]),
-                            (row < pixels) & (channel < channels)[None],
-                        ),
-                        (
-                            kernel,
-                            (image, number * channels + channel[:, None], column),
-                            (channel < channels)[:, None] & (column < outputs),
-                        ),
-                    )
+                inside = channel < channels
+                values = plgpu.load(
+                    x.at[image, pixel, channel[None]],
+                    mask=(pixel < pixels) & inside[None],
+                    other=0,
                 )
-                total += lax.dot(
-                    values,
-                    weights,
-                    precision=precision_of(values),
-                    preferred_element_type=jnp.float32,
+                weights = plgpu.load(
+                    matrices.at[image, number * channels + channel[:, None], output],
+                    mask=inside[:, None] & (output < outputs),
+                    other=0,
                 )
-        mask = (row < pixels) & (column < outputs)
-        plgpu.store(out.at[image, row, column], total.astype(out.dtype), mask=mask)
+                total += lax.dot(values, weights, preferred_element_type=jnp.float32)
+        mask = (pixel < pixels) & (output < outputs)
+        plgpu.store(out.at[image, pixel, output], total.astype(out.dtype), mask=mask)
 
     y = pl.pallas_call(
         body,

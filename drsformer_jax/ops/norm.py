@@ -32,8 +32,8 @@ def layer_norm(
             `implementations.run`).
     """
     by_name = {"plain": normalized, "triton": _by_kernel}
-    kernels = implementations.kernels_of(implementation)
-    chosen = kernels if kernels and implementations.kernels_take(x.dtype) else "plain"
+    usable = implementation is not None and implementations.kernels_take(x.dtype)
+    chosen = implementation if usable else "plain"
     return implementations.run("fused_kernels", by_name, chosen, x, weight, bias)
 
 
@@ -48,6 +48,6 @@ def normalized(x: Array, weight: Array, bias: Array | None) -> Array:
 
 
 def _by_kernel(x: Array, weight: Array, bias: Array | None) -> Array:
-    from drsformer_jax.ops.norm_triton import layer_norm
+    from drsformer_jax.ops.norm_triton import with_gradient
 
-    return layer_norm(x, weight, bias)
+    return with_gradient(x, weight, bias)

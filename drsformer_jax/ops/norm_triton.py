@@ -19,12 +19,12 @@ from drsformer_jax.types import Array, Float
 _ELEMENTS = 2048
 """Pixels times channels that are computed together: 16 for each thread of a program."""
 _PARTS = 256
-"""Programs, at most but for the last: each adds up its pixels for the weight and the bias."""
+"""Programs, at most. Each adds up its pixels for the weight and the bias."""
 _OPTIONS = plgpu.CompilerParams(num_warps=4)
 
 
 @jax.custom_vjp
-def layer_norm(
+def with_gradient(
     x: Float[Array, "*b c"], weight: Float[Array, " c"], bias: Float[Array, " c"] | None
 ) -> Float[Array, "*b c"]:
     """`norm.normalized` with a gradient that reads images once; of float32 or bfloat16."""
@@ -92,4 +92,4 @@ def _backward(saved: Any, grad: Array) -> tuple[Array, Array, Array | None]:
     return *grads, None if bias is None else bias_grad.astype(bias.dtype)
 
 
-layer_norm.defvjp(_forward, _backward)
+with_gradient.defvjp(_forward, _backward)

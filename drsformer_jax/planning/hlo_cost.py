@@ -41,7 +41,6 @@ _ARITHMETIC = {
     *("select", "convert", "and", "or", "xor", "not", "clamp", "floor", "ceil", "sign", "power"),
     "remainder",
 }
-_RESHAPES = {"bitcast", "reshape"}
 _OF_SCALARS = _ARITHMETIC | {"copy"}
 """What TPUs compute without a schedule if it is one number, such as a loop's counter."""
 _MOVES = {
@@ -354,21 +353,24 @@ class _Count:
         share = min(1.0, self._needed(inner, parameter) / max(1, hlo.elements(shape)))
         return _placed(round(share * hlo.size(shape)[0]), shape)
 
-    def _needed(self, inner: Sequence[hlo.Instruction], name: str) -> float:
+    @staticmethod
+    def _needed(inner: Sequence[hlo.Instruction], name: str) -> float:
         """Elements of an array that a fusion needs, infinite where it is not only sliced."""
-        users = [other for other in inner if name in other.operands]
-        elements = next(hlo.elements(other.shape) for other in inner if other.name == name)
-        total = 0.0 if users else math.inf
-        for user in users:
+        elements = {line.name: hlo.elements(line.shape) for line in inner}
+
+        @functools.cache  # Sums of sums have as many ways as there are subsets of them.
+        def needed(name: str) -> float:
+            users = [line for line in inner if name in line.operands]
+            return sum(map(functools.partial(by, name), users)) if users else math.inf
+
+        def by(name: str, user: hlo.Instruction) -> float:
             if user.opcode in ("dynamic-slice", "slice"):
-                total += min(hlo.elements(user.shape), self._needed(inner, user.name))
-            elif user.opcode in ("bitcast", "reshape") or (
-                user.opcode in _ARITHMETIC and hlo.elements(user.shape) == elements
-            ):
-                total += self._needed(inner, user.name)
-            else:
-                return math.inf
-        return total
+                return min(elements[user.name], needed(user.name))
+            same = elements[user.name] == elements[name]
+            through = user.opcode in ("bitcast", "reshape") or user.opcode in _ARITHMETIC
+            return needed(user.name) if through and same else math.inf
+
+        return needed(name)
 
 
 def products_along(given: int, made: int, window: Mapping[str, str]) -> int:

@@ -55,8 +55,9 @@ def test_how_rows_are_computed_is_a_part_of_what_is_traced():
     assert [Rows, Strips, Strips] == TRACED
 
 
-def test_gpus_read_the_weights_of_a_layer_from_one_array():
-    config, layers = ModelConfig(remat=True), 7
+@pytest.mark.parametrize("saving", [False, True])
+def test_gpus_read_the_weights_of_a_layer_from_one_array(saving):
+    config, layers = ModelConfig(remat=True, save_convolutions=saving), 7
     stack = Stack(Block(4, 2, config), layers, config)
     initialize(stack, jax.random.key(0))
     definition, params = nnx.split(stack)
@@ -83,6 +84,28 @@ def test_gpus_read_the_weights_of_a_layer_from_one_array():
             )
 
     arrays = len(jax.tree.leaves(params))
-    assert list(of_a_layer(apart)) == [(arrays, 1), (arrays + 1, arrays)]  # And the layer's input.
-    assert list(of_a_layer(packed)) == [(1, 1), (2, 1)]
+    kept = 1 + 6 * saving  # The layer's input, and its convolutions.
+    assert list(of_a_layer(apart)) == [(arrays, kept), (arrays + kept, arrays)]
+    assert list(of_a_layer(packed)) == [(1, kept), (1 + kept, 1)]
     jax.tree.map(lambda f, e: assert_close(f, e, 1e-5), found, expected)
+
+
+@pytest.mark.parametrize(("count", "unroll"), [(1, False), (2, True)])
+def test_layers_without_a_loop_keep_their_arrays(count, unroll):
+    stack, x = Stack(Scale(2), count, ModelConfig(unroll=unroll)), jnp.ones((1, 4, 4, 2))
+    programs = []
+    for platform in ("cpu", "gpu"):
+        with traced_for(platform):
+            programs.append(str(jax.make_jaxpr(lambda x: stack(x, rows=AT_ONCE))(x)))
+    assert programs[0] == programs[1]
+
+
+def test_arguments_of_each_layer_stand_beside_the_packed_weights():
+    class Shift(Scale):
+        def __call__(self, x, by, rows):
+            return super().__call__(x, rows) + by
+
+    stack, x = Stack(Shift(2), 3, ModelConfig()), jnp.ones((1, 4, 4, 2))
+    with traced_for("gpu"):
+        found = jax.jit(lambda x, by: stack(x, by, rows=AT_ONCE))(x, jnp.arange(3.0))
+    np.testing.assert_array_equal(found, np.full(x.shape, ((1 * 2 + 0) * 2 + 1) * 2 + 2))

@@ -118,20 +118,21 @@ def test_asked_for_they_are_in_all_layers_for_tpus_and_gpus():
     config = ModelConfig(kernels="pallas")
     # On TPUs each half of the MSFN has its grouped convolutions in two parts, 3x3 and 5x5, and with
     # these few channels each size is a depthwise convolution whose halves are added.
-    # On GPUs both paths are one kernel, as both halves, and one sums over queries and keys.
+    # On GPUs both paths are one kernel, as both halves, one sums over queries and keys, and one
+    # multiplies the experts of a step.
     block = {"tpu": 8 + 2, "cuda": 2 + 3, "cpu": 0}, Block(8, 1, config), ()
-    step = {"tpu": 10, "cuda": 10, "cpu": 0}, Step(8, config), (jnp.ones((1, EXPERTS)),)
+    step = {"tpu": 10, "cuda": 10 + 1, "cpu": 0}, Step(8, config), (jnp.ones((1, EXPERTS)),)
     for expected, layer, gates in (block, step):
         definition, params = nnx.split(layer)
 
         def run(params, x, definition=definition, gates=gates):
             return nnx.merge(definition, params)(x, *gates, rows=AT_ONCE)
 
-        x = jax.ShapeDtypeStruct((1, 8, 64, 8), jnp.float32)
+        x = jax.ShapeDtypeStruct((1, 8, 64, 8), jnp.bfloat16)
         for platform, kernels in expected.items():
             text = lowered(platform, run, params, x)
-            calls = re.findall(r"call @(?:correlate|_of_paths|_of_groups|_sums)\w*\(", text)
-            assert len(calls) == kernels
+            names = r"call @(?:correlate|_of_paths|_of_groups|_sums|_product)\w*\("
+            assert len(re.findall(names, text)) == kernels
             assert all((text.count(call) > 0) == (platform == p) for p, call in CALL.items())
 
 

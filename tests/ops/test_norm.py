@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 from plain import STEPS, assert_close, difference, normal, with_gradients
 
 from drsformer_jax.ops import implementations, norm_triton
@@ -37,19 +38,21 @@ def test_pixels_are_normalized_over_their_channels():
 @pytest.mark.parametrize(
     "shape",
     [
-        (2, 7, 5, 12),  # Three programs of two steps, the last not full.
+        (2, 7, 5, 12),  # Three programs of three steps, the last not full.
         pytest.param((1, 1, 1, 96), marks=pytest.mark.slow),
         pytest.param((1, 9, 8, 48), marks=pytest.mark.slow),
     ],
 )
 def test_gradient_by_a_kernel_equals_that_of_the_equation(shape, bias, dtype, monkeypatch):
-    monkeypatch.setattr(norm_triton, "_ELEMENTS", 16 * shape[-1])
+    monkeypatch.setattr(norm_triton, "_ELEMENTS", 8 * pl.next_power_of_2(shape[-1]))
     monkeypatch.setattr(norm_triton, "_PARTS", 3)
     x, *weights = arguments(*shape, bias=bias, dtype=dtype)
 
     def by_kernel(x, weights):
         return layer_norm(x, *weights, "triton")
 
+    program = jax.make_jaxpr(lambda x: jax.vjp(by_kernel, x, weights)[1](x))(x)
+    assert "layer_norm_grad" in str(program)
     (y,), gradients = with_gradients(by_kernel, x, weights)
     with jax.enable_x64(True):
         exact = with_gradients(
@@ -73,6 +76,7 @@ def test_only_gpus_have_the_kernel_and_not_64_bits():
             return str(jax.make_jaxpr(jax.grad(total))(x))
 
     assert "layer_norm_grad" in program("cuda")
+    assert "layer_norm_grad" in program("gpu")
     assert "layer_norm_grad" not in program("tpu")
     assert "layer_norm_grad" not in program("cuda", None)
     assert "layer_norm_grad" not in program("cuda", dtype="float16")

@@ -5,7 +5,7 @@
 
 For 4 GPUs with 4 crops each, as official training has. Fewer make the same steps by accumulating
 gradients: `--mesh.device-batch 4`. With `--model.dtype bfloat16` a chip needs
-2.1 GiB on four TPU v5e and 1.4 GiB on four H100, and the recipe 25 and 13 hours: projected by
+2.1 GiB on four TPU v5e and 1.5 GiB on four H100, and the recipe 25 and 10 hours: projected by
 `drsformer plan` at half of its bound, not measured; the hours are without evaluations.
 The 12,600 pairs do not fit `--data.cache-mib`, so that most are decoded again for each crop;
 `--data.cache-dir DIR` decodes them once, to 6 bytes a pixel of a pair there.

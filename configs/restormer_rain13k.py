@@ -5,7 +5,7 @@
 
 For 8 GPUs ("Restormer", CVPR 2022, Sec. 4). Fewer devices make the same steps by accumulating
 gradients: `--mesh.device-batch 1` computes a patch of 384 pixels at once, or as many pixels of
-smaller ones. With `--model.dtype bfloat16` a chip of eight H100 needs 1.9 GiB, and the recipe
+smaller ones. With `--model.dtype bfloat16` a chip of eight H100 needs 2.0 GiB, and the recipe
 8 hours: projected by `drsformer plan` at half of its bound, not measured; the hours are without
 evaluations.
 Expected on Test100: 32.00 dB, SSIM 0.923 (published, Table 1 of Restormer's paper; not measured

@@ -133,6 +133,20 @@ def assert_close(found, expected, tolerance):
     assert np.max(np.abs(found - expected)) <= tolerance * max(np.max(np.abs(expected)), 1e-30)
 
 
+def assert_for_gpus_alone(kernel, program, refused):
+    """A kernel is in `program(platform, implementation, dtype)` where it should be.
+
+    That is for GPUs, where it is asked for, and neither in the dtype `refused` nor with 64 bits.
+    """
+    assert kernel in program("cuda")
+    assert kernel in program("gpu")
+    assert kernel not in program("tpu")
+    assert kernel not in program("cuda", None)
+    assert kernel not in program("cuda", dtype=refused)
+    with jax.enable_x64(True):
+        assert kernel not in program("cuda")
+
+
 def difference(found, expected):
     """Largest difference in any array, over the largest value there; NaN where there is one."""
     leaves = zip(*map(jax.tree.leaves, (found, expected)), strict=True)

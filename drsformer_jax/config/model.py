@@ -76,7 +76,7 @@ class ModelConfig:
     """`pallas` computes depthwise convolutions on TPUs and NVIDIA GPUs by custom Pallas kernels,
     where the images are not too wide for them, and on GPUs most of MSFN and of the attention, the
     gradient of layer norm and, in bfloat16, the product of MEFC's experts. They were compiled for a
-    v5e and an H100 and counted, but have not run on such hardware yet. On others there is no
+    v5e, a v6e, an H100 and an A100, but have not run on such hardware yet. On others there is no
     difference."""
 
     def __post_init__(self) -> None:

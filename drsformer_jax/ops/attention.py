@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from drsformer_jax.ops import implementations
 from drsformer_jax.ops.depthwise import depthwise_conv, window_conv
-from drsformer_jax.ops.linear import Affine, biased, linear, precision_of
+from drsformer_jax.ops.linear import Affine, biased, precision_of, projected
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.strips import materialized, rows_in_cache, sum_in_strips
 from drsformer_jax.types import Array, Bool, Float
@@ -107,14 +107,10 @@ def _whole(
     x = zero_outside(x, valid_mask)
     if kernels is not None:
         x = implementations.run("query_key_input", _INPUTS, None, x)
-    y = biased(linear(x, pointwise.kernel), pointwise)
-    if pointwise.bias is not None:  # Otherwise zeros have stayed zeros.
-        y = zero_outside(y, valid_mask)
+    y = projected(x, pointwise, valid_mask, masked=True)
     both = biased(depthwise_conv(y, depthwise.kernel, 1, kernels), depthwise)
-    sums = {"plain": _sums_of, "triton": _sums_by_kernel}
-    by_name = {name: functools.partial(sum_, heads) for name, sum_ in sums.items()}
-    chosen = kernels if kernels and implementations.kernels_take(both.dtype) else "plain"
-    return implementations.run("fused_kernels", by_name, chosen, both, counted)
+    plain, by_kernel = (functools.partial(sum_, heads) for sum_ in (_sums_of, _sums_by_kernel))
+    return implementations.run_fused(plain, by_kernel, kernels, both.dtype, both, counted)
 
 
 def _strips(
@@ -122,9 +118,7 @@ def _strips(
 ) -> ChannelSums:
     def sums(weights: QueryKeyWeights, x: Array, valid_mask: Array, counted: Array) -> ChannelSums:
         pointwise, depthwise = weights
-        y = biased(linear(x, pointwise.kernel), pointwise)
-        if pointwise.bias is not None:  # Otherwise zeros have stayed zeros.
-            y = zero_outside(y, valid_mask)
+        y = projected(x, pointwise, valid_mask, masked=True)
         any_valid = jnp.any(valid_mask)
 
         def convolve(y: Array, depthwise: Affine, counted: Array) -> Array:

@@ -75,9 +75,7 @@ def _strip(
 ) -> Float[Array, "_ _ c"]:
     """A strip, see `strips.Chain`."""
     into, depthwise, out = weights
-    hidden = biased(linear(x, into.kernel), into)
-    if into.bias is not None:  # Otherwise zeros have stayed zeros.
-        hidden = zero_outside(hidden, valid_mask)
+    hidden = projected(x, into, valid_mask, masked=True)
     both = biased(window_conv(hidden, depthwise.kernel, jnp.any(valid_mask)), depthwise)
     return biased(linear(_product(both), out.kernel), out)
 

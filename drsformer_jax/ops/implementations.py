@@ -122,6 +122,26 @@ def run(
     return lax.platform_dependent(*arrays, **platforms)
 
 
+def run_fused(
+    plain: Callable[..., Any],
+    triton: Callable[..., Any],
+    kernels: str | None,
+    dtype: jnp.dtype,
+    *arrays: Any,
+) -> Any:
+    """An operation that GPUs have one kernel for, beside those of single convolutions.
+
+    Args:
+        plain: computes it without that kernel.
+        triton: by it.
+        kernels: as `implementation` in `run`, but None is `plain`.
+        dtype: of the images; it is `plain` if kernels do not take it.
+        *arrays: as in `run`.
+    """
+    name = kernels if kernels and kernels_take(dtype) else "plain"
+    return run("fused_kernels", {"plain": plain, "triton": triton}, name, *arrays)
+
+
 def chosen(operation: str) -> str:
     """The implementation of an operation on the platform of `traced_for`, `default` for all.
 

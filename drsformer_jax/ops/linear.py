@@ -66,15 +66,18 @@ linear.defvjp(_forward, _backward)
 
 
 def projected(
-    x: Float[Array, "*b c"], affine: Affine, valid_mask: Bool[Array, "*b 1"] | None = None
+    x: Float[Array, "*b c"],
+    affine: Affine,
+    valid_mask: Bool[Array, "*b 1"] | None = None,
+    masked: bool = False,
 ) -> Float[Array, "*b o"]:
     """A 1x1 convolution, in the dtype of `x`; zeros where `valid_mask` is False.
 
     Without a bias zeros stay zeros. So `x` is masked, which often has fewer channels and is the
-    same for several convolutions.
+    same for several convolutions; unless it is `masked` already.
     """
     if affine.bias is None:
-        return linear(zero_outside(x, valid_mask), affine.kernel)
+        return linear(x if masked else zero_outside(x, valid_mask), affine.kernel)
     return zero_outside(biased(linear(x, affine.kernel), affine), valid_mask)
 
 
@@ -92,18 +95,12 @@ def joined_linear(
             in its backward pass. `pallas` is a kernel for bfloat16 on NVIDIA GPUs. See
             `implementations.run` for others.
     """
-    kernels = implementations.kernels_of(implementation)
+    by_name: implementations.Implementations = {"joined": joined, "sums": _sums}
+    plain = functools.partial(implementations.run, "joined_linear", by_name, implementation)
     dtype = parts[0].dtype
     # Without tensor cores, in float32, such a kernel keeps more than fits into registers.
-    if kernels and dtype == jnp.bfloat16 and implementations.kernels_take(dtype):
-        by_platform = {"plain": _without_kernels, "triton": _by_kernel}
-        return implementations.run("fused_kernels", by_platform, kernels, parts, kernel)
-    return _without_kernels(parts, kernel, None if kernels else implementation)
-
-
-def _without_kernels(parts: list[Array], kernel: Array, implementation: str | None = None) -> Array:
-    by_name: implementations.Implementations = {"joined": joined, "sums": _sums}
-    return implementations.run("joined_linear", by_name, implementation, parts, kernel)
+    kernels = implementations.kernels_of(implementation) if dtype == jnp.bfloat16 else None
+    return implementations.run_fused(plain, _by_kernel, kernels, dtype, parts, kernel)
 
 
 def _by_kernel(parts: list[Array], kernel: Array) -> Array:

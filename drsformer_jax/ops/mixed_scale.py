@@ -74,14 +74,15 @@ def _whole(
     kernels: str | None, x: Array, weights: MixedScaleWeights, valid_mask: Array | None
 ) -> Array:
     x = projected(x, weights.project_in, valid_mask)
-    by_name: implementations.Implementations = {
-        "plain": functools.partial(_convolutions, kernels),
-        "triton": _convolutions_by_kernels,
-    }
+    plain = functools.partial(_convolutions, kernels)
     unbiased = all(affine.bias is None for affine in weights[1:-1])
-    usable = unbiased and implementations.kernels_take(x.dtype)
-    chosen = kernels if kernels and usable else "plain"
-    mixed = implementations.run("fused_kernels", by_name, chosen, x, weights, valid_mask)
+    mixed = implementations.run_fused(
+        plain,
+        _convolutions_by_kernels,
+        kernels if unbiased else None,
+        x.dtype,
+        *(x, weights, valid_mask),
+    )
     return projected(mixed, weights.project_out)
 
 

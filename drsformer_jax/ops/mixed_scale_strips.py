@@ -16,7 +16,7 @@ import numpy as np
 from jax.nn import relu
 
 from drsformer_jax.ops.depthwise import window_conv
-from drsformer_jax.ops.linear import Affine, biased, linear
+from drsformer_jax.ops.linear import Affine, biased, linear, projected
 from drsformer_jax.ops.masking import zero_outside
 from drsformer_jax.ops.mixed_scale_channels import (
     MixedScaleWeights,
@@ -81,9 +81,7 @@ def _strip(
     """
     project_in, halves = weights
     any_valid = jnp.any(valid_mask)
-    hidden = [biased(linear(x, into.kernel), into) for into in project_in]
-    if project_in[0].bias is not None:  # Otherwise zeros have stayed zeros.
-        hidden = [zero_outside(x, valid_mask) for x in hidden]
+    hidden = [projected(x, into, valid_mask, masked=True) for into in project_in]
 
     def paths(first: int, second: int, part: PartWeights) -> tuple[Array, Array, Array]:
         mask = crop(valid_mask, HALO - part.grouped.kernel.shape[0] // 2)

@@ -31,10 +31,9 @@ def layer_norm(
         implementation: `plain`, `triton` (the gradient by a kernel for GPUs), None or `pallas` (see
             `implementations.run`).
     """
-    by_name = {"plain": normalized, "triton": _by_kernel}
-    usable = implementation is not None and implementations.kernels_take(x.dtype)
-    chosen = implementation if usable else "plain"
-    return implementations.run("fused_kernels", by_name, chosen, x, weight, bias)
+    return implementations.run_fused(
+        normalized, _by_kernel, implementation, x.dtype, x, weight, bias
+    )
 
 
 def normalized(x: Array, weight: Array, bias: Array | None) -> Array:

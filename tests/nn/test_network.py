@@ -21,7 +21,6 @@ from drsformer_jax.nn.drsformer import Block
 from drsformer_jax.nn.experts import ExpertCompensator
 from drsformer_jax.nn.functional import abstract_params, apply, build, init_params
 from drsformer_jax.nn.linear import initialize
-from drsformer_jax.nn.rows import AT_ONCE
 from drsformer_jax.nn.stack import Stack
 from drsformer_jax.ops import strips
 from drsformer_jax.ops.implementations import NARROW, traced_for
@@ -253,25 +252,6 @@ def mixture_of_experts(config: ModelConfig) -> nnx.Module:
     mixture = ExpertCompensator(4, config)
     initialize(mixture, jax.random.key(0))
     return mixture
-
-
-# Since 0.11 JAX calls the backend of these kernels deprecated.
-@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
-def test_image_is_normalized_once_for_queries_keys_and_values_and_so_its_gradient():
-    config = ModelConfig(kernels="pallas")
-    block = Block(4, 2, config)
-    initialize(block, jax.random.key(0))
-    definition, params = nnx.split(block)
-    x = jnp.ones((1, 6, 5, 4), jnp.float32)
-
-    def total(params, x):
-        return jnp.sum(nnx.merge(definition, params)(x, rows=AT_ONCE))
-
-    with traced_for("cuda"):
-        program = jax.make_jaxpr(jax.grad(total))(params, x)
-    calls = [each for each in equations(program.jaxpr) if each.primitive.name == "pallas_call"]
-    of_norms = [each for each in calls if "layer_norm_grad" in str(each.params)]
-    assert len(of_norms) == 2  # One for each layer norm of the block.
 
 
 def test_unroll_reaches_every_stage():

@@ -9,12 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from plain import equations
 from recipe import SMALL, dfn_with_experts, load_small, relative_error
 
+from drsformer_jax.config import ModelConfig
+from drsformer_jax.nn.drsformer import Block
 from drsformer_jax.nn.feedforward import FEED_FORWARD
 from drsformer_jax.nn.functional import apply, build
 from drsformer_jax.nn.linear import initialize
 from drsformer_jax.nn.rows import AT_ONCE, Rows, Shards, Strips
+from drsformer_jax.ops.implementations import traced_for
 from drsformer_jax.ops.masking import rows_between, size_mask
 from drsformer_jax.sharding import over_rows
 from drsformer_jax.weights.convert import params_from_torch
@@ -201,3 +206,22 @@ def test_halo_of_a_feed_forward_network_is_no_less_than_it_reads(kind, furthest)
     read = np.flatnonzero(np.any(influence != 0, axis=(0, 2, 3)))
     assert (6 - read.min(), read.max() - 6) == (furthest, furthest)
     assert layer.halo >= furthest
+
+
+# Since 0.11 JAX calls the backend of these kernels deprecated.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+def test_image_is_normalized_once_for_queries_keys_and_values_and_so_its_gradient():
+    config = ModelConfig(kernels="pallas")
+    block = Block(4, 2, config)
+    initialize(block, jax.random.key(0))
+    definition, params = nnx.split(block)
+    x = jnp.ones((1, 6, 5, 4), jnp.float32)
+
+    def total(params, x):
+        return jnp.sum(nnx.merge(definition, params)(x, rows=AT_ONCE))
+
+    with traced_for("cuda"):
+        program = jax.make_jaxpr(jax.grad(total))(params, x)
+    calls = [each for each in equations(program.jaxpr) if each.primitive.name == "pallas_call"]
+    of_norms = [each for each in calls if "layer_norm_grad" in str(each.params)]
+    assert len(of_norms) == 2  # One for each layer norm of the block.

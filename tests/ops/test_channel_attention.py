@@ -10,7 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from plain import STEPS, affines, conv, difference, drawn, masks, normal, together, with_gradients
+from plain import (
+    STEPS,
+    affines,
+    assert_for_gpus_alone,
+    conv,
+    difference,
+    drawn,
+    masks,
+    normal,
+    together,
+    with_gradients,
+)
 from recipe import SMALL, relative_error
 
 from drsformer_jax.nn.attention import Attention
@@ -158,12 +169,7 @@ def test_only_gpus_sum_by_a_kernel_and_not_64_bits():
                 )(x, weights)
             )
 
-    assert "head_sums" in program("cuda")
-    assert "head_sums" not in program("tpu")
-    assert "head_sums" not in program("cuda", None)
-    assert "head_sums" not in program("cuda", dtype="float16")
-    with jax.enable_x64(True):
-        assert "head_sums" not in program("cuda")
+    assert_for_gpus_alone("head_sums", program, refused="float16")
 
 
 def attended(module, x, valid_mask):

@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain import STEPS, assert_close, difference, masks, normal, vjp, wide, with_gradients
+from plain import (
+    STEPS,
+    assert_close,
+    assert_for_gpus_alone,
+    difference,
+    masks,
+    normal,
+    vjp,
+    wide,
+    with_gradients,
+)
 
 from drsformer_jax.ops.implementations import traced_for
 from drsformer_jax.ops.linear import Affine, joined, joined_linear, linear, projected
@@ -107,13 +117,7 @@ def test_only_gpus_join_by_a_kernel_and_bfloat16_alone():
                 jax.make_jaxpr(joined_linear, static_argnums=2)(parts, kernel, implementation)
             )
 
-    assert "joined_product" in program("cuda")
-    assert "joined_product" in program("gpu")
-    assert "joined_product" not in program("tpu")
-    assert "joined_product" not in program("cuda", None)
-    assert "joined_product" not in program("cuda", dtype="float32")
-    with jax.enable_x64(True):
-        assert "joined_product" not in program("cuda")
+    assert_for_gpus_alone("joined_product", program, refused="float32")
 
 
 @pytest.mark.usefixtures("x64")
